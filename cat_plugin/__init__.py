@@ -1,0 +1,59 @@
+"""CAT for Intel Neural Compressor: cluster-based affine correction of low-bit quantized models.
+
+Importing this package registers the ``cat`` algorithm with whichever Neural Compressor is installed,
+at the moment that Neural Compressor itself is imported; neither it, torch nor TVM is imported here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cat_plugin.hosts import register as _register
+from cat_plugin.hosts import unregister
+
+if TYPE_CHECKING:
+    from cat_plugin.correction import correct
+    from cat_plugin.graph.bundle import export_bundle
+    from cat_plugin.hosts.inc3 import CATConfig
+    from cat_plugin.hosts.recipe import Recipe, load_recipe
+    from cat_plugin.hosts.saving import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CATConfig",
+    "Recipe",
+    "__version__",
+    "correct",
+    "export_bundle",
+    "load",
+    "load_recipe",
+    "save",
+    "unregister",
+]
+
+_LAZY = {
+    "CATConfig": "cat_plugin.hosts.inc3",
+    "Recipe": "cat_plugin.hosts.recipe",
+    "correct": "cat_plugin.correction",
+    "export_bundle": "cat_plugin.graph.bundle",
+    "load": "cat_plugin.hosts.saving",
+    "load_recipe": "cat_plugin.hosts.recipe",
+    "save": "cat_plugin.hosts.saving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+_register()
