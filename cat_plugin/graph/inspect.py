@@ -1,0 +1,202 @@
+"""Reading facts off an exported QDQ graph: its signature, its quantized layers, its correction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from cat_plugin.errors import ExportError
+
+__all__ = ["Correction", "QuantizedLayer", "find_correction", "quantized_layers", "signature"]
+
+_LAYER_OPS = {
+    "aten.conv1d.default": "conv1d",
+    "aten.conv2d.default": "conv2d",
+    "aten.convolution.default": "convolution",
+    "aten.linear.default": "linear",
+    "aten.addmm.default": "linear",
+    "aten.mm.default": "linear",
+    "aten.matmul.default": "matmul",
+}
+_WEIGHT_POSITION = {"aten.addmm.default": 2}
+_VIEWS = {"aten.t.default", "aten.transpose.int", "aten.permute.default"}
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One convolution or linear layer of a QDQ graph.
+
+    Attributes
+    ----------
+    name : str
+        Qualified name of the layer's weight, without the final ``.weight``.
+    kind : str
+        ``"conv1d"``, ``"conv2d"``, ``"convolution"``, ``"linear"`` or ``"matmul"``.
+    w_bits, a_bits : int or None
+        Bit-widths of weight and input; None where it stays in float.
+    weight_shape : tuple of int
+        Shape of the weight.
+    """
+
+    name: str
+    kind: str
+    w_bits: int | None
+    a_bits: int | None
+    weight_shape: tuple[int, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight when packed densely at its bit-width."""
+        return -(-int(np.prod(self.weight_shape)) * (self.w_bits or 32) // 8)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return {**asdict(self), "weight_shape": list(self.weight_shape)}
+
+
+@dataclass(frozen=True)
+class Correction:
+    """The cluster-affine step at the end of a graph: which op, with which numbers."""
+
+    op: str
+    arrays: dict[str, np.ndarray[Any, Any]]
+    alpha: float
+
+
+def _target(node: Node) -> str:
+    return str(node.target) if node.op == "call_function" else ""
+
+
+def _dequantized_bits(node: Node) -> int | None:
+    """Bit-width of the integers that `node` dequantizes, or None when it yields plain floats."""
+    while _target(node) in _VIEWS:
+        node = node.all_input_nodes[0]
+    target = _target(node)
+    if "quantized_decomposed.dequantize_per_" not in target:
+        return None
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    values = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
+    levels = int(values["quant_max"]) - int(values["quant_min"]) + 1  # type: ignore[call-overload]
+    return (levels - 1).bit_length()
+
+
+def _source_name(node: Node, program: ExportedProgram) -> str | None:
+    """Qualified name of the parameter or buffer that `node` is computed from, if it is one."""
+    signature_ = program.graph_signature
+    names = {
+        **signature_.inputs_to_parameters,
+        **signature_.inputs_to_buffers,
+        **signature_.inputs_to_lifted_tensor_constants,
+    }
+    while node.op != "placeholder":
+        if not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+    return names.get(node.name)
+
+
+def _constant(node: Node, program: ExportedProgram) -> torch.Tensor:
+    name = _source_name(node, program)
+    if node.op != "placeholder" or name is None:
+        raise ExportError(
+            f"an argument of the cluster-affine op is computed in the graph ({node.name}); expected a buffer: "
+            "append the step with cat_plugin.correct"
+        )
+    if name in program.state_dict:
+        return program.state_dict[name]
+    constant = program.constants[name]
+    if not isinstance(constant, torch.Tensor):
+        raise ExportError(f"{name} is a {type(constant).__name__}; expected a tensor")
+    return constant
+
+
+def quantized_layers(program: ExportedProgram) -> list[QuantizedLayer]:
+    """List the convolution and linear layers of a graph with their bit-widths.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        A QDQ graph, of ours or of any PT2E quantizer.
+
+    Returns
+    -------
+    list of QuantizedLayer
+        In order of execution; layers left in float are listed with bits of None.
+    """
+    layers = []
+    for node in program.graph.nodes:
+        target = _target(node)
+        if target not in _LAYER_OPS:
+            continue
+        at = _WEIGHT_POSITION.get(target, 1)
+        weight, data = node.args[at], node.args[at - 1]
+        source = _source_name(weight, program)
+        if source is None:
+            continue
+        stem = source.removesuffix("_int").removesuffix("weight").rstrip("._") or source
+        layers.append(
+            QuantizedLayer(
+                name=stem,
+                kind=_LAYER_OPS[target],
+                w_bits=_dequantized_bits(weight),
+                a_bits=_dequantized_bits(data),
+                weight_shape=tuple(int(extent) for extent in weight.meta["val"].shape),
+            )
+        )
+    return layers
+
+
+def find_correction(program: ExportedProgram) -> Correction | None:
+    """Return the cluster-affine step of a graph, or None when it has none.
+
+    Raises
+    ------
+    ExportError
+        When the graph holds more than one such step, or one whose parameters are not buffers.
+    """
+    nodes = [node for node in program.graph.nodes if _target(node).startswith("cat.cluster_affine")]
+    if not nodes:
+        return None
+    if len(nodes) > 1:
+        raise ExportError(
+            f"the graph holds {len(nodes)} cluster-affine steps; expected one: correct a model once"
+        )
+    (node,) = nodes
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    alpha = 1.0
+    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+        if argument.name == "alpha":
+            alpha = float(value)
+        elif argument.name not in ("logits", "features") and value is not None:
+            arrays[argument.name] = _constant(value, program).detach().cpu().numpy()
+    return Correction(op=_target(node).split(".")[1], arrays=arrays, alpha=alpha)
+
+
+def signature(program: ExportedProgram) -> dict[str, list[dict[str, Any]]]:
+    """Describe the user-visible inputs and outputs of a graph.
+
+    Returns
+    -------
+    dict
+        ``inputs`` and ``outputs``, each a list of name, dtype and shape; a dynamic extent is ``"N"``.
+    """
+    nodes = {node.name: node for node in program.graph.nodes}
+
+    def describe(name: str) -> dict[str, Any]:
+        value = nodes[name].meta["val"]
+        shape = [int(extent) if isinstance(extent, int) else "N" for extent in value.shape]
+        return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}
+
+    inputs = [
+        spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
+    ]
+    return {
+        "inputs": [describe(name) for name in inputs],
+        "outputs": [describe(str(name)) for name in program.graph_signature.user_outputs],
+    }
