@@ -82,7 +82,7 @@ def _dequantized_bits(node: Node) -> int | None:
         return None
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     values = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
-    levels = int(values["quant_max"]) - int(values["quant_min"]) + 1  # type: ignore[call-overload]
+    levels = int(values["quant_max"]) - int(values["quant_min"]) + 1
     return (levels - 1).bit_length()
 
 
@@ -108,9 +108,7 @@ def _constant(node: Node, program: ExportedProgram) -> torch.Tensor:
             f"an argument of the cluster-affine op is computed in the graph ({node.name}); expected a buffer: "
             "append the step with cat_plugin.correct"
         )
-    if name in program.state_dict:
-        return program.state_dict[name]
-    constant = program.constants[name]
+    constant = program.state_dict.get(name, program.constants.get(name))
     if not isinstance(constant, torch.Tensor):
         raise ExportError(f"{name} is a {type(constant).__name__}; expected a tensor")
     return constant
