@@ -1,0 +1,7 @@
+"""``cat-ptq``: the command line."""
+
+from __future__ import annotations
+
+from cat_plugin.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,162 @@
+"""Samples for the command line: ``.npz`` files, image folders, and CSV lists of files."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cat_plugin.errors import CATValueError
+
+__all__ = ["Samples", "load_samples"]
+
+_INPUT_KEYS = ("inputs", "images", "x")
+_LABEL_KEYS = ("labels", "y")
+_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Model inputs and, where known, their labels.
+
+    Attributes
+    ----------
+    inputs : ndarray of shape (n, ...), float32
+        Ready for the model: images are (n, channels, height, width), scaled and normalised.
+    labels : ndarray of shape (n,), int64, or None
+        Class indices.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batches(self, size: int) -> list[np.ndarray]:
+        """Cut the inputs into batches of at most `size`."""
+        return [self.inputs[start : start + size] for start in range(0, len(self), size)]
+
+
+def _prepare(values: np.ndarray, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> np.ndarray:
+    """Turn stored values into what a model takes; uint8 images are (n, height, width, channels)."""
+    if values.dtype == np.uint8 and values.ndim == 4:
+        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2), dtype=np.float32) / 255
+    values = values.astype(np.float32, copy=False)
+    for name, given in (("--mean", mean), ("--std", std)):
+        if given is not None and (values.ndim != 4 or len(given) not in (1, values.shape[1])):
+            raise CATValueError(
+                f"{name} has {len(given)} values for data of shape {values.shape}; give one, or one per channel"
+            )
+    if mean is not None:
+        values = values - np.asarray(mean, np.float32).reshape(1, -1, 1, 1)
+    if std is not None:
+        values = values / np.asarray(std, np.float32).reshape(1, -1, 1, 1)
+    return values
+
+
+def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            inputs = next((archive[key] for key in _INPUT_KEYS if key in archive.files), None)
+            labels = next((archive[key] for key in _LABEL_KEYS if key in archive.files), None)
+            names = archive.files
+    except (OSError, ValueError) as error:
+        raise CATValueError(f"{path} cannot be read as .npz: {error}; write it with numpy.savez") from error
+    if inputs is None:
+        raise CATValueError(f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}")
+    return inputs, labels
+
+
+def _read_images(paths: list[Path]) -> np.ndarray:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise CATValueError(
+            "reading image files needs Pillow: pip install pillow, or store the data as .npz"
+        ) from error
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        except OSError as error:
+            raise CATValueError(f"{path} cannot be read as an image: {error}") from error
+        if images[-1].shape != images[0].shape:
+            raise CATValueError(
+                f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {paths[0]} is "
+                f"{images[0].shape[1]} x {images[0].shape[0]}; resize all images to the model's input"
+            )
+    return np.stack(images)
+
+
+def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.reader(stream) if row]
+    if rows and len(rows[0]) > 1 and not rows[0][1].strip().lstrip("-").isdigit():
+        rows = rows[1:]  # a header
+    try:
+        labels = np.array([int(row[1]) for row in rows], np.int64)
+    except (IndexError, ValueError) as error:
+        raise CATValueError(f"{path}: every row must be FILE,CLASS_INDEX; {error}") from error
+    if not rows:
+        raise CATValueError(f"{path} lists no files; expected rows of FILE,CLASS_INDEX")
+    return _read_images([path.parent / row[0] for row in rows]), labels
+
+
+def _from_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read one folder per class, classes numbered in the order of their names."""
+    classes = sorted(child for child in path.iterdir() if child.is_dir())
+    found = [
+        (image, index)
+        for index, folder in enumerate(classes)
+        for image in sorted(folder.rglob("*"))
+        if image.suffix.lower() in _IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise CATValueError(f"{path} holds no images; expected one folder per class with image files in it")
+    return _read_images([image for image, _ in found]), np.array([index for _, index in found], np.int64)
+
+
+def load_samples(
+    source: str | Path, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Samples:
+    """Load inputs and labels.
+
+    Parameters
+    ----------
+    source : path
+        An ``.npz`` file (arrays ``inputs``/``images``/``x`` and ``labels``/``y``), a ``.csv`` of file and class
+        index, or a folder with one folder of images per class.
+    mean, std : tuple of float, optional
+        Normalisation per channel, after images have been scaled to [0, 1].
+
+    Raises
+    ------
+    CATValueError
+        When the source is missing, empty, or of none of these forms.
+    """
+    path = Path(source)
+    if path.is_dir():
+        inputs, labels = _from_folder(path)
+    elif not path.is_file():
+        raise CATValueError(f"no data at {source}; give an .npz file, a .csv list or a folder of images")
+    elif path.suffix == ".npz":
+        inputs, labels = _from_npz(path)
+    elif path.suffix == ".csv":
+        inputs, labels = _from_csv(path)
+    else:
+        raise CATValueError(
+            f"{source} is of no known kind; give an .npz file, a .csv list or a folder of images"
+        )
+    if inputs.ndim < 2 or not len(inputs):
+        raise CATValueError(
+            f"{source} holds inputs of shape {inputs.shape}; expected (samples, ...) and at least one"
+        )
+    if labels is not None and labels.shape != (len(inputs),):
+        raise CATValueError(
+            f"{source} holds {len(inputs)} inputs and labels of shape {labels.shape}; expected one each"
+        )
+    return Samples(_prepare(inputs, mean, std), None if labels is None else labels.astype(np.int64))
