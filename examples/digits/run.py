@@ -31,7 +31,6 @@ import cat_plugin
 import tvm_backend
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
 BATCH = 64
 
 
@@ -71,13 +70,9 @@ def deploy(library: Path, images: Tensor, output: Path) -> dict[str, Any]:
     """Run the compiled library over `images` in a process of its own that never imports PyTorch."""
     source, result = output / "test_images.npz", output / "deployed.npz"
     np.savez(source, images=images.numpy())
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    }
     subprocess.run(
         [sys.executable, str(HERE / "deploy.py"), str(library), str(source), str(result)],
         check=True,
-        env=environment,
     )
     with np.load(result) as arrays:
         found = {name: arrays[name] for name in arrays.files}
