@@ -1,0 +1,122 @@
+"""Where a row of logits belongs: the projection, the centroids and the nearest of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+
+__all__ = ["nearest", "principal_axes", "project", "seek_centroids"]
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+def project(rows: FloatArray, mean: FloatArray, components: FloatArray) -> FloatArray:
+    """Project rows onto the principal axes; without axes the rows are returned as they are.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (N, P)
+    mean : ndarray of shape (P,)
+    components : ndarray of shape (d, P)
+        ``d = 0`` stands for no projection.
+
+    Returns
+    -------
+    ndarray of shape (N, d), or (N, P) without projection
+    """
+    if components.shape[0] == 0:
+        return rows
+    projected: FloatArray = (rows - mean) @ components.T
+    return projected
+
+
+def nearest(position: FloatArray, centroids: FloatArray) -> NDArray[np.intp]:
+    """Return the nearest centroid of each row, the lowest index where several are equally near.
+
+    Parameters
+    ----------
+    position : ndarray of shape (N, D)
+    centroids : ndarray of shape (K, d') with d' <= D
+        Only the first ``d'`` coordinates of `position` count.
+
+    Returns
+    -------
+    ndarray of shape (N,), intp
+    """
+    if centroids.shape[0] == 1:
+        return np.zeros(position.shape[0], dtype=np.intp)
+    # Distances relative to the first centroid: a common offset cancels exactly before anything is squared.
+    origin = centroids[0]
+    relative = centroids - origin
+    scores = (position[:, : centroids.shape[1]] - origin) @ (-2.0 * relative.T)
+    scores += np.einsum("kd,kd->k", relative, relative)
+    label: NDArray[np.intp] = np.argmin(scores, axis=1)
+    return label
+
+
+def principal_axes(mean: FloatArray, scatter: FloatArray, count: int) -> FloatArray:
+    """Return the leading eigenvectors of a scatter matrix, as rows, with a fixed sign.
+
+    Parameters
+    ----------
+    mean : ndarray of shape (P,)
+        Mean of the rows; only its shape is used.
+    scatter : ndarray of shape (P, P)
+        Centred second moments.
+    count : int
+        Number of axes wanted; fewer are returned when the rank is smaller.
+
+    Returns
+    -------
+    ndarray of shape (d, P)
+    """
+    width = mean.shape[0]
+    count = min(count, width)
+    values, vectors = np.linalg.eigh(scatter)
+    order = np.argsort(values)[::-1][:count]
+    floor = max(float(values[-1]), 0.0) * width * np.finfo(np.float64).eps
+    order = order[values[order] > floor]
+    axes = vectors[:, order].T
+    largest = np.argmax(np.abs(axes), axis=1)
+    signs = np.where(axes[np.arange(axes.shape[0]), largest] < 0, -1.0, 1.0)
+    fixed: FloatArray = axes * signs[:, None]
+    return fixed
+
+
+def seek_centroids(position: FloatArray, n_clusters: int, seed: int, n_init: int = 1) -> FloatArray:
+    """Cluster rows with k-means and return the centroids that have members.
+
+    Parameters
+    ----------
+    position : ndarray of shape (N, d)
+        Rows to cluster.
+    n_clusters : int
+        Number of clusters wanted; distinct rows are an upper bound, without a warning.
+    seed : int
+        Seed of the k-means++ initialisation.
+    n_init : int, default=1
+        Number of initialisations, the best of which is kept.
+
+    Returns
+    -------
+    ndarray of shape (K, d), float64
+    """
+    position = np.ascontiguousarray(position, dtype=np.float64)
+    if n_clusters <= 1 or position.shape[0] <= 1:
+        single: FloatArray = position.mean(axis=0, keepdims=True)
+        return single
+    # k-means is run on centred data: scikit-learn's distances lose digits on a common offset.
+    centre = position.mean(axis=0)
+    kmeans = KMeans(n_clusters=min(n_clusters, position.shape[0]), n_init=n_init, random_state=seed)
+    with warnings.catch_warnings():
+        # Fewer distinct rows than clusters is dealt with below.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        labels = kmeans.fit(position - centre).labels_
+    used = np.unique(labels)
+    centroids: FloatArray = kmeans.cluster_centers_[used].astype(np.float64) + centre
+    return centroids
