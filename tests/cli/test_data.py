@@ -1,0 +1,94 @@
+"""Every form of input data, and every way to get it wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cat_plugin.cli.data import load_samples
+from cat_plugin.errors import CATValueError
+
+
+def test_float_npz_is_taken_as_it_is(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).normal(size=(5, 3, 4, 4))
+    np.savez(tmp_path / "x.npz", inputs=inputs, labels=np.arange(5, dtype=np.uint8))
+    samples = load_samples(tmp_path / "x.npz")
+    np.testing.assert_array_equal(samples.inputs, inputs.astype(np.float32))
+    assert samples.labels is not None
+    assert samples.labels.dtype == np.int64
+    assert [len(batch) for batch in samples.batches(2)] == [2, 2, 1]
+
+
+def test_uint8_images_are_scaled_and_normalised(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    samples = load_samples(tmp_path / "x.npz", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    expected = (images / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
+    np.testing.assert_allclose(samples.inputs, expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
+    assert samples.labels is None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    for index, name in enumerate(["cat", "dog"]):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = np.full((3, 4, 3), 100 * index + number, np.uint8)
+            image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_folder_of_classes(folder: Path) -> None:
+    samples = load_samples(folder)
+    assert samples.inputs.shape == (4, 3, 3, 4)
+    np.testing.assert_allclose(samples.inputs[:, 0, 0, 0] * 255, [0, 1, 100, 101], rtol=1e-5, atol=1e-4)
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("header", ["file,label\n", ""])
+def test_csv_of_files(folder: Path, header: str) -> None:
+    (folder / "list.csv").write_text(header + "dog/0.png,7\ncat/1.png,3\n")
+    samples = load_samples(folder / "list.csv")
+    np.testing.assert_allclose(samples.inputs[:, 0, 0, 0] * 255, [100, 1], rtol=1e-5)
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [7, 3]
+
+
+def test_images_of_two_sizes_are_refused(folder: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / "dog" / "z.png")
+    with pytest.raises(CATValueError, match="resize all images"):
+        load_samples(folder)
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    with pytest.raises(CATValueError, match="no data at"):
+        load_samples(tmp_path / "missing.npz")
+    (tmp_path / "x.bin").write_bytes(b"1")
+    with pytest.raises(CATValueError, match="of no known kind"):
+        load_samples(tmp_path / "x.bin")
+    (tmp_path / "x.npz").write_bytes(b"not a zip")
+    with pytest.raises(CATValueError, match=r"cannot be read as \.npz"):
+        load_samples(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", pixels=np.zeros((2, 2)))
+    with pytest.raises(CATValueError, match="expected an array named"):
+        load_samples(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((0, 2)))
+    with pytest.raises(CATValueError, match="at least one"):
+        load_samples(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", inputs=np.zeros((2, 2)), labels=np.zeros(3))
+    with pytest.raises(CATValueError, match="expected one each"):
+        load_samples(tmp_path / "x.npz")
+    np.savez(tmp_path / "x.npz", inputs=np.array([object(), object()]).reshape(2, 1))
+    with pytest.raises(CATValueError, match=r"cannot be read as \.npz"):
+        load_samples(tmp_path / "x.npz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CATValueError, match="holds no images"):
+        load_samples(tmp_path / "empty")
+    (tmp_path / "list.csv").write_text("a.png,one\nb.png,two\n")
+    with pytest.raises(CATValueError, match="FILE,CLASS_INDEX"):
+        load_samples(tmp_path / "list.csv")
