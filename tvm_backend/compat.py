@@ -1,0 +1,151 @@
+"""Every difference between the supported TVM releases (0.25, 0.26, 0.27), and nowhere else.
+
+What changed: 0.26 renamed relax's ``StructInfo`` to ``Type`` and ``.struct_info`` to ``.ty``; 0.27 made relax's
+constants, tuples and variables classes of ``tvm.ir``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import relax
+
+__all__ = [
+    "TESTED_VERSIONS",
+    "call_pure_packed",
+    "constant",
+    "constant_value",
+    "is_constant",
+    "is_tensor",
+    "tensor_type",
+    "tuple_fields",
+    "tuple_type",
+    "type_of",
+    "variable_name",
+    "version",
+]
+
+TESTED_VERSIONS = ("0.25", "0.26", "0.27")
+
+
+def version() -> tuple[int, int]:
+    """The installed TVM's major and minor number."""
+    major, minor = tvm.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+_structural_equal = getattr(tvm.ir, "structural_equal", None) or tvm_ffi.structural_equal
+_NEW_NAMES = hasattr(relax, "TensorType")
+_Tensor = relax.TensorType if _NEW_NAMES else relax.TensorStructInfo
+_Constant: Any = relax.Constant if hasattr(relax, "Constant") else tvm.ir.GenericConst
+
+
+def type_of(expr: Any) -> Any:
+    """The relax type (struct info, before 0.26) of an expression."""
+    return expr.ty if _NEW_NAMES else expr.struct_info
+
+
+def tensor_type(shape: Any, dtype: str) -> Any:
+    """A tensor type; `shape` is a sequence of ints and symbolic variables."""
+    return _Tensor(shape, dtype)
+
+
+def tuple_type(fields: list[Any]) -> Any:
+    """A tuple type."""
+    if hasattr(tvm.ir, "TupleType") and _NEW_NAMES and not hasattr(relax, "TupleType"):
+        return tvm.ir.TupleType(fields)
+    return relax.TupleType(fields) if _NEW_NAMES else relax.TupleStructInfo(fields)
+
+
+def is_tensor(kind: Any) -> bool:
+    """Whether a relax type is that of a tensor with known shape."""
+    return isinstance(kind, _Tensor) and kind.shape is not None
+
+
+def tuple_fields(kind: Any) -> list[Any] | None:
+    """The fields of a tuple type, or None for any other type."""
+    fields = getattr(kind, "fields", None)
+    return None if fields is None else list(fields)
+
+
+def is_constant(expr: Any) -> bool:
+    """Whether an expression is a tensor constant."""
+    return isinstance(expr, _Constant)
+
+
+def constant_value(expr: Any) -> np.ndarray:
+    """The contents of a tensor constant."""
+    return (expr.value if hasattr(expr, "value") else expr.data).numpy()
+
+
+def constant(array: np.ndarray) -> Any:
+    """A tensor constant with the contents of `array`."""
+    return relax.const(np.ascontiguousarray(array))
+
+
+def call_pure_packed(name: str, args: list[Any], types: list[Any]) -> Any:
+    """A relax call of a packed function known to have no side effects."""
+    keyword = "ty_args" if _NEW_NAMES else "sinfo_args"
+    return relax.call_pure_packed(name, *args, **{keyword: types})
+
+
+def variable_name(var: Any) -> str:
+    """The name of a relax variable."""
+    return var.name if hasattr(var, "name") else var.name_hint
+
+
+def call_with(call: Any, args: list[Any]) -> Any:
+    """A copy of a relax call with other arguments; `call` itself when they are the same."""
+    if all(new.same_as(old) for new, old in zip(args, call.args, strict=True)):
+        return call
+    extra = call.ty_args if hasattr(call, "ty_args") else call.sinfo_args
+    return relax.Call(call.op, args, call.attrs, extra)
+
+
+def functions(mod: Any) -> list[tuple[Any, Any]]:
+    """The functions of a module with their global variables."""
+    return [(var, mod[var]) for var in mod.get_global_vars()]
+
+
+def with_functions(mod: Any, changed: dict[Any, Any]) -> Any:
+    """A copy of `mod` with some functions replaced or added."""
+    copy = tvm.IRModule(dict(functions(mod)), attrs=mod.attrs)
+    for var, function in changed.items():
+        copy.update_func(var, function)
+    return copy
+
+
+def importer_arguments(converters: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``ExportedProgramImporter.from_exported_program``."""
+    return {
+        "keep_params_as_input": False,
+        "unwrap_unit_return_tuple": True,
+        "no_bind_return_tuple": False,
+        "custom_convert_map": converters,
+    }
+
+
+def op_name(expr: Any) -> str:
+    """The name of the relax operator that `expr` calls, without ``relax.``; empty for anything else."""
+    if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.Op):
+        return ""
+    return str(expr.op.name).removeprefix("relax.")
+
+
+def ints(values: Any) -> list[int]:
+    """An attribute that is an array of integers, as Python ints."""
+    return [int(value) for value in values]
+
+
+def number(expr: Any) -> float:
+    """The value of a relax scalar argument such as a bound of ``clip``."""
+    value = getattr(expr, "value", expr)
+    return float(getattr(value, "value", value))
+
+
+def same_shape(left: Any, right: Any) -> bool:
+    """Whether two tensors are known to have the same shape."""
+    return bool(_structural_equal(type_of(left).shape, type_of(right).shape))

@@ -1,0 +1,219 @@
+"""The symbolic operators that stand between the imported graph and its kernels.
+
+A symbolic operator is a relax ``call_pure_packed`` of a name that starts with ``cat.`` whose last argument is a JSON
+string.  So it prints, parses and compares in TVMScript, needs no registration, and means the same on every TVM release.
+No library holds one: :mod:`tvm_backend.passes.lower_kernels` replaces each by a call of a PrimFunc.
+
+- ``cat.quantize(x, QParams)``, ``cat.dequantize(q, QParams)``: per tensor;
+- ``cat.dequantize_per_channel(q, scales, zero_points, {"axis", "qmin", "qmax"})``;
+- ``cat.kernel(data, ..., KernelSpec)``: an integer kernel, arguments as in :mod:`tvm_backend.kernels.spec`, but for
+  convolutions and linear layers ``data, weight, scale, bias[, residual]`` with the weight unpacked;
+- ``cat.cluster_affine(logits, ..., {"alpha": ...})`` and the other correction operators.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvm_backend import compat
+from tvm_backend.kernels import spec as specs
+from tvm_backend.kernels.spec import ConcatSpec, ConvSpec, DequantizeSpec, Epilogue, KernelSpec, LinearSpec
+from tvm_backend.kernels.spec import PoolSpec, QParams, QuantizeSpec, SubsampleSpec, TensorKind
+
+__all__ = [
+    "CORRECTIONS",
+    "SymbolicCall",
+    "correction",
+    "decode",
+    "dequantize",
+    "dequantize_per_channel",
+    "encode",
+    "kernel",
+    "match",
+    "match_dequantize",
+    "match_kernel",
+    "match_quantize",
+    "output_kinds",
+    "output_shape",
+    "quantize",
+    "shape_of",
+]
+
+CORRECTIONS = ("cluster_affine", "cluster_affine_lowrank", "cluster_affine_full")
+"""The correction operators, by the name that follows ``cat::`` in torch and ``cat.`` here."""
+
+_PREFIX = "cat."
+_CLASSES = {
+    name: getattr(specs, name)
+    for name in dir(specs)
+    if dataclasses.is_dataclass(getattr(specs, name)) and isinstance(getattr(specs, name), type)
+}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **{name: _plain(item) for name, item in changed.items()}}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _rich(value: Any) -> Any:
+    if isinstance(value, dict):
+        fields = {name: _rich(item) for name, item in value.items() if name != "type"}
+        return _CLASSES[value["type"]](**fields) if "type" in value else fields
+    if isinstance(value, list):
+        return tuple(_rich(item) for item in value)
+    return value
+
+
+def encode(attributes: Any) -> str:
+    """Write a specification, or a mapping of plain values, as JSON."""
+    if isinstance(attributes, dict):
+        return json.dumps({name: _plain(item) for name, item in attributes.items()})
+    return json.dumps(_plain(attributes))
+
+
+def decode(text: str) -> Any:
+    """Read what :func:`encode` wrote."""
+    return _rich(json.loads(text))
+
+
+@dataclass(frozen=True)
+class SymbolicCall:
+    """A symbolic operator, read: its name without prefix, its tensor arguments and its attributes."""
+
+    name: str
+    args: list[Any]
+    attributes: Any
+
+
+def shape_of(expr: Any) -> list[Any]:
+    """The dimensions of a tensor expression: ints where they are known, else symbolic expressions."""
+    return [int(d) if hasattr(d, "value") else d for d in compat.type_of(expr).shape.values]
+
+
+def _call(name: str, args: list[Any], attributes: Any, types: list[Any]) -> Any:
+    out = types[0] if len(types) == 1 else compat.tuple_type(types)
+    return compat.call_pure_packed(_PREFIX + name, [*args, encode(attributes)], [out])
+
+
+def match(expr: Any, *names: str) -> SymbolicCall | None:
+    """Read `expr` as a symbolic operator with one of `names` (any name, when none is given)."""
+    if not isinstance(expr, relax.Call) or getattr(expr.op, "name", "") != "relax.call_pure_packed":
+        return None
+    symbol = str(expr.args[0].global_symbol)
+    if not symbol.startswith(_PREFIX):
+        return None
+    name = symbol.removeprefix(_PREFIX)
+    if names and name not in names:
+        return None
+    return SymbolicCall(name, list(expr.args[1:-1]), decode(str(expr.args[-1].value)))
+
+
+def match_quantize(expr: Any) -> tuple[Any, QParams] | None:
+    """Read ``quantize(x, q)`` as ``(x, q)``."""
+    call = match(expr, "quantize")
+    return None if call is None else (call.args[0], call.attributes)
+
+
+def match_dequantize(expr: Any) -> tuple[Any, QParams] | None:
+    """Read ``dequantize(x, q)`` as ``(x, q)``."""
+    call = match(expr, "dequantize")
+    return None if call is None else (call.args[0], call.attributes)
+
+
+def match_kernel(expr: Any, *kinds: type) -> SymbolicCall | None:
+    """Read a kernel call whose specification is of one of `kinds` (any, when none is given)."""
+    call = match(expr, "kernel")
+    return None if call is None or (kinds and not isinstance(call.attributes, kinds)) else call
+
+
+def quantize(x: Any, q: QParams) -> Any:
+    """``cat.quantize``: float32 to integers, rounding half to even."""
+    return _call("quantize", [x], q, [compat.tensor_type(shape_of(x), q.dtype)])
+
+
+def dequantize(x: Any, q: QParams) -> Any:
+    """``cat.dequantize``: integers to float32."""
+    return _call("dequantize", [x], q, [compat.tensor_type(shape_of(x), "float32")])
+
+
+def dequantize_per_channel(x: Any, scales: Any, zero_points: Any, attributes: dict[str, int]) -> Any:
+    """``cat.dequantize_per_channel``: integers to float32 with one scale and zero point for each index of an axis.
+
+    `attributes` holds ``axis``, ``qmin`` and ``qmax``.
+    """
+    kind = compat.tensor_type(shape_of(x), "float32")
+    return _call("dequantize_per_channel", [x, scales, zero_points], attributes, [kind])
+
+
+def correction(name: str, args: list[Any], alpha: float, features: bool) -> Any:
+    """One of :data:`CORRECTIONS`; the result has the type of the logits, the first of `args`."""
+    attributes = {"alpha": float(alpha), "features": features}
+    return _call(name, args, attributes, [compat.type_of(args[0])])
+
+
+def output_kinds(spec: KernelSpec) -> tuple[TensorKind, ...]:
+    """What each output of a kernel holds."""
+    if isinstance(spec, QuantizeSpec):
+        return spec.outputs
+    if isinstance(spec, DequantizeSpec):
+        return ("float32",)
+    if isinstance(spec, SubsampleSpec):
+        return (spec.input,)
+    return spec.epilogue.outputs
+
+
+def output_shape(spec: KernelSpec) -> tuple[int, ...]:
+    """The shape of a kernel's outputs without the batch dimension."""
+    if isinstance(spec, ConvSpec):
+        return (spec.out_height, spec.out_width, spec.out_channels)
+    if isinstance(spec, PoolSpec):
+        return (spec.out_height, spec.out_width, spec.channels)
+    if isinstance(spec, LinearSpec):
+        return (spec.out_features,)
+    if isinstance(spec, ConcatSpec):
+        return (*spec.shape, sum(spec.channels))
+    if isinstance(spec, SubsampleSpec):
+        return spec.out_shape
+    if isinstance(spec, QuantizeSpec) and spec.to_channels_last:
+        return (*spec.shape[1:], spec.shape[0])
+    if isinstance(spec, DequantizeSpec) and spec.to_channels_first:
+        return (spec.shape[-1], *spec.shape[:-1])
+    return spec.shape
+
+
+def kernel(spec: KernelSpec, args: list[Any], batch: Any) -> Any:
+    """``cat.kernel``: an integer kernel applied to `args`, for a batch of `batch` (an int or a symbolic variable)."""
+    shape = [batch, *output_shape(spec)]
+    types = [compat.tensor_type(shape, "float32" if kind == "float32" else kind.dtype) for kind in output_kinds(spec)]
+    return _call("kernel", args, spec, types)
+
+
+def with_epilogue(spec: Any, **changes: Any) -> Any:
+    """A copy of `spec` whose epilogue has `changes` made to it."""
+    return dataclasses.replace(spec, epilogue=dataclasses.replace(spec.epilogue, **changes))
+
+
+def epilogue_of(spec: Any) -> Epilogue | None:
+    """The epilogue of a specification that has one."""
+    return getattr(spec, "epilogue", None)
+
+
+def static_batch(expr: Any) -> int | None:
+    """The batch size of a tensor when it is known, which is what specifications ask for."""
+    batch = shape_of(expr)[0]
+    return batch if isinstance(batch, int) else None
+
+
+def float_array(expr: Any) -> np.ndarray:
+    """The contents of a constant as float32."""
+    return compat.constant_value(expr).astype(np.float32)

@@ -1,0 +1,150 @@
+"""What every pass stands on: one walk over the bindings of a function, in order, replacing some of them."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from tvm_backend import compat
+
+__all__ = ["Rewriter", "as_pass"]
+
+_log = logging.getLogger("tvm_backend")
+
+
+class Rewriter:
+    """Rewrite a function whose body is one dataflow block.
+
+    A subclass gives :meth:`visit`, which sees each binding's expression with its operands already rewritten and returns
+    what to put in its place, or None to leave it.  What becomes unused disappears afterwards.
+
+    Parameters
+    ----------
+    mod : tvm.ir.IRModule
+        The module that the function belongs to.
+    function : relax.Function
+        The function to rewrite; it stays as it is.
+    """
+
+    def __init__(self, mod: Any, function: Any) -> None:
+        self.mod = mod
+        self.function = function
+        self.builder = relax.BlockBuilder()
+        self._new: dict[Any, Any] = {}
+        self._defined: dict[Any, Any] = {}
+        self._origin: dict[Any, list[Any]] = defaultdict(list)
+        self._users: dict[Any, list[Any]] = defaultdict(list)
+        self._values: dict[Any, Any] = {}
+        self.current: Any = None
+        self.added: dict[Any, Any] = {}
+
+    def visit(self, expr: Any) -> Any | None:
+        """What replaces `expr`; an expression or a variable of the new function; None leaves it."""
+        raise NotImplementedError
+
+    def emit(self, expr: Any) -> Any:
+        """Bind an expression in the new function; returns its variable."""
+        if isinstance(expr, relax.Var) or compat.is_constant(expr):
+            return expr
+        var = self.builder.emit(expr)
+        self._defined[var] = expr
+        return var
+
+    def definition(self, expr: Any) -> Any:
+        """The expression bound to a variable of the new function; anything else is its own definition."""
+        return self._defined.get(expr, expr) if isinstance(expr, relax.Var) else expr
+
+    def users(self, var: Any) -> list[Any]:
+        """The expressions, in the function as it was, that use what `var` of the new function stands for.
+
+        The function's result counts as one use, shown as None.
+        """
+        return [self._values.get(user) for origin in self._origin[var] for user in self._users[origin]]
+
+    def upcoming_users(self) -> list[Any]:
+        """As :meth:`users`, for the binding that is being visited."""
+        return [self._values.get(user) for user in self._users[self.current]]
+
+    def sole_user(self, var: Any) -> bool:
+        """Whether `var` has one use only, so that it may be absorbed into what uses it."""
+        return len(self.users(var)) == 1
+
+    def _operands(self, expr: Any) -> list[Any]:
+        if isinstance(expr, relax.Var):
+            return [expr]
+        if isinstance(expr, relax.Call):
+            return [v for arg in expr.args for v in self._operands(arg)]
+        if isinstance(expr, relax.Tuple):
+            return [v for field in expr.fields for v in self._operands(field)]
+        if isinstance(expr, relax.TupleGetItem):
+            return self._operands(expr.tuple_value)
+        return []
+
+    def _substitute(self, expr: Any) -> Any:
+        if isinstance(expr, relax.Var):
+            return self._new.get(expr, expr)
+        if isinstance(expr, relax.Call):
+            args = [self._substitute(arg) for arg in expr.args]
+            return compat.call_with(expr, args)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self._substitute(field) for field in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(self._substitute(expr.tuple_value), expr.index)
+        return expr
+
+    def rewrite(self) -> Any:
+        """The rewritten function."""
+        function = self.function
+        blocks = list(function.body.blocks)
+        if len(blocks) != 1 or not isinstance(blocks[0], relax.DataflowBlock):
+            _log.debug("a function that is not one dataflow block is left as it is")
+            return function
+        bindings = list(blocks[0].bindings)
+        for binding in bindings:
+            self._values[binding.var] = binding.value
+            for operand in self._operands(binding.value):
+                self._users[operand].append(binding.var)
+        result = function.body.body
+        for operand in self._operands(result):
+            self._users[operand].append(None)
+        for param in function.params:
+            self._origin[param].append(param)
+        attributes = dict(function.attrs) if function.attrs is not None else {}
+        name = attributes.pop("global_symbol", "main")
+        with self.builder.function(name, list(function.params), attrs=attributes):
+            with self.builder.dataflow():
+                for binding in bindings:
+                    self.current = binding.var
+                    expr = self._substitute(binding.value)
+                    replacement = self.visit(expr) if isinstance(binding, relax.VarBinding) else None
+                    var = self.emit(expr if replacement is None else replacement)
+                    self._new[binding.var] = var
+                    if isinstance(var, relax.Var):
+                        self._origin[var].append(binding.var)
+                out = self.builder.emit_output(self._substitute(result))
+            self.builder.emit_func_output(out)
+        built = self.builder.finalize()
+        for var, added in compat.functions(built):
+            if var.name_hint != name:
+                self.added[var] = added
+        return built[name]
+
+
+def as_pass(rewriter: type[Rewriter], name: str) -> Any:
+    """Make a module pass that applies `rewriter` to every relax function, then drops what is unused."""
+
+    @tvm.transform.module_pass(opt_level=0, name=name)
+    def transform(mod: Any, _context: Any) -> Any:
+        updated: dict[Any, Any] = {}
+        for var, function in compat.functions(mod):
+            if isinstance(function, relax.Function):
+                rewriting = rewriter(mod, function)
+                updated[var] = rewriting.rewrite()
+                updated.update(rewriting.added)
+        return relax.transform.DeadCodeElimination()(compat.with_functions(mod, updated))
+
+    return transform
