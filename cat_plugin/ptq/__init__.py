@@ -1,0 +1,36 @@
+"""The low-bit post-training quantization engine.
+
+``quantize(model, QuantSpec(w_bits=2, a_bits=4), batches)`` returns a module with explicit quantize and dequantize
+operations, and a report.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cat_plugin.ptq.engine import quantize
+    from cat_plugin.ptq.report import LayerReport, QuantReport
+    from cat_plugin.ptq.spec import QuantSpec
+
+__all__ = ["LayerReport", "QuantReport", "QuantSpec", "quantize"]
+
+_LAZY = {
+    "LayerReport": "cat_plugin.ptq.report",
+    "QuantReport": "cat_plugin.ptq.report",
+    "QuantSpec": "cat_plugin.ptq.spec",
+    "quantize": "cat_plugin.ptq.engine",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,75 @@
+"""Calibration inputs: from any iterable to one checked tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cat_plugin.errors import CalibrationError
+
+__all__ = ["gather_inputs"]
+
+
+def _first_tensor(batch: Any, index: int) -> Tensor:
+    item = batch
+    while isinstance(item, list | tuple) and item:
+        item = item[0]
+    if isinstance(item, dict) and len(item) == 1:
+        item = next(iter(item.values()))
+    if not isinstance(item, Tensor):
+        raise CalibrationError(
+            f"calibration batch {index} is a {type(batch).__name__} without a leading tensor; expected a tensor, "
+            "or a tuple whose first item is the model's input."
+        )
+    if item.ndim < 2:
+        raise CalibrationError(
+            f"calibration batch {index} has shape {tuple(item.shape)}; expected (N, ...) with a batch axis."
+        )
+    return item
+
+
+def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Tensor:
+    """Collect at most ``num_samples`` inputs.
+
+    Parameters
+    ----------
+    calibration : iterable of Tensor, or of tuples whose first item is a Tensor, or Tensor
+        Input batches (N_i, ...); all of one shape apart from N_i.
+    num_samples : int
+        Inputs wanted; fewer are used when there are no more.
+
+    Returns
+    -------
+    Tensor
+        (N, ...), N <= num_samples.
+
+    Raises
+    ------
+    CalibrationError
+        If there is nothing, a batch is no tensor, shapes differ, or a value is not finite.
+    """
+    if isinstance(calibration, Tensor):
+        calibration = [calibration]
+    batches: list[Tensor] = []
+    count = 0
+    for index, batch in enumerate(calibration):
+        inputs = _first_tensor(batch, index).detach()
+        if batches and inputs.shape[1:] != batches[0].shape[1:]:
+            raise CalibrationError(
+                f"calibration batch {index} holds inputs of shape {tuple(inputs.shape[1:])}, batch 0 of shape "
+                f"{tuple(batches[0].shape[1:])}; expected one shape. Resize the inputs, or calibrate on one size."
+            )
+        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+            raise CalibrationError(
+                f"calibration batch {index} has NaN or infinite values; remove or repair these inputs."
+            )
+        batches.append(inputs[: num_samples - count])
+        count += len(batches[-1])
+        if count >= num_samples:
+            break
+    if count == 0:
+        raise CalibrationError("the calibration set yielded no inputs; expected at least one batch.")
+    return torch.cat(batches).clone()

@@ -1,0 +1,109 @@
+"""``quantize``: from an eager model and calibration inputs to an explicit QDQ module and a report."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cat_plugin.errors import CalibrationError, CATTypeError
+from cat_plugin.ptq.calibration import gather_inputs
+from cat_plugin.ptq.closed_form import calibrate
+from cat_plugin.ptq.fold import fold_batch_norm
+from cat_plugin.ptq.insert import insert_quantizers
+from cat_plugin.ptq.lower import lower
+from cat_plugin.ptq.ops import BATCH_NORM, is_call, layer_name
+from cat_plugin.ptq.report import QuantReport
+from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.trace import eval_mode, trace
+
+__all__ = ["quantize"]
+
+_log = logging.getLogger("cat_plugin")
+
+
+def quantize(
+    model: nn.Module,
+    spec: QuantSpec,
+    calibration: Iterable[Any] | Tensor,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[fx.GraphModule, QuantReport]:
+    """Quantize a trained classifier to 2..8 bits from unlabelled inputs.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Takes one batch (N, ...), returns one tensor (N, C); left unchanged.
+    spec : QuantSpec
+        What to quantize and how.
+    calibration : iterable
+        Input batches (a tensor, or a tuple whose first item is the input).
+    progress : callable or None
+        Called with (layer name, layers done, layers in all).
+
+    Returns
+    -------
+    module : fx.GraphModule
+        In evaluation mode, computing with explicit ``quantized_decomposed`` operations on integer weights.
+    report : QuantReport
+        What was done, layer by layer.
+
+    Raises
+    ------
+    CalibrationError
+        If the calibration inputs, or what the model makes of them, cannot be used.
+    QuantizationError
+        If the model cannot be traced or has nothing to quantize.
+    """
+    if not isinstance(spec, QuantSpec):
+        raise CATTypeError(f"spec is a {type(spec).__name__}; expected a QuantSpec.")
+    if not isinstance(model, nn.Module):
+        raise CATTypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module.")
+    started = time.perf_counter()
+    inputs = gather_inputs(calibration, spec.num_samples)
+    parameter = next(model.parameters(), None)
+    if parameter is not None:
+        inputs = inputs.to(parameter.device)
+    with eval_mode(model), torch.no_grad():
+        _check_finite(model, inputs, spec.batch_size)
+        module = trace(model, inputs[:2])
+        fold_batch_norm(module)
+        prepared = insert_quantizers(module, spec)
+        layers = calibrate(prepared, inputs, spec, progress)
+        result = lower(module)
+    report = QuantReport(
+        layers=layers,
+        unquantized=prepared.unquantized
+        + [
+            f"{layer_name(n)} (batch_norm): no convolution or linear layer to fold it into"
+            for n in module.graph.nodes
+            if is_call(n, BATCH_NORM)
+        ],
+        spec=spec.to_dict(),
+        num_samples=len(inputs),
+        seconds=time.perf_counter() - started,
+    )
+    if len(inputs) < spec.num_samples:
+        report.notes.append(
+            f"{spec.num_samples} calibration inputs were asked for, the calibration set holds {len(inputs)}"
+        )
+    for note in report.notes:
+        _log.warning("%s", note)
+    return result, report
+
+
+def _check_finite(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
+    with torch.no_grad():
+        for start in range(0, len(inputs), batch_size):
+            logits = model(inputs[start : start + batch_size])
+            if isinstance(logits, Tensor) and not bool(torch.isfinite(logits).all()):
+                raise CalibrationError(
+                    f"the full-precision model gives NaN or infinite logits on calibration batch "
+                    f"{start // batch_size} (inputs {start}..{min(start + batch_size, len(inputs)) - 1}); "
+                    "repair the model or remove these inputs."
+                )

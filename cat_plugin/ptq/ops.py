@@ -1,0 +1,101 @@
+"""Names for the ATen operations the engine knows: one table, used by every step that reads a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+__all__ = ["BATCH_NORM", "INPLACE", "JOINING", "KIND", "MOVING", "WEIGHTED", "is_call", "layer_name"]
+
+_aten = torch.ops.aten
+
+#: Operations with a weight that is quantized, and what the report calls them.
+KIND: dict[Any, str] = {
+    _aten.conv1d.default: "conv1d",
+    _aten.conv1d.padding: "conv1d",
+    _aten.conv2d.default: "conv2d",
+    _aten.conv2d.padding: "conv2d",
+    _aten.linear.default: "linear",
+}
+WEIGHTED = frozenset(KIND)
+
+BATCH_NORM = frozenset({_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default})
+
+#: In-place operations and what stands for them in a graph without side effects.
+INPLACE: dict[Any, Any] = {
+    _aten.relu_.default: _aten.relu.default,
+    _aten.relu6_.default: _aten.relu6.default,
+    _aten.hardtanh_.default: _aten.hardtanh.default,
+    _aten.silu_.default: _aten.silu.default,
+    _aten.hardswish_.default: _aten.hardswish.default,
+    _aten.hardsigmoid_.default: _aten.hardsigmoid.default,
+    _aten.sigmoid_.default: _aten.sigmoid.default,
+    _aten.leaky_relu_.default: _aten.leaky_relu.default,
+    _aten.elu_.default: _aten.elu.default,
+    _aten.gelu_.default: _aten.gelu.default,
+    _aten.clamp_.default: _aten.clamp.default,
+    _aten.add_.Tensor: _aten.add.Tensor,
+    _aten.mul_.Tensor: _aten.mul.Tensor,
+    _aten.sub_.Tensor: _aten.sub.Tensor,
+    _aten.div_.Tensor: _aten.div.Tensor,
+}
+
+#: Operations that only move values (a quantizer may stand before or after them).
+MOVING = frozenset(
+    {
+        _aten.slice.Tensor,
+        _aten.pad.default,
+        _aten.constant_pad_nd.default,
+        _aten.view.default,
+        _aten.reshape.default,
+        _aten._unsafe_view.default,
+        _aten.flatten.using_ints,
+        _aten.unflatten.int,
+        _aten.permute.default,
+        _aten.transpose.int,
+        _aten.t.default,
+        _aten.squeeze.default,
+        _aten.squeeze.dim,
+        _aten.squeeze.dims,
+        _aten.unsqueeze.default,
+        _aten.select.int,
+        _aten.expand.default,
+        _aten.contiguous.default,
+        _aten.clone.default,
+        _aten.alias.default,
+        _aten.channel_shuffle.default,
+        _aten.pixel_shuffle.default,
+    }
+)
+
+#: Operations whose tensor inputs are quantized at ``residual_bits``: element-wise ones of two tensors,
+#: concatenations and poolings.
+JOINING = frozenset(
+    {
+        _aten.add.Tensor,
+        _aten.sub.Tensor,
+        _aten.mul.Tensor,
+        _aten.cat.default,
+        _aten.max_pool1d.default,
+        _aten.max_pool2d.default,
+        _aten.avg_pool1d.default,
+        _aten.avg_pool2d.default,
+        _aten.adaptive_avg_pool1d.default,
+        _aten.adaptive_avg_pool2d.default,
+        _aten.mean.dim,
+    }
+)
+
+
+def is_call(node: Any, targets: Any) -> bool:
+    """Whether ``node`` is a graph node that calls one of ``targets``."""
+    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def layer_name(node: Node) -> str:
+    """Qualified name of the user's module that made ``node``, or the node's own name."""
+    stack = node.meta.get("nn_module_stack") or {}
+    names = [path for path, _ in stack.values()]
+    return names[-1] if names and names[-1] else node.name

@@ -1,0 +1,84 @@
+"""Export: equal to the module, any batch size, readable by others, clear when it cannot be done."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cat_plugin.errors import CATTypeError, ExportError
+from cat_plugin.graph.export import export_program
+from cat_plugin.ptq import QuantSpec, quantize
+from tests.ptq.models import GroupedNet, SmallResNet, randomise, small_inputs
+
+
+def _quantized(make, shape, **options):
+    x = small_inputs(*shape)
+    spec = QuantSpec(**{"preset": "fast", "batch_size": 8, **options})
+    return quantize(randomise(make()), spec, x)[0], x
+
+
+@pytest.mark.parametrize(("make", "shape"), [(SmallResNet, (24, 3, 12, 12)), (GroupedNet, (24, 4, 8, 8))])
+@pytest.mark.parametrize("bits", [2, 8])
+def test_export_equals_the_module_at_any_batch_size(make, shape, bits):
+    module, x = _quantized(make, shape, w_bits=bits, a_bits=bits)
+    program = export_program(module, x[:1]).module()
+    for count in (1, 2, 7, 24):
+        expected = module(x[:count])
+        assert float((program(x[:count]) - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
+
+
+def test_the_exported_graph_is_qdq_with_integers_inside(tmp_path):
+    module, x = _quantized(SmallResNet, (24, 3, 12, 12), w_bits=2, a_bits=2)
+    program = export_program(module, (x,))
+    assert not program.example_inputs
+    counts: dict[str, int] = {}
+    for node in program.graph.nodes:
+        counts[str(node.target)] = counts.get(str(node.target), 0) + 1
+    assert counts["quantized_decomposed.dequantize_per_channel.default"] == 6
+    assert counts["quantized_decomposed.quantize_per_tensor.default"] >= 6
+    weights = [v for v in program.state_dict.values() if v.dtype == torch.int8]
+    assert len(weights) == 6
+    assert not any(v.is_floating_point() and v.ndim > 1 for v in program.state_dict.values())
+    torch.export.save(program, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.equal(again(x[:5]), program.module()(x[:5]))
+
+
+def test_any_exportable_module_is_taken_and_its_mode_kept():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(12, 3))
+    x = small_inputs(4, 3, 2, 2)
+    program = export_program(model, x).module()
+    assert model.training
+    assert torch.allclose(program(x), model.eval()(x))
+
+
+def test_what_cannot_be_exported_is_named():
+    class Picky(nn.Module):
+        def forward(self, x):
+            return x * 2 if float(x.sum()) > 0 else x
+
+    model = nn.Sequential(nn.Linear(3, 3), Picky())
+    with pytest.raises(ExportError, match="in 1 \\(Picky\\)"):
+        export_program(model, small_inputs(4, 3))
+    with pytest.raises(CATTypeError):
+        export_program(model, "x")
+    with pytest.raises(ExportError, match="batch"):
+        export_program(model, small_inputs(0, 3))
+
+
+def test_onnx_runtime_agrees_at_eight_bits(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    from tests.graph.qdq_to_onnx import to_onnx
+
+    module, x = _quantized(SmallResNet, (24, 3, 12, 12), w_bits=8, a_bits=8)
+    path = tmp_path / "model.onnx"
+    onnx.save(to_onnx(export_program(module, x)), path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for count in (1, 24):
+        expected = module(x[:count])
+        (result,) = session.run(None, {session.get_inputs()[0].name: x[:count].numpy()})
+        assert result.shape == expected.shape
+        assert float((torch.from_numpy(result) - expected).abs().max()) < 0.05 * float(expected.abs().max())
+        assert torch.equal(torch.from_numpy(result).argmax(1), expected.argmax(1))

@@ -1,0 +1,189 @@
+"""The engine's entry point: what comes out, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from cat_plugin.errors import CalibrationError, CATTypeError, CATValueError, QuantizationError
+from cat_plugin.ptq import QuantSpec, quantize
+from tests.ptq.models import Gelu1d, GroupedNet, SmallResNet, randomise, small_inputs
+
+_QD = torch.ops.quantized_decomposed
+
+CASES = [
+    (SmallResNet, (32, 3, 12, 12)),
+    (GroupedNet, (32, 4, 8, 8)),
+    (Gelu1d, (32, 2, 40)),
+]
+
+
+def _spec(**options):
+    return QuantSpec(**{"preset": "fast", "batch_size": 8, **options})
+
+
+@pytest.mark.parametrize(("make", "shape"), CASES)
+def test_eight_bits_stay_close_to_full_precision(make, shape):
+    model, x = randomise(make()), small_inputs(*shape)
+    module, report = quantize(model, _spec(w_bits=8, a_bits=8), x.split(8))
+    with torch.no_grad():
+        reference, result = model(x), module(x)
+    assert float(((result - reference) ** 2).mean() / (reference**2).mean()) < 2e-3
+    assert len(report.layers) == sum(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear) for m in model.modules())
+    assert report.unquantized == []
+
+
+@pytest.mark.parametrize(("make", "shape"), CASES)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_every_weight_and_layer_input_is_on_its_grid(make, shape, bits):
+    model, x = randomise(make()), small_inputs(*shape)
+    module, report = quantize(model, _spec(w_bits=bits, a_bits=bits), x.split(8))
+    widths = {8: 0, bits: 0}
+    for node in module.graph.nodes:
+        if node.target is _QD.dequantize_per_channel.default:
+            q, scale, _, axis, qmin, qmax, dtype = node.args
+            q = getattr(module, q.target)
+            assert q.dtype == dtype == torch.int8
+            assert qmin <= int(q.min())
+            assert int(q.max()) <= qmax
+            assert axis == 0
+            assert len(getattr(module, scale.target)) == q.shape[0]
+            widths[(qmax - qmin + 1).bit_length() - 1] += 1
+            user = next(iter(node.users))
+            assert user.args[0].target is _QD.dequantize_per_tensor.default
+            low, high = user.args[0].args[3:5]
+            assert high - low == qmax - qmin
+    assert widths[bits] == sum(layer.w_bits == bits for layer in report.layers)
+    assert widths[8] == 2
+
+
+def test_what_joins_is_quantized_at_residual_bits_beside_the_layers_bits():
+    model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
+    module, _ = quantize(model, _spec(w_bits=2, a_bits=2, residual_bits=6), x)
+    adds = [n for n in module.graph.nodes if n.target is torch.ops.aten.add.Tensor]
+    assert len(adds) == 2
+    for add in adds:
+        for operand in add.args:
+            while operand.target in (torch.ops.aten.pad.default, torch.ops.aten.slice.Tensor):
+                operand = operand.args[0]
+            assert operand.target is _QD.dequantize_per_tensor.default
+            assert operand.args[4] - operand.args[3] == 63
+    sources = {}
+    for node in module.graph.nodes:
+        if node.target is _QD.quantize_per_tensor.default:
+            sources.setdefault(node.args[0], []).append(node.args[4] - node.args[3])
+    assert sorted(sources[next(n for n in module.graph.nodes if n.target is torch.ops.aten.relu.default)]) == [3, 63]
+    assert not any(s.target is _QD.dequantize_per_tensor.default for s in sources)
+
+
+def test_overrides_skips_and_first_last_bits():
+    model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
+    spec = _spec(
+        w_bits=3, a_bits=5, first_bits=None, last_bits=6, overrides={"block1.*": {"w_bits": 2}}, skip=("*.conv2",)
+    )
+    _, report = quantize(model, spec, x)
+    bits = {layer.name: (layer.w_bits, layer.a_bits) for layer in report.layers}
+    assert bits == {"stem.0": (3, 5), "block1.conv1": (2, 5), "block2.conv1": (3, 5), "fc": (6, 6)}
+    assert [entry.split()[0] for entry in report.unquantized] == ["block1.conv2", "block2.conv2"]
+    assert json.loads(json.dumps(report.to_dict()))["layers"][1]["w_bits"] == 2
+
+
+def test_the_model_is_left_unchanged_and_its_mode_restored():
+    model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
+    model.train()
+    model.block1.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.warns(UserWarning, match="training mode"):
+        quantize(model, _spec(), x)
+    assert model.training
+    assert not model.block1.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_calibration_may_be_a_generator_of_tuples():
+    model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
+    from_tensor, _ = quantize(model, _spec(), x)
+    from_generator, report = quantize(model, _spec(), ((b, torch.zeros(len(b))) for b in x.split(8)))
+    assert torch.equal(from_tensor(x), from_generator(x))
+    assert report.num_samples == 24
+    assert any("24" in note for note in report.notes)
+
+
+def test_a_module_called_twice_is_quantized_for_each_call():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.bn1, self.bn2 = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+            self.fc = nn.Linear(3, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.bn1(self.conv(x)))
+            return self.fc(torch.relu(self.bn2(self.conv(x))).mean((2, 3)))
+
+    model, x = randomise(Twice()), small_inputs(16, 3, 6, 6)
+    module, report = quantize(model, _spec(w_bits=8, a_bits=8), x)
+    assert [layer.name for layer in report.layers] == ["conv", "conv@2", "fc"]
+    assert float((module(x) - model(x)).abs().max()) < 0.1
+
+
+def test_a_dead_layer_and_a_constant_activation_do_no_harm():
+    model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
+    model.block1.conv1.weight.data[3] = 0
+    model.block1.bn1.bias.data[:] = -100.0  # everything behind the ReLU is 0
+    module, _ = quantize(model, _spec(w_bits=8, a_bits=8), x)
+    assert torch.isfinite(module(x)).all()
+    assert float((module(x) - model(x)).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("name", ["w_bits", "a_bits", "residual_bits", "first_bits"])
+@pytest.mark.parametrize("bits", [1, 9])
+def test_bits_outside_two_to_eight_are_refused(name, bits):
+    with pytest.raises(CATValueError, match="2 to 8"):
+        QuantSpec(**{name: bits})
+
+
+def test_unknown_options_name_the_nearest():
+    with pytest.raises(CATValueError, match="'w_bits'"):
+        QuantSpec.from_dict({"w_bit": 4})
+    with pytest.raises(CATValueError, match="'a_bits'"):
+        QuantSpec(overrides={"fc": {"abits": 4}})
+    with pytest.raises(CATValueError, match="balanced"):
+        QuantSpec(preset="turbo")
+    assert QuantSpec.from_dict(QuantSpec(overrides={"fc": {"a_bits": 4}}).to_dict()).overrides["fc"].a_bits == 4
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no inputs"),
+        ([small_inputs(4, 3, 12, 12) * float("nan")], "batch 0"),
+        ([small_inputs(4, 3, 12, 12), small_inputs(4, 3, 10, 10)], "batch 1"),
+        ([["text"]], "tensor"),
+    ],
+)
+def test_calibration_sets_that_cannot_be_used_are_refused(batches, message):
+    with pytest.raises(CalibrationError, match=message):
+        quantize(randomise(SmallResNet()), _spec(), batches)
+
+
+def test_models_that_cannot_be_used_are_refused():
+    x = small_inputs(8, 3, 12, 12)
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(QuantizationError, match="tuple"):
+        quantize(Pair(), _spec(), x)
+    with pytest.raises(QuantizationError, match="no convolution or linear"):
+        quantize(nn.Sequential(nn.ReLU(), nn.Flatten()), _spec(), x)
+    with pytest.raises(CATTypeError):
+        quantize(lambda x: x, _spec(), x)
+    broken = randomise(SmallResNet())
+    broken.fc.bias.data[0] = float("inf")
+    with pytest.raises(CalibrationError, match="batch 0"):
+        quantize(broken, _spec(), x)
