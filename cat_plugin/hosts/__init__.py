@@ -1,13 +1,58 @@
-"""The hosts: the only part of the package that imports Neural Compressor."""
+"""The hosts: the only part of the package that imports Neural Compressor.
+
+Nothing is imported from here until the host itself is: :func:`register` only leaves a note with the
+import system.  ``inc3`` serves the 3.x torch API, ``inc2`` the 2.x Python and YAML API; the releases
+3.2 to 3.7 have both.
+"""
 
 from __future__ import annotations
 
-__all__ = ["register", "unregister"]
+import importlib
+import sys
+from types import ModuleType
+
+from cat_plugin.hosts._import_hook import PostImportHook
+
+__all__ = ["is_registered", "register", "unregister"]
+
+# The module whose import completes an API, and the file of ours that registers with it.
+_WATCHED = {
+    "neural_compressor.torch.quantization": "cat_plugin.hosts.inc3",
+}
+_hook: PostImportHook | None = None
+
+
+def _attach(host_module: ModuleType) -> None:
+    ours = importlib.import_module(_WATCHED[host_module.__name__])
+    # When our own file is what imports the host, it is not complete yet, and attaches itself at its end.
+    if hasattr(ours, "attach"):
+        ours.attach()
+
+
+def is_registered() -> bool:
+    """Whether :func:`register` is in force."""
+    return _hook is not None
 
 
 def register() -> None:
-    """Register the ``cat`` algorithm with Neural Compressor, now or when it is first imported."""
+    """Register the ``cat`` algorithm with Neural Compressor, now or when it is first imported.
+
+    Called by ``import cat_plugin``. Calling it twice does no harm; after :func:`unregister` it
+    registers again.
+    """
+    global _hook
+    if _hook is None:
+        _hook = PostImportHook(dict.fromkeys(_WATCHED, _attach))
+        _hook.install()
 
 
 def unregister() -> None:
     """Undo :func:`register` and every patch of the host made by it."""
+    global _hook
+    if _hook is not None:
+        _hook.remove()
+        _hook = None
+    for name in _WATCHED.values():
+        module = sys.modules.get(name)
+        if module is not None:
+            module.detach()

@@ -1,0 +1,130 @@
+"""When a trial is good enough, which of two is better, and when to stop trying."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from cat_plugin.errors import RecipeError
+
+__all__ = ["Clock", "Criterion", "Trial", "trial_table"]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a tuning run aims at and how long it may take.
+
+    Parameters
+    ----------
+    tolerance : float
+        How much worse than the full-precision model a trial may be.
+    relative : bool
+        Whether `tolerance` is a share of the full-precision score, or in the score's own unit.
+    higher_is_better : bool
+        Whether the score is to be large (accuracy) or small (loss).
+    timeout : float
+        Seconds after which no further trial starts; 0 for no limit.
+    max_trials : int
+        Trials at most.
+    try_all : bool
+        Go on after a trial meets the criterion, and return the best of all.
+    """
+
+    tolerance: float = 0.01
+    relative: bool = True
+    higher_is_better: bool = True
+    timeout: float = 0.0
+    max_trials: int = 100
+    try_all: bool = False
+
+    def __post_init__(self) -> None:
+        if self.timeout < 0:
+            raise RecipeError(f"timeout is {self.timeout}; expected seconds, or 0 for no limit")
+        if self.max_trials < 1:
+            raise RecipeError(f"max_trials is {self.max_trials}; expected 1 or more")
+
+    def target(self, baseline: float) -> float:
+        """The worst score that is still good enough."""
+        loss = self.tolerance * abs(baseline) if self.relative else self.tolerance
+        return baseline - loss if self.higher_is_better else baseline + loss
+
+    def met(self, baseline: float, score: float) -> bool:
+        """Whether a score is good enough."""
+        target = self.target(baseline)
+        return score >= target if self.higher_is_better else score <= target
+
+    def better(self, score: float, than: float) -> bool:
+        """Whether one score is strictly better than another; NaN is never better."""
+        if than != than:
+            return score == score
+        return score > than if self.higher_is_better else score < than
+
+
+@dataclass
+class Trial:
+    """One trial of a tuning run.
+
+    Attributes
+    ----------
+    config : dict
+        The configuration, without lists.
+    score : float
+        What the evaluation function returned.
+    seconds : float
+        Time from the end of the trial before (or the baseline) to the end of this one.
+    met : bool
+        Whether the score met the criterion.
+    model : torch.nn.Module or None
+        The quantized and corrected model, when models are kept.
+    """
+
+    config: dict[str, Any]
+    score: float
+    seconds: float
+    met: bool
+    model: nn.Module | None = field(default=None, repr=False)
+
+
+class Clock:
+    """Seconds since the start and since the last look."""
+
+    def __init__(self) -> None:
+        self.start = self._last = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+    def elapsed(self) -> float:
+        """Seconds since the clock was made."""
+        return time.monotonic() - self.start
+
+
+def trial_table(trials: list[Trial], baseline: float | None, criterion: Criterion) -> str:
+    """The trials as a table of plain text, the best marked with a star."""
+    from cat_plugin.hosts.pipeline import describe
+
+    best = None
+    for number, trial in enumerate(trials):
+        if best is None or criterion.better(trial.score, trials[best].score):
+            best = number
+    rows = [("trial", "configuration", "score", "criterion", "seconds")]
+    if baseline is not None:
+        rows.append(("", "full precision", f"{baseline:.4f}", f"target {criterion.target(baseline):.4f}", ""))
+    for number, trial in enumerate(trials):
+        mark = "*" if number == best else ""
+        met = "met" if trial.met else "missed"
+        rows.append(
+            (f"{number + 1}{mark}", describe(trial.config), f"{trial.score:.4f}", met, f"{trial.seconds:.1f}")
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

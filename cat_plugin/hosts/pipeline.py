@@ -1,0 +1,180 @@
+"""Quantize and correct one model, the same way under every host, and remember what trials share."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cat_plugin.correction import CorrectedModule, ModelCall, collect_logits, evaluating, fit_correction
+from cat_plugin.errors import CalibrationError
+from cat_plugin.hosts.options import make_estimator, make_spec, quantization_key
+from cat_plugin.hosts.progress import TrialProgress
+
+__all__ = ["CalibrationRecord", "TuningSession", "describe", "fingerprint", "quantize_and_correct"]
+
+_log = logging.getLogger("cat_plugin")
+
+
+@dataclass
+class CalibrationRecord:
+    """What the calibration data were, and what the full-precision model makes of them."""
+
+    calls: list[ModelCall]
+    z_fp: np.ndarray
+
+
+@dataclass
+class _Quantized:
+    module: nn.Module
+    z_q: np.ndarray
+    report: dict[str, Any] | None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model's structure and of every value in its state."""
+    digest = hashlib.sha256(f"{type(model).__qualname__}\n{model!r}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(tensor, torch.Tensor):
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return digest.hexdigest()
+
+
+@dataclass
+class TuningSession:
+    """Results that the trials of one tuning run share.
+
+    Parameters
+    ----------
+    capacity : int
+        Quantized models kept at most; the one used longest ago goes first.
+    label : str
+        What progress bars call the trial that is running.
+    """
+
+    capacity: int = 4
+    label: str = ""
+    _model: str | None = None
+    _source: tuple[Any, ...] | None = None
+    _record: CalibrationRecord | None = None
+    _quantized: OrderedDict[str, _Quantized] = field(default_factory=OrderedDict)
+
+    def record(
+        self, model: nn.Module, source: tuple[Any, ...], make: Callable[[], CalibrationRecord]
+    ) -> CalibrationRecord:
+        """The calibration record of `model`, made once for the same model and calibration source."""
+        mark = fingerprint(model)
+        same = self._source is not None and len(self._source) == len(source)
+        same = same and all(a is b for a, b in zip(self._source or (), source, strict=True))
+        if self._record is None or mark != self._model or not same:
+            self._quantized.clear()
+            self._model, self._source, self._record = mark, source, make()
+        else:
+            _log.info("calibration inputs and full-precision logits are kept from an earlier trial")
+        return self._record
+
+    def quantized(self, key: str, make: Callable[[], _Quantized]) -> _Quantized:
+        """The quantized model for `key`, made once."""
+        if key in self._quantized:
+            _log.info("the quantized model is kept from an earlier trial; only the correction is fitted anew")
+            self._quantized.move_to_end(key)
+            return self._quantized[key]
+        made = make()
+        self._quantized[key] = made
+        while len(self._quantized) > self.capacity:
+            self._quantized.popitem(last=False)
+        return made
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """One line for a configuration: ``W4A4 fast, K 64, alpha 0.4``."""
+    base = params.get("base")
+    if base is not None:
+        name = next(iter(base)) if isinstance(base, Mapping) else str(base)
+        bits = (
+            base[name].get("bits") if isinstance(base, Mapping) and isinstance(base[name], Mapping) else None
+        )
+        what = f"{name} {bits} bit" if bits is not None else name
+    else:
+        what = f"W{params.get('w_bits', 4)}A{params.get('a_bits', 4)} {params.get('preset', 'balanced')}"
+    return f"{what}, K {params.get('num_clusters', 64)}, alpha {params.get('alpha', 0.4)}"
+
+
+def _engine_inputs(calls: list[ModelCall]) -> list[torch.Tensor]:
+    inputs: list[torch.Tensor] = []
+    for number, call in enumerate(calls):
+        if len(call.args) != 1 or call.kwargs or not isinstance(call.args[0], torch.Tensor):
+            raise CalibrationError(
+                f"calibration call {number} gave the model {len(call.args)} positional and {len(call.kwargs)} keyword "
+                "arguments; the low-bit engine takes models of one input tensor. Wrap the model, or give a base."
+            )
+        inputs.append(call.args[0])
+    return inputs
+
+
+def quantize_and_correct(
+    params: Mapping[str, Any],
+    reference: nn.Module,
+    record: CalibrationRecord,
+    quantize_base: Callable[[], nn.Module] | None,
+    session: TuningSession | None = None,
+) -> CorrectedModule:
+    """One trial: quantize (by the engine or the host), run, fit, append.
+
+    Parameters
+    ----------
+    params : mapping
+        A configuration without lists.
+    reference : torch.nn.Module
+        The full-precision model.
+    record : CalibrationRecord
+        Its logits over the calibration calls.
+    quantize_base : callable, optional
+        Quantizes with the host's algorithm; None runs the plugin's own engine on `reference`.
+    session : TuningSession, optional
+        Where quantized models are kept for other trials.
+
+    Returns
+    -------
+    CorrectedModule
+        With ``config`` (the configuration in full) and ``report`` (the engine's, or None).
+    """
+    session = session if session is not None else TuningSession()
+    title = f"{session.label} {describe(params)}".strip()
+    with TrialProgress(title, total=2 * len(record.calls) + 1) as progress:
+
+        def make() -> _Quantized:
+            progress.stage("quantize")
+            if quantize_base is None:
+                from cat_plugin.ptq import quantize
+
+                module: nn.Module
+                with evaluating(reference):
+                    module, engine_report = quantize(
+                        reference, make_spec(params), _engine_inputs(record.calls)
+                    )
+                report: dict[str, Any] | None = engine_report.to_dict()
+            else:
+                module, report = quantize_base(), None
+            progress.update(len(record.calls))
+            progress.stage("calibrate")
+            return _Quantized(module, collect_logits(module, record.calls, "quantized", progress), report)
+
+        quantized = session.quantized(quantization_key(params), make)
+        progress.stage("fit")
+        step, estimator = fit_correction(quantized.z_q, record.z_fp, make_estimator(params))
+    place = next((t.device for t in [*quantized.module.parameters(), *quantized.module.buffers()]), None)
+    corrected = CorrectedModule(quantized.module, step.to(place) if place is not None else step, estimator)
+    corrected.config = dict(params)
+    corrected.report = quantized.report
+    return corrected
