@@ -109,10 +109,9 @@ class _Emitter:
 
         ``term(r, j, c, total)`` returns the total plus one term.
         """
-        columns = min(self.shape.columns if rows > 1 else 2 * self.shape.columns, count)
-        while columns > 1 and count % columns and count % columns < columns // 2:
-            columns -= 1
-
+        wanted = max(1, self.shape.rows * self.shape.columns // rows)
+        blocks = _ceil(count, wanted) // wanted
+        columns = _ceil(count, blocks) // blocks
         if count >= columns:
             with T.serial(count // columns) as block:
                 self._sums_block(rows, block * columns, columns, extent, term, store)
@@ -141,20 +140,30 @@ class _Emitter:
                         lambda v, r=r, j=j, total=total: term(r, first + j, chunk * lanes + v, total[v]),
                         lanes,
                     )
-        for r, j, total in pairs:
-            offset, width = extent // lanes * lanes, lanes // 2
-            while width:
-                # Fold to `width` lanes, then the piece of the tail that is as wide joins in.
-                self._vector(total, lambda v: [v], lambda v, w=width, t=total: t[v] + t[v + w], width)
+        # Fold to half the lanes; the piece of the tail that is as wide joins in; and so on.  Each width has a
+        # buffer of its own, so that all of them become registers.
+        offset, width = extent // lanes * lanes, lanes // 2
+        while width:
+            halves = []
+            for r, j, total in pairs:
+                half = self._local(width)
+                vector = total[T.ramp(0, 1, 2 * width)]
+                dtype = f"float32x{width}" if width > 1 else "float32"
+                low, high = T.vectorlow(dtype, vector), T.vectorhigh(dtype, vector)
+                if width == 1:
+                    low, high = total[0], total[1]
+                T.buffer_store(half, low + high, [T.ramp(0, 1, width) if width > 1 else 0])
                 if extent % lanes & width:
                     self._vector(
-                        total,
+                        half,
                         lambda v: [v],
-                        lambda v, r=r, j=j, t=total, o=offset: term(r, first + j, o + v, t[v]),
+                        lambda v, r=r, j=j, t=half, o=offset: term(r, first + j, o + v, t[v]),
                         width,
                     )
-                    offset += width
-                width //= 2
+                halves.append((r, j, half))
+            if extent % lanes & width:
+                offset += width
+            pairs, width = halves, width // 2
         for r, j, total in pairs:
             store(r, first + j, total[0])
 
@@ -179,6 +188,9 @@ class _Emitter:
                 self._vector(inputs, lambda v: [r, start + offset + v], value, width)
 
             self._chunks(extent, body)
+        # Whole vectors to the end of a row keep the next row aligned.
+        for column in range(spec.width, _ceil(spec.width, self.shape.lanes)):
+            T.buffer_store(inputs, T.float32(0), [r, column])
 
     def _smallest(self, value: Callable[[Any], Any], extent: int, result: Callable[[Any, Any], None]) -> None:
         """``result(i, value(i))`` for the smallest of `extent` values, the lowest index among equals.

@@ -1,0 +1,391 @@
+"""Direct convolution, dense or grouped, channels last.
+
+An output tile of some pixels by some vectors of channels stays in registers while the loops run over the kernel's
+rows and the input's channels.  The places under one kernel row are consecutive in memory (columns, then channels), so
+without dilation and groups they are one stretch, and three input channels are as good as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_backend.kernels import ir
+from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
+from tvm_backend.kernels.epilogue import chunks, finish, output_arguments, residual_argument
+from tvm_backend.kernels.ir import Expr
+from tvm_backend.kernels.isa import InstructionSet
+from tvm_backend.kernels.packing import WeightLayout, storage_bits
+from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.unpack import unpack_block
+from tvm_backend.kernels.window import Window
+
+__all__ = ["DirectConv", "reference", "sums"]
+
+_WINDOW_BYTES = 48 * 1024
+"""Input rows that a task copies at once, so that they stay in the cache nearest to the core."""
+
+_WEIGHT_BYTES = 640 * 1024
+"""Weights beyond this do not stay in a core's own cache beside everything else."""
+
+_TASK_MACS = 4_000_000
+"""Work that is worth handing to a thread."""
+
+
+def sums(spec: ConvSpec, data: NDArray, weight: NDArray) -> NDArray[np.int32]:
+    """Exact sums of products, ``sum((q - zero_point) * w)``.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        The convolution.
+    data : ndarray, shape (N, H, W, C_in)
+        Input integers.
+    weight : ndarray, shape (C_out, C_in / groups, kernel height, kernel width)
+        Weight integers.
+
+    Returns
+    -------
+    ndarray of int32, shape (N, H_out, W_out, C_out)
+        The accumulators.
+    """
+    top, left, bottom, right = spec.padding
+    shifted = data.astype(np.int64) - spec.input.zero_point
+    shifted = np.pad(shifted, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    per_group, out_per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    result = np.zeros((data.shape[0], spec.out_height, spec.out_width, spec.out_channels), np.int64)
+    for ky in range(spec.kernel[0]):
+        for kx in range(spec.kernel[1]):
+            y, x = ky * spec.dilation[0], kx * spec.dilation[1]
+            taps = shifted[
+                :,
+                y : y + (spec.out_height - 1) * spec.stride[0] + 1 : spec.stride[0],
+                x : x + (spec.out_width - 1) * spec.stride[1] + 1 : spec.stride[1],
+            ]
+            for group in range(spec.groups):
+                inputs = taps[..., group * per_group : (group + 1) * per_group]
+                channels = slice(group * out_per_group, (group + 1) * out_per_group)
+                # Products of bytes sum exactly in float64, whose matrix product is fast.
+                product = inputs.astype(np.float64) @ weight[channels, :, ky, kx].T.astype(np.float64)
+                result[..., channels] += product.astype(np.int64)
+    return result.astype(np.int32)
+
+
+def reference(
+    spec: ConvSpec,
+    data: NDArray,
+    weight: NDArray,
+    scale: NDArray,
+    bias: NDArray,
+    residual: NDArray | None = None,
+) -> tuple[NDArray, ...]:
+    """What every convolution kernel computes, in numpy; see :func:`sums` for shapes."""
+    value = scaled_sum(sums(spec, data, weight), scale, bias)
+    return apply_epilogue(value, spec.epilogue, residual)
+
+
+@dataclass(frozen=True)
+class DirectConv:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        What to compute.
+    isa : InstructionSet
+        How products are summed.
+    """
+
+    spec: ConvSpec
+    isa: InstructionSet
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether an image's pixels form one long row that can be read where it lies."""
+        spec = self.spec
+        return (
+            spec.kernel == (1, 1)
+            and spec.stride == (1, 1)
+            and not any(spec.padding)
+            and spec.in_channels // spec.groups % self.isa.group == 0
+        )
+
+    @property
+    def flip(self) -> bool:
+        """Whether the data are int8 where the instruction set multiplies uint8."""
+        return self.spec.input.signed and self.isa.unsigned
+
+    @property
+    def out_grid(self) -> tuple[int, int]:
+        """Rows and columns of the output; a pointwise convolution has one row."""
+        if self.pointwise:
+            return 1, self.spec.out_height * self.spec.out_width
+        return self.spec.out_height, self.spec.out_width
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Vectors and pixels of the register tile."""
+        width, out_channels = self.out_grid[1], self.spec.out_channels // self.spec.groups
+        vectors_needed = -(-out_channels // self.isa.lanes)
+
+        def cost(tile: tuple[int, int]) -> float:
+            vectors, most = tile
+            count = -(-width // most)
+            pixels = -(-width // count)
+            padded = -(-vectors_needed // vectors) * vectors
+            # Loads beside each multiplication, and rows of tiles that are not full.
+            return padded * (1 + 0.35 * (1 / pixels + 1 / vectors)) * (count * pixels)
+
+        vectors, most = min(self.isa.tiles, key=cost)
+        return vectors, -(-width // -(-width // most))
+
+    @property
+    def layout(self) -> WeightLayout:
+        """How the weights are packed."""
+        spec = self.spec
+        joined = spec.dilation[1] == 1 and spec.groups == 1
+        per_group = spec.in_channels // spec.groups
+        return WeightLayout(
+            isa=self.isa,
+            out_channels=spec.out_channels // spec.groups,
+            groups=spec.groups,
+            runs=spec.kernel[0] if joined else spec.kernel[0] * spec.kernel[1],
+            run=spec.kernel[1] * per_group if joined else per_group,
+            vectors=self.tile[0],
+            bits=storage_bits(spec.weight_bits),
+        )
+
+    def pack_weight(self, weight: NDArray) -> NDArray:
+        """Pack weights of shape (C_out, C_in / groups, kernel height, kernel width)."""
+        spec, layout = self.spec, self.layout
+        last = np.asarray(weight).reshape(spec.groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
+        return layout.pack(last.reshape(spec.groups, layout.out_channels, layout.runs, layout.run))
+
+    @property
+    def stored_zero(self) -> int:
+        """The zero point of the activations as the instructions see them."""
+        return self.spec.input.zero_point + (128 if self.flip else 0)
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether threads share out the output channels rather than the rows, so that each reads its weights once."""
+        layout = self.layout
+        count = layout.groups * layout.blocks
+        return count > 1 and count * layout.block_bytes > _WEIGHT_BYTES
+
+    @property
+    def chunk(self) -> int:
+        """Output rows in a task; for a pointwise convolution, tiles."""
+        spec, (rows, width) = self.spec, self.out_grid
+        if self.pointwise:
+            tiles = max(1, width // self.tile[1])
+            return tiles if self.by_blocks else _share(tiles, spec.macs)
+        pitch = Window(spec, 1, self.flip).pitch
+        fitting = (_WINDOW_BYTES // pitch - spec.kernel[0]) // spec.stride[0]
+        return max(1, min(fitting, rows if self.by_blocks else _share(rows, spec.macs)))
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        per_channel = (spec.out_channels,)
+        out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
+        return [
+            ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
+            ("weight", (self.layout.length,), self.layout.dtype),
+            ("compensation", per_channel, "int32"),
+            ("scale", per_channel, "float32"),
+            ("bias", per_channel, "float32"),
+            *residual_argument(spec.epilogue, out_shape),
+            *output_arguments(spec.epilogue, out_shape),
+        ]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        batch = ir.batch_extent(self.spec.batch)
+        with ir.Function(name) as function:
+            buffers = function.buffers(self.arguments(batch))
+            _Emitter(self, batch, buffers).emit()
+        return function.result
+
+
+def _share(units: int, macs: int) -> int:
+    """Units of work in a task, when all units together make `macs`."""
+    tasks = max(1, min(units, macs // _TASK_MACS))
+    return -(-units // tasks)
+
+
+class _Emitter:
+    """Writes the loops of one kernel."""
+
+    def __init__(self, conv: DirectConv, batch: Expr, buffers: Sequence[Any]) -> None:
+        self.conv, self.spec, self.isa, self.layout = conv, conv.spec, conv.isa, conv.layout
+        self.batch = batch
+        self.data, self.weight, self.compensation, self.scale, self.bias = buffers[:5]
+        rest = list(buffers[5:])
+        self.residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
+        self.outputs = rest
+        self.window = Window(self.spec, conv.chunk, conv.flip)
+        self.rows, self.width = conv.out_grid
+        self.vectors, self.pixels = conv.tile
+        units = max(1, self.width // self.pixels) if conv.pointwise else self.rows
+        self.tasks = -(-units // conv.chunk)
+        self.block_count = self.layout.groups * self.layout.blocks
+
+    def emit(self) -> None:
+        """Write the whole body."""
+        layout = self.layout
+        if self.conv.by_blocks:
+            with ir.parallel(self.block_count) as block:
+                panel, start = self.weight, block * layout.block_bytes
+                if layout.bits < 8:
+                    panel, start = ir.allocate((layout.block_bytes,), "int8"), 0
+                    unpack_block(layout, self.weight, block, panel, 0)
+                with ir.loop(self.batch) as image, ir.loop(self.tasks) as task:
+                    self.task(image, task, lambda rows: self.block(rows, block, panel, start))
+            return
+        panel = self.weight
+        if layout.bits < 8:
+            panel = ir.allocate((self.block_count * layout.block_bytes,), "int8")
+            with ir.parallel(self.block_count) as block:
+                unpack_block(layout, self.weight, block, panel, block * layout.block_bytes)
+
+        def all_blocks(rows: _Rows) -> None:
+            with ir.loop(self.block_count) as block:
+                self.block(rows, block, panel, block * layout.block_bytes)
+
+        images = 1 if self.tasks > 1 else max(1, _TASK_MACS // self.spec.macs)
+        with ir.parallel((self.batch + (images - 1)) // images * self.tasks) as index:
+            first = index // self.tasks * images
+            with ir.loop(ir.least(images, self.batch - first)) as image:
+                self.task(first + image, index % self.tasks, all_blocks)
+
+    def task(self, image: Expr, task: Expr, then: Callable[[_Rows], None]) -> None:
+        """One chunk of the output of one image."""
+        spec, chunk = self.spec, self.conv.chunk
+        if self.conv.pointwise:
+            then(_Rows(self.data, image, task))
+            return
+        first = task * chunk
+        count = ir.least(chunk, self.rows - first) if self.rows % chunk else chunk
+        in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
+        buffer = self.window.allocate()
+        self.window.fill(buffer, self.data, image, first * spec.stride[0] - spec.padding[0], in_rows)
+        then(_Rows(buffer, image, task, count))
+
+    def block(self, rows: _Rows, block: Expr, panel: Any, start: Expr) -> None:
+        """All tiles of one block of output channels in one chunk."""
+        full, rest = divmod(self.width, self.pixels)
+        if not self.conv.pointwise:
+            with ir.loop(rows.count) as row:
+                y = rows.task * self.conv.chunk + row
+                base = row * (self.spec.stride[0] * self.window.pitch)
+                with ir.loop(full) as tile:
+                    self.tile(rows, block, panel, start, base, y, tile * self.pixels, self.pixels)
+                if rest:
+                    self.tile(rows, block, panel, start, base, y, full * self.pixels, rest)
+            return
+        first = rows.task * self.conv.chunk
+        if full:
+            with ir.loop(ir.least(self.conv.chunk, full - first)) as tile:
+                self.tile(rows, block, panel, start, 0, 0, (first + tile) * self.pixels, self.pixels)
+        if rest:
+            with ir.when(rows.task == self.tasks - 1):
+                self.tile(rows, block, panel, start, 0, 0, full * self.pixels, rest)
+
+    def tile(
+        self, rows: _Rows, block: Expr, panel: Any, start: Expr, base: Expr, y: Expr, x: Expr, pixels: int
+    ) -> None:
+        """One register tile: sums over all products, then the epilogue."""
+        spec, layout, isa = self.spec, self.layout, self.isa
+        group, inner = block // layout.blocks, block % layout.blocks
+        if layout.groups == 1:
+            group, inner = 0, block
+        channel = group * layout.out_channels + inner * layout.block_channels
+        exact = layout.out_channels % layout.block_channels == 0
+        sums_dtype = ir.vector("int32", isa.lanes)
+        held = ir.allocate((pixels * self.vectors,), sums_dtype, registers=True)
+        for v in range(self.vectors):
+            begin = ir.constant(0, "int32", isa.lanes)
+            if exact:
+                begin = ir.load(self.compensation, [channel + v * isa.lanes], isa.lanes)
+            for p in range(pixels):
+                ir.store(held, begin, [p * self.vectors + v])
+        origin = base + x * (spec.stride[1] * spec.in_channels) + group * (spec.in_channels // spec.groups)
+        with ir.loop(layout.runs) as run, ir.loop(layout.steps) as step:
+            place = origin + self.run_offset(run) + step * isa.group
+            unit = start + (run * layout.steps + step) * (self.vectors * isa.unit)
+            for v in range(self.vectors):
+                weights = isa.weights(panel, [unit + v * isa.unit])
+                for p in range(pixels):
+                    at = place + p * (spec.stride[1] * spec.in_channels)
+                    indices = [rows.image, 0, 0, at] if self.conv.pointwise else [at]
+                    x_value = isa.activations(rows.buffer, indices, self.conv.pointwise and self.conv.flip)
+                    slot = p * self.vectors + v
+                    ir.store(held, isa.dot(ir.load(held, [slot]), x_value, weights), [slot])
+        for p in range(pixels):
+            where = [rows.image, y, x + p]
+            for v in range(self.vectors):
+                value = ir.load(held, [p * self.vectors + v])
+                self.store(value, where, channel, inner, v, exact)
+
+    def run_offset(self, run: Expr) -> Expr:
+        """Where a stretch begins, relative to the tile's first input place."""
+        spec = self.spec
+        if self.layout.runs == 1:
+            return 0
+        if self.layout.runs == spec.kernel[0]:
+            return run * (spec.dilation[0] * self.window.pitch)
+        ky, kx = run // spec.kernel[1], run % spec.kernel[1]
+        return ky * (spec.dilation[0] * self.window.pitch) + kx * (spec.dilation[1] * spec.in_channels)
+
+    def store(
+        self, value: Expr, where: Sequence[Expr], channel: Expr, inner: Expr, v: int, exact: bool
+    ) -> None:
+        """The epilogue of one vector of sums; in the last block some channels may not exist."""
+        isa, layout = self.isa, self.layout
+        if exact:
+            self.finish(value, where, channel + v * isa.lanes, isa.lanes)
+            return
+        in_last = layout.out_channels - (layout.blocks - 1) * layout.block_channels
+        existing = max(0, min(isa.lanes, in_last - v * isa.lanes))
+
+        def some(count: int) -> None:
+            held = ir.allocate((isa.lanes,), "int32", registers=True)
+            ir.store(held, value, [0], isa.lanes)
+            for begin, lanes in chunks(count, isa.lanes):
+                at = channel + (v * isa.lanes + begin)
+                part = ir.load(held, [begin], lanes) + ir.load(self.compensation, [at], lanes)
+                self.finish(part, where, at, lanes)
+
+        if layout.blocks == 1:
+            some(existing)
+            return
+        with ir.choose(inner == layout.blocks - 1) as (last, full):
+            with last:
+                some(existing)
+            with full:
+                some(isa.lanes)
+
+    def finish(self, total: Expr, where: Sequence[Expr], channel: Expr, lanes: int) -> None:
+        """Scale, bias and the rest of the epilogue."""
+        value = ir.fma(
+            ir.cast(total, "float32", lanes),
+            ir.load(self.scale, [channel], lanes),
+            ir.load(self.bias, [channel], lanes),
+            lanes,
+        )
+        finish(value, self.spec.epilogue, self.residual, self.outputs, [*where, channel], lanes)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Where a chunk reads its input: a window's buffer, or the data themselves."""
+
+    buffer: Any
+    image: Expr
+    task: Expr
+    count: Expr = 1

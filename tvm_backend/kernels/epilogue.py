@@ -1,0 +1,101 @@
+"""The epilogue in registers: scale, bias, residual, activation and quantization of one vector of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tvm_backend.kernels import ir
+from tvm_backend.kernels.arithmetic import storage_dtype
+from tvm_backend.kernels.ir import Expr
+from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
+
+__all__ = ["chunks", "dequantized", "finish", "output_arguments", "quantized", "residual_argument"]
+
+
+def chunks(count: int, lanes: int) -> list[tuple[int, int]]:
+    """Split `count` channels into vectors: full ones, then halves, quarters and so on, as (start, lanes)."""
+    pieces, start, width = [], 0, lanes
+    while start < count:
+        while width > count - start:
+            width //= 2
+        pieces.append((start, width))
+        start += width
+    return pieces
+
+
+def dequantized(raw: Expr, kind: TensorKind, lanes: int, onto: Expr | None = None) -> Expr:
+    """The real value of a loaded vector, added to `onto` by fused multiply-add if that is given."""
+    if not isinstance(kind, QParams):
+        return raw if onto is None else onto + raw
+    shifted = ir.cast(raw, "int32", lanes)
+    if kind.zero_point:
+        shifted = shifted - ir.constant(kind.zero_point, "int32", lanes)
+    value, step = ir.cast(shifted, "float32", lanes), ir.constant(kind.step, "float32", lanes)
+    return value * step if onto is None else ir.fma(value, step, onto, lanes)
+
+
+def quantized(
+    value: Expr, kind: TensorKind, lanes: int, clip: tuple[float | None, float | None] = (None, None)
+) -> Expr:
+    """Clip a float32 vector and quantize it, or leave it float32.
+
+    Multiplication by a positive constant is monotone even after rounding, so clipping to ``[a, b]`` first equals
+    clipping to ``[fl(a * inverse), fl(b * inverse)]`` afterwards; activation and saturation become one pair of bounds.
+    """
+    low, high = clip
+    if not isinstance(kind, QParams):
+        bounds = [(low, ir_max), (high, ir_min)]
+        for bound, function in bounds:
+            if bound is not None:
+                value = function(value, ir.constant(float(np.float32(bound)), "float32", lanes))
+        return value
+    inverse = np.float32(kind.inverse)
+    least, most = np.float32(kind.qmin - kind.zero_point), np.float32(kind.qmax - kind.zero_point)
+    if low is not None:
+        least = np.clip(np.float32(low) * inverse, least, most)
+    if high is not None:
+        most = np.clip(np.float32(high) * inverse, least, most)
+    scaled = value * ir.constant(float(inverse), "float32", lanes)
+    scaled = ir_max(scaled, ir.constant(float(least), "float32", lanes))
+    scaled = ir_min(scaled, ir.constant(float(most), "float32", lanes))
+    integer = ir.round_to_int(scaled, lanes)
+    if kind.zero_point:
+        integer = integer + ir.constant(kind.zero_point, "int32", lanes)
+    return ir.cast(integer, kind.dtype, lanes)
+
+
+def ir_max(a: Expr, b: Expr) -> Expr:
+    """Larger of two vectors, lane by lane."""
+    return ir.tirx.Max(a, b)
+
+
+def ir_min(a: Expr, b: Expr) -> Expr:
+    """Smaller of two vectors, lane by lane."""
+    return ir.tirx.Min(a, b)
+
+
+def residual_argument(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
+    """The residual as a kernel argument; none if the epilogue has none."""
+    if epilogue.residual is None:
+        return []
+    return [("residual", shape, storage_dtype(epilogue.residual))]
+
+
+def output_arguments(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
+    """The outputs as kernel arguments."""
+    return [(f"output{i}", shape, storage_dtype(kind)) for i, kind in enumerate(epilogue.outputs)]
+
+
+def finish(
+    value: Expr, epilogue: Epilogue, residual: Any, outputs: Sequence[Any], indices: Sequence[Expr], lanes: int
+) -> None:
+    """Add the residual to a float32 vector, clip it and store it to every output at `indices`."""
+    if epilogue.residual is not None:
+        value = dequantized(ir.load(residual, indices, lanes), epilogue.residual, lanes, onto=value)
+    if len(outputs) > 1:
+        value = ir.hold(value, ir.vector("float32", lanes))
+    for output, kind in zip(outputs, epilogue.outputs, strict=True):
+        ir.store(output, quantized(value, kind, lanes, epilogue.clip), indices, lanes)
