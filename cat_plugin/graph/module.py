@@ -46,7 +46,8 @@ class ClusterAffineModule(nn.Module):
         self.n_features = parameters.n_features
         arrays = parameters.to_arrays()
         for name in MODES[self.mode]:
-            self.register_buffer(name, torch.from_numpy(arrays[name].astype(np.float32)))
+            # Cloned: torch.export.save cannot write an empty tensor that borrows numpy's storage.
+            self.register_buffer(name, torch.from_numpy(arrays[name].astype(np.float32)).clone())
 
     def forward(self, logits: Tensor, features: Tensor | None = None) -> Tensor:
         """Return the corrected logits.
