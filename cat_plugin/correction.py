@@ -6,6 +6,7 @@ come from the plugin's own engine, from Neural Compressor, or from anywhere else
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ class CorrectedModule(nn.Module):
     Parameters
     ----------
     model : torch.nn.Module
-        The quantized module; its output is the logits, shape (N, C).
+        The quantized module; its output is the logits, shape (N, C). It is put in evaluation mode.
     correction : ClusterAffineModule
         The fitted step, of the same C.
     estimator : ClusterAffine, optional
@@ -101,6 +102,8 @@ class CorrectedModule(nn.Module):
         self.config = None
         self.report = None
         # Exported modules refuse train() and eval(); they are in the right mode already.
+        with contextlib.suppress(NotImplementedError):
+            model.eval()
         self.training = False
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -285,7 +288,7 @@ def fit_correction(
     z_q, z_fp : numpy.ndarray
         Logits of the quantized and of the full-precision model, both (N, C), row by row of the same samples.
     estimator : ClusterAffine, optional
-        Fitted in place; ``ClusterAffine()`` when not given.
+        Fitted in place; ``ClusterAffine(random_state=0)`` when not given, so that equal data give equal maps.
 
     Returns
     -------
@@ -300,7 +303,7 @@ def fit_correction(
             f"the quantized model gave logits of shape {z_q.shape} and the full-precision model of shape "
             f"{z_fp.shape} for the same calibration data; both must classify the same samples into the same classes"
         )
-    estimator = ClusterAffine() if estimator is None else estimator
+    estimator = ClusterAffine(random_state=0) if estimator is None else estimator
     estimator.fit(z_q, z_fp)
     return ClusterAffineModule(estimator.parameters_), estimator
 
@@ -313,7 +316,8 @@ def correct(
 ) -> CorrectedModule:
     """Fit the cluster-affine step to a quantized module and append it.
 
-    Both models are run once over `calibration` in evaluation mode, without gradients; neither is changed.
+    Both models are run once over `calibration` in evaluation mode, without gradients. Neither is changed,
+    but for the quantized one staying in evaluation mode.
 
     Parameters
     ----------
@@ -324,7 +328,7 @@ def correct(
     calibration : iterable
         Input batches: tensors, or tuples and lists whose first item is the input. No labels are used.
     estimator : ClusterAffine, optional
-        What to fit, ``ClusterAffine()`` by default; fitted in place.
+        What to fit, ``ClusterAffine(random_state=0)`` by default; fitted in place.
 
     Returns
     -------
