@@ -137,7 +137,7 @@ def quantized_layers(program: ExportedProgram) -> list[QuantizedLayer]:
         source = _source_name(weight, program)
         if source is None:
             continue
-        stem = source.removesuffix("_int").removesuffix("weight").rstrip("._") or source
+        stem = source.rstrip("_").removesuffix("weight").rstrip("._") or source
         layers.append(
             QuantizedLayer(
                 name=stem,

@@ -39,8 +39,17 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
     pairs: dict[tuple[Any, ...], fx.Node] = {}
 
     def buffer(name: str, value: torch.Tensor) -> fx.Node:
-        root.register_buffer(name, value.detach().clone().contiguous())
-        return graph.create_node("get_attr", name)
+        """Store `value` where the original model keeps it, so that names survive into what is exported."""
+        *path, leaf = name.split(".")
+        owner = root
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        while hasattr(owner, leaf):  # a module that the model calls twice is quantized twice
+            leaf += "_"
+        owner.register_buffer(leaf, value.detach().clone().contiguous())
+        return graph.create_node("get_attr", ".".join([*path, leaf]))
 
     for node in module.graph.nodes:
         child = module.get_submodule(node.target) if node.op == "call_module" else None
@@ -48,20 +57,20 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
             env[node] = _activation(graph, env[node.args[0]], child, pairs)
         elif isinstance(child, QuantOp):
             if child.q_weight is None:
-                weight = buffer(f"{node.name}_weight", child.weight)
+                weight = buffer(f"{child.name}.weight", child.weight)
             else:
                 weight = graph.call_function(
                     _qd.dequantize_per_channel.default,
                     (
-                        buffer(f"{node.name}_weight", child.q_weight),
-                        buffer(f"{node.name}_scale", child.scale),
-                        buffer(f"{node.name}_zero_point", child.zero_point),
+                        buffer(f"{child.name}.weight", child.q_weight),
+                        buffer(f"{child.name}.weight_scale", child.scale),
+                        buffer(f"{child.name}.weight_zero_point", child.zero_point),
                         0,
                         *child.qrange,
                         torch.int8,
                     ),
                 )
-            bias = None if child.bias is None else buffer(f"{node.name}_bias", child.bias.float())
+            bias = None if child.bias is None else buffer(f"{child.name}.bias", child.bias.float())
             env[node] = graph.call_function(child.target, (env[node.args[0]], weight, bias, *child.extra))
             env[node].meta["nn_module_stack"] = {"0": (child.name, nn.Module)}
         else:

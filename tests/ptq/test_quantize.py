@@ -45,12 +45,12 @@ def test_every_weight_and_layer_input_is_on_its_grid(make, shape, bits):
     for node in module.graph.nodes:
         if node.target is _QD.dequantize_per_channel.default:
             q, scale, _, axis, qmin, qmax, dtype = node.args
-            q = getattr(module, q.target)
+            q = module.get_buffer(q.target)
             assert q.dtype == dtype == torch.int8
             assert qmin <= int(q.min())
             assert int(q.max()) <= qmax
             assert axis == 0
-            assert len(getattr(module, scale.target)) == q.shape[0]
+            assert len(module.get_buffer(scale.target)) == q.shape[0]
             widths[(qmax - qmin + 1).bit_length() - 1] += 1
             user = next(iter(node.users))
             assert user.args[0].target is _QD.dequantize_per_tensor.default

@@ -1,0 +1,222 @@
+"""The commands, from recipe to logits; and what each says and leaves when given something unusable."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
+
+from safetensors.torch import save_file
+
+from cat_plugin.cli import main
+
+RECIPE = """\
+quantization:
+  algorithm: cat
+  cat: {w_bits: 2, a_bits: 4, preset: fast, num_clusters: 8, mode: diagonal}
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(digits_network: Any, digits_split: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory as a user would have it: recipe, weights, data, and the bundle made from them."""
+    root = tmp_path_factory.mktemp("workspace")
+    (root / "recipe.yaml").write_text(RECIPE)
+    save_file(digits_network.state_dict(), root / "digits.safetensors")
+    np.savez(root / "calibration.npz", inputs=digits_split.calibration[0].numpy())
+    for name, (images, labels) in {"tune": digits_split.tune, "test": digits_split.test}.items():
+        np.savez(root / f"{name}.npz", inputs=images.numpy(), labels=labels.numpy())
+    assert main(quantize_words(root)) == 0
+    return root
+
+
+def quantize_words(root: Path, **changes: str) -> list[str]:
+    options = {
+        "model": "examples.digits.model:build",
+        "weights": str(root / "digits.safetensors"),
+        "data": str(root / "calibration.npz"),
+        "out": str(root / "bundle"),
+    } | changes
+    recipe = options.pop("recipe", str(root / "recipe.yaml"))
+    return ["quantize", recipe, *(word for key, value in options.items() for word in (f"--{key}", value))]
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_evaluate_measures_the_corrected_model(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, "evaluate", str(workspace / "bundle"), "--data", str(workspace / "test.npz"))
+    assert found["samples"] == 600
+    assert found["top1_percent"] > 90
+
+
+def test_inspect_lists_layers(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, "inspect", str(workspace / "bundle"))
+    assert {layer["w_bits"] for layer in found["layers"]} == {2, 8}
+    assert main(["inspect", str(workspace / "bundle")]) == 0
+    assert "stem.0" in capsys.readouterr().out
+
+
+def test_compile_and_run_agree_with_pytorch(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tvm", reason="TVM is not installed")
+    bundle, library = str(workspace / "bundle"), str(tmp_path / "model.so")
+    data = str(workspace / "test.npz")
+    assert as_json(capsys, "compile", bundle, "--out", library)["bytes"] > 10_000
+    ran = as_json(capsys, "run", library, "--input", data, "--out", str(tmp_path / "logits.npz"))
+    evaluated = as_json(capsys, "evaluate", bundle, "--data", data)
+    assert ran["top1_percent"] == pytest.approx(evaluated["top1_percent"], abs=0.2)
+    with np.load(tmp_path / "logits.npz") as arrays:
+        assert arrays["logits"].argmax(1).tolist() == ran["predictions"]
+
+
+def test_tuning_uses_the_labelled_data(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = quantize_words(workspace, tune=str(workspace / "tune.npz"), out=str(tmp_path / "tuned"))
+    assert main(words) == 0
+    assert (tmp_path / "tuned" / "manifest.json").is_file()
+
+
+def test_quiet_prints_nothing(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "check", str(workspace / "recipe.yaml"), "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (RECIPE.replace("w_bits", "w_bit"), "w_bits"),
+        (RECIPE.replace("algorithm: cat", "algorithm: dog"), "dog"),
+        (RECIPE.replace("w_bits: 2", "w_bits: 9"), "9"),
+        (RECIPE.replace("w_bits: 2", "w_bits: 1"), "1"),
+        ("quantization: [", "recipe.yaml"),
+        ("", "recipe.yaml"),
+    ],
+)
+def test_bad_recipes(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, message: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    out = tmp_path / "out"
+    assert main(quantize_words(workspace, recipe=str(path), out=str(out))) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def _with_nan(inputs: np.ndarray) -> np.ndarray:
+    broken = inputs.copy()
+    broken[70, 0, 3, 3] = np.nan
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:0], "at least one"),
+        (_with_nan, "batch"),
+    ],
+    ids=["empty", "nan"],
+)
+def test_bad_calibration(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    with np.load(workspace / "calibration.npz") as arrays:
+        np.savez(tmp_path / "x.npz", inputs=change(arrays["inputs"]))
+    assert main(quantize_words(workspace, data=str(tmp_path / "x.npz"), out=str(tmp_path / "out"))) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_model_whose_output_is_no_matrix(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "headless.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = quantize_words(workspace, model="headless:build", out=str(tmp_path / "out"))
+    del words[words.index("--weights") : words.index("--weights") + 2]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "(N, C)" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "no_such_module:build"}, "no_such_module"),
+        ({"model": "examples.digits.model"}, "module:factory"),
+        ({"model": "examples.digits.model:load_split"}, "expected a torch.nn.Module"),
+        ({"weights": "missing.safetensors"}, "no weights at"),
+        ({"data": "missing.npz"}, "no data at"),
+        ({"recipe": "missing.yaml"}, "missing.yaml"),
+    ],
+)
+def test_bad_arguments(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, str], message: str
+) -> None:
+    assert main(quantize_words(workspace, **{"out": str(tmp_path / "out"), **changes})) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not any(tmp_path.iterdir())
+
+
+def test_damaged_bundle(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (workspace / "bundle").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    content = bytearray((tmp_path / "model.pt2").read_bytes())
+    content[1000] ^= 1
+    (tmp_path / "model.pt2").write_bytes(content)
+    for words in (
+        ["evaluate", str(tmp_path), "--data", str(workspace / "test.npz")],
+        ["compile", str(tmp_path), "--out", str(tmp_path / "model.so")],
+        ["inspect", str(tmp_path)],
+    ):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "sha256" in error
+        assert "Traceback" not in error
+    assert not (tmp_path / "model.so").exists()
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "cat_plugin.cli", "inspect", str(tmp_path)]
+    plain = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert plain.returncode == 2
+    assert "Traceback" not in plain.stderr
+    debug = subprocess.run([*words, "--debug"], capture_output=True, text=True, check=False)
+    assert "Traceback" in debug.stderr
+
+
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize"]) == 2
+    assert main(["no-such-command"]) == 2
+    assert main(["--version"]) == 0
+    assert "cat-ptq" in capsys.readouterr().out
+
+
+def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, "doctor")
+    assert found["torch"].startswith("2.")
+    assert found["neural-compressor"][0].isdigit()
