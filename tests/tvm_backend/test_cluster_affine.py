@@ -14,7 +14,7 @@ from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec, lower, pr
 from tvm_backend.kernels.cluster_affine_cpu import CpuShape, build  # noqa: E402
 
 DIAGONAL, LOWRANK, FULL = OPS
-SHAPES = [(16, 8, 3), (8, 4, 3), (4, 4, 4)]
+SHAPES = [(16, 4, 4), (8, 4, 2), (4, 3, 5)]
 
 
 def _numpy(dtype: str) -> str:
@@ -87,6 +87,7 @@ def test_static_batch(batch: int) -> None:
     [
         ClusterAffineSpec(LOWRANK, 21, 6, 10, rank=8),
         ClusterAffineSpec(LOWRANK, 130, 3, 7, rank=5, n_distance_components=3),
+        ClusterAffineSpec(LOWRANK, 33, 4, 0, rank=19),
         ClusterAffineSpec(FULL, 21, 6, 0),
         ClusterAffineSpec(FULL, 10, 5, 4, n_features=13),
         ClusterAffineSpec(FULL, 10, 5, 0, n_features=64),
@@ -96,7 +97,7 @@ def test_static_batch(batch: int) -> None:
         ClusterAffineSpec(LOWRANK, 300, 3, 7, rank=2, finish="topk", top_k=5),
         ClusterAffineSpec(FULL, 12, 4, 0, finish="softmax"),
     ],
-    ids=lambda spec: f"{spec.op.split('_')[-1]}-{spec.n_classes}-{spec.n_components}-{spec.finish}",
+    ids=lambda spec: f"{spec.op.split('_')[-1]}-{spec.width}-{spec.n_components}-{spec.finish}",
 )
 def test_modes_and_register_blocks(spec: ClusterAffineSpec, shape: tuple[int, int, int]) -> None:
     kernel = compiled(build(spec, CpuShape(*shape)), native())

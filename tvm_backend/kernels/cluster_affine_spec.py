@@ -87,7 +87,6 @@ class ClusterAffineSpec:
             lowrank == (self.rank > 0),
             f"rank {self.rank} does not go with {self.op}: only lowrank has a rank",
         )
-        _require(not lowrank or self.n_components > 0, f"{OPS[1]} needs components to project onto")
         _require(
             self.n_features >= 0 and (full or self.n_features == 0),
             f"n_features {self.n_features} does not go with {self.op}: only {OPS[2]} takes features",
@@ -115,6 +114,11 @@ class ClusterAffineSpec:
             return self.width
         return self.n_distance_components or self.n_components
 
+    @property
+    def core_height(self) -> int:
+        """Rows of a low-rank core: what is projected onto, or the row itself."""
+        return self.n_components or self.n_classes
+
     def arguments(self) -> list[tuple[str, tuple[int | None, ...], str]]:
         """Name, shape and dtype of each kernel argument, results last; None stands for the batch.
 
@@ -141,7 +145,7 @@ class ClusterAffineSpec:
             result += [("gamma", (clusters, classes), "float32"), ("beta", (clusters, classes), "float32")]
         if self.op == OPS[1]:
             result += [
-                ("core", (clusters, d, self.rank), "float32"),
+                ("core", (clusters, self.core_height, self.rank), "float32"),
                 ("right", (self.rank, classes), "float32"),
             ]
         if self.finish == "topk":
