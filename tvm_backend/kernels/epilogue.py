@@ -12,7 +12,7 @@ from tvm_backend.kernels.arithmetic import storage_dtype
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 
-__all__ = ["chunks", "dequantized", "finish", "output_arguments", "quantized", "residual_argument"]
+__all__ = ["chunks", "dequantized", "finish", "output_arguments", "pieces", "quantized", "residual_argument"]
 
 
 def chunks(count: int, lanes: int) -> list[tuple[int, int]]:
@@ -26,10 +26,22 @@ def chunks(count: int, lanes: int) -> list[tuple[int, int]]:
     return pieces
 
 
+def pieces(count: int, lanes: int) -> list[tuple[int, int, int]]:
+    """`count` channels as runs of equally wide vectors: (start, number of vectors, lanes)."""
+    runs: list[tuple[int, int, int]] = []
+    for begin, width in chunks(count, lanes):
+        if runs and runs[-1][2] == width:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, width)
+        else:
+            runs.append((begin, 1, width))
+    return runs
+
+
 def dequantized(raw: Expr, kind: TensorKind, lanes: int, onto: Expr | None = None) -> Expr:
     """The real value of a loaded vector, added to `onto` by fused multiply-add if that is given."""
     if not isinstance(kind, QParams):
-        return raw if onto is None else onto + raw
+        # Without the fence LLVM might fuse a product with this addition, on some targets only.
+        return raw if onto is None else ir.fence(onto, lanes) + raw
     shifted = ir.cast(raw, "int32", lanes)
     if kind.zero_point:
         shifted = shifted - ir.constant(kind.zero_point, "int32", lanes)
@@ -47,7 +59,7 @@ def quantized(
     """
     low, high = clip
     if not isinstance(kind, QParams):
-        bounds = [(low, ir_max), (high, ir_min)]
+        bounds = [(low, ir.larger), (high, ir.smaller)]
         for bound, function in bounds:
             if bound is not None:
                 value = function(value, ir.constant(float(np.float32(bound)), "float32", lanes))
@@ -59,22 +71,12 @@ def quantized(
     if high is not None:
         most = np.clip(np.float32(high) * inverse, least, most)
     scaled = value * ir.constant(float(inverse), "float32", lanes)
-    scaled = ir_max(scaled, ir.constant(float(least), "float32", lanes))
-    scaled = ir_min(scaled, ir.constant(float(most), "float32", lanes))
+    scaled = ir.larger(scaled, ir.constant(float(least), "float32", lanes))
+    scaled = ir.smaller(scaled, ir.constant(float(most), "float32", lanes))
     integer = ir.round_to_int(scaled, lanes)
     if kind.zero_point:
         integer = integer + ir.constant(kind.zero_point, "int32", lanes)
     return ir.cast(integer, kind.dtype, lanes)
-
-
-def ir_max(a: Expr, b: Expr) -> Expr:
-    """Larger of two vectors, lane by lane."""
-    return ir.tirx.Max(a, b)
-
-
-def ir_min(a: Expr, b: Expr) -> Expr:
-    """Smaller of two vectors, lane by lane."""
-    return ir.tirx.Min(a, b)
 
 
 def residual_argument(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
@@ -90,7 +92,12 @@ def output_arguments(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argum
 
 
 def finish(
-    value: Expr, epilogue: Epilogue, residual: Any, outputs: Sequence[Any], indices: Sequence[Expr], lanes: int
+    value: Expr,
+    epilogue: Epilogue,
+    residual: Any,
+    outputs: Sequence[Any],
+    indices: Sequence[Expr],
+    lanes: int,
 ) -> None:
     """Add the residual to a float32 vector, clip it and store it to every output at `indices`."""
     if epilogue.residual is not None:

@@ -26,14 +26,19 @@ __all__ = [
     "cast",
     "choose",
     "constant",
+    "fence",
     "fma",
     "hold",
+    "larger",
     "least",
     "load",
     "loop",
+    "most",
     "parallel",
+    "pick",
     "reinterpret",
     "round_to_int",
+    "smaller",
     "store",
     "vector",
     "when",
@@ -163,6 +168,11 @@ def fma(a: Expr, b: Expr, c: Expr, lanes: int) -> Expr:
     return call(vector("float32", lanes), "llvm.fma", a, b, c)
 
 
+def fence(value: Expr, lanes: int) -> Expr:
+    """A float32 value that is rounded before it is used further."""
+    return call(vector("float32", lanes), "llvm.arithmetic.fence", value)
+
+
 def round_to_int(value: Expr, lanes: int) -> Expr:
     """float32 to int32, ties to even."""
     return call(vector("int32", lanes), "llvm.lrint", value)
@@ -171,6 +181,26 @@ def round_to_int(value: Expr, lanes: int) -> Expr:
 def both(a: Expr, b: Expr) -> Expr:
     """Logical and."""
     return tirx.And(a, b)
+
+
+def larger(a: Expr, b: Expr) -> Expr:
+    """Larger of two vectors, lane by lane."""
+    return T.max(a, b)
+
+
+def smaller(a: Expr, b: Expr) -> Expr:
+    """Smaller of two vectors, lane by lane."""
+    return T.min(a, b)
+
+
+def pick(condition: Expr, if_true: Expr, if_false: Expr) -> Expr:
+    """One of two values, both computed."""
+    return tirx.Select(condition, if_true, if_false)
+
+
+def most(a: Expr, b: Expr) -> Expr:
+    """Larger of two indices."""
+    return T.max(a, b)
 
 
 def least(a: Expr, b: Expr) -> Expr:

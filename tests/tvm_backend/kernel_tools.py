@@ -1,0 +1,117 @@
+"""Building, running and comparing kernels, for the kernels' tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tvm.target import Target
+
+from tvm_backend.kernels.registry import Kernel, lower
+from tvm_backend.kernels.spec import Epilogue, KernelSpec, QParams, TensorKind
+
+
+def native_features() -> set[str]:
+    """CPU features of this machine as LLVM names them."""
+    with open("/proc/cpuinfo") as lines:
+        flags = next((line for line in lines if line.startswith("flags")), "")
+    return set(flags.split())
+
+
+TARGETS = {"portable": {"kind": "llvm", "mcpu": "x86-64"}}
+if "avx2" in native_features():
+    TARGETS["avx2"] = {"kind": "llvm", "mcpu": "haswell"}
+if "avx512_vnni" in native_features():
+    TARGETS["avx512_vnni"] = {"kind": "llvm", "mcpu": "icelake-server"}
+
+
+def execute(
+    kernel: Kernel, target: Target, arguments: list[NDArray], outputs: list[NDArray]
+) -> list[NDArray]:
+    """Compile a kernel, run it once and return what it wrote."""
+    module = tvm.compile(tvm.IRModule({kernel.name: kernel.prim_func}), target=target)
+    given = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arguments]
+    taken = [tvm.runtime.tensor(array) for array in outputs]
+    module[kernel.name](*given, *taken)
+    return [tensor.numpy() for tensor in taken]
+
+
+def check(
+    spec: KernelSpec, target_name: str, arguments: list[NDArray], expected: tuple[NDArray, ...]
+) -> None:
+    """Run the kernel for `spec` without a weight and compare with the reference, bit for bit."""
+    target = Target(TARGETS[target_name])
+    kernel = lower(spec, target)
+    blank = [np.full_like(np.ascontiguousarray(array), 77) for array in expected]
+    for found, wanted in zip(execute(kernel, target, arguments, blank), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def check_weighted(
+    spec: Any, target_name: str, data: NDArray, weight: NDArray, rng: np.random.Generator, reference: Any
+) -> None:
+    """Run a convolution or linear kernel with random constants and compare with the reference, bit for bit."""
+    target = Target(TARGETS[target_name])
+    kernel = lower(spec, target)
+    channels = weight.shape[0]
+    # Scales that spread the sums over the quantized range, so that rounding and clamping both happen.
+    spread = float(np.sqrt(weight[0].size) * max(1, np.abs(weight).max()) * 64)
+    scale = (rng.uniform(0.1, 2, channels) / spread).astype(np.float32)
+    bias = rng.normal(size=channels).astype(np.float32)
+    shape = reference(spec, data, weight, scale, bias, _zeros(spec, data, weight))[0].shape
+    residual = None
+    if spec.epilogue.residual is not None:
+        residual = random_tensor(spec.epilogue.residual, shape, rng)
+    expected = reference(spec, data, weight, scale, bias, residual)
+    arguments = [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias]
+    if residual is not None:
+        arguments.append(residual)
+    blank = [np.full_like(array, 77) for array in expected]
+    for found, wanted in zip(execute(kernel, target, arguments, blank), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def _zeros(spec: Any, data: NDArray, weight: NDArray) -> NDArray | None:
+    if spec.epilogue.residual is None:
+        return None
+    return np.zeros((1,), np.float32 if spec.epilogue.residual == "float32" else spec.epilogue.residual.dtype)
+
+
+def random_tensor(kind: TensorKind, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray:
+    """Random values of a kind, the ends of its range included."""
+    if not isinstance(kind, QParams):
+        return rng.normal(size=shape).astype(np.float32)
+    return rng.integers(kind.qmin, kind.qmax + 1, shape).astype(kind.dtype)
+
+
+def random_weight(bits: int, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray:
+    """Random signed weights of a bit-width."""
+    return rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(np.int8)
+
+
+@st.composite
+def qparams(draw: st.DrawFn) -> QParams:
+    """Signed and unsigned parameters of 2, 4 and 8 bits with any zero point in range."""
+    bits = draw(st.sampled_from([2, 4, 8]))
+    signed = draw(st.booleans())
+    low = -(2 ** (bits - 1)) if signed else 0
+    high = low + 2**bits - 1
+    scale = draw(st.floats(0.01, 0.9))
+    return QParams(scale, draw(st.integers(low, high)), low, high, "int8" if signed else "uint8")
+
+
+@st.composite
+def epilogues(draw: st.DrawFn, residual: bool = True) -> Epilogue:
+    """Any activation, residual and one or two outputs."""
+    clip = draw(st.sampled_from([(None, None), (0.0, None), (0.0, 6.0), (-1.5, 0.75)]))
+    kinds = qparams() | st.just("float32")
+    outputs = draw(st.lists(kinds, min_size=1, max_size=2))
+    extra = draw(st.none() | kinds) if residual else None
+    return Epilogue(clip, extra, tuple(outputs))
+
+
+batches = st.tuples(st.integers(1, 5), st.booleans())
+"""A batch size and whether it is known at compile time."""

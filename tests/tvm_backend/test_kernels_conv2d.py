@@ -1,0 +1,136 @@
+"""Convolution kernels against exact integer sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="Apache TVM is not installed")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tvm_backend.kernel_tools import (
+    TARGETS,
+    batches,
+    check_weighted,
+    epilogues,
+    qparams,
+    random_tensor,
+    random_weight,
+)
+from tvm_backend.kernels.conv2d import reference, sums
+from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
+
+IMAGE = QParams(0.02, 3, 0, 255, "uint8")
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, depthwise: bool = False) -> tuple[ConvSpec, int]:
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    height = draw(st.integers(1, 12)) + (kernel[0] - 1) * dilation[0]
+    width = draw(st.integers(1, 31)) + (kernel[1] - 1) * dilation[1]
+    if depthwise:
+        groups = channels_in = channels_out = draw(st.integers(2, 70))
+    else:
+        groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+        channels_in = groups * draw(st.integers(1, 21))
+        channels_out = groups * draw(st.integers(1, 90))
+    batch, known = draw(batches)
+    spec = ConvSpec(
+        batch=batch if known else None,
+        height=height,
+        width=width,
+        in_channels=channels_in,
+        out_channels=channels_out,
+        kernel=kernel,
+        input=draw(qparams()),
+        epilogue=draw(epilogues()),
+        stride=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        padding=tuple(draw(st.integers(0, 2)) for _ in range(4)),
+        dilation=dilation,
+        groups=groups,
+        weight_bits=draw(st.sampled_from([2, 3, 4, 8])),
+    )
+    return spec, batch
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=25, deadline=None)
+@given(case=convolutions() | convolutions(depthwise=True), seed=st.integers(0, 2**32 - 1))
+def test_any_convolution_equals_the_reference_to_the_bit(target, case, seed):
+    spec, batch = case
+    rng = np.random.default_rng(seed)
+    data = random_tensor(spec.input, (batch, spec.height, spec.width, spec.in_channels), rng)
+    weight = random_weight(spec.weight_bits, spec.weight_shape, rng)
+    check_weighted(spec, target, data, weight, rng, reference)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize(
+    ("size", "channels_in", "channels_out", "kernel", "stride"),
+    [(7, 512, 512, 3, 1), (28, 64, 128, 1, 2), (14, 96, 576, 1, 1), (40, 3, 64, 7, 2)],
+)
+def test_layers_of_real_networks(target, bits, size, channels_in, channels_out, kernel, stride):
+    pad = kernel // 2
+    spec = ConvSpec(
+        batch=None,
+        height=size,
+        width=size,
+        in_channels=channels_in,
+        out_channels=channels_out,
+        kernel=(kernel, kernel),
+        input=IMAGE,
+        epilogue=Epilogue((0.0, None), None, (QParams(0.05, 0, 0, 3, "uint8"), IMAGE)),
+        stride=(stride, stride),
+        padding=(pad, pad, pad, pad),
+        weight_bits=bits,
+    )
+    rng = np.random.default_rng(1)
+    data = random_tensor(spec.input, (2, size, size, channels_in), rng)
+    check_weighted(spec, target, data, random_weight(bits, spec.weight_shape, rng), rng, reference)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_extreme_values_do_not_saturate(target, dtype):
+    low, high = (0, 255) if dtype == "uint8" else (-128, 127)
+    spec = ConvSpec(1, 4, 16, 64, 32, (3, 3), QParams(0.02, low, low, high, dtype), Epilogue())
+    data = np.full((1, 4, 16, 64), high, dtype)
+    for value in (-128, 127):
+        weight = np.full(spec.weight_shape, value, np.int8)
+        check_weighted(spec, target, data, weight, np.random.default_rng(0), reference)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_folded_zero_points_are_packed_by_channel(target):
+    # Codes 0..3 minus a zero point of 0..3 reach -3..3: more than 2 bits over all channels, not in any one.
+    rng = np.random.default_rng(2)
+    spec = ConvSpec(None, 6, 6, 8, 20, (3, 3), IMAGE, Epilogue(), padding=(1, 1, 1, 1), weight_bits=2)
+    weight = rng.integers(0, 4, spec.weight_shape) - rng.integers(0, 4, (20, 1, 1, 1))
+    assert weight.min() == -3
+    assert weight.max() == 3
+    data = random_tensor(IMAGE, (3, 6, 6, 8), rng)
+    check_weighted(spec, target, data, weight.astype(np.int8), rng, reference)
+
+
+def test_reference_sums_equal_torch():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    rng = np.random.default_rng(3)
+    spec = ConvSpec(
+        2, 9, 11, 6, 8, (3, 2), IMAGE, Epilogue(), (2, 1), padding=(1, 1, 1, 1), dilation=(1, 2), groups=2
+    )
+    data = random_tensor(IMAGE, (2, 9, 11, 6), rng)
+    weight = random_weight(8, spec.weight_shape, rng)
+    shifted = torch.from_numpy(data.astype(np.float64) - 3).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.conv2d(
+        shifted,
+        torch.from_numpy(weight.astype(np.float64)),
+        stride=(2, 1),
+        padding=1,
+        dilation=(1, 2),
+        groups=2,
+    )
+    np.testing.assert_array_equal(sums(spec, data, weight), expected.permute(0, 2, 3, 1).numpy())

@@ -1,0 +1,58 @@
+"""Fully connected kernels against exact integer sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tvm", reason="Apache TVM is not installed")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tvm_backend.kernel_tools import (
+    TARGETS,
+    batches,
+    check_weighted,
+    epilogues,
+    qparams,
+    random_tensor,
+    random_weight,
+)
+from tvm_backend.kernels.linear import reference
+from tvm_backend.kernels.spec import Epilogue, LinearSpec, QParams
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[LinearSpec, int]:
+    batch, known = draw(st.tuples(st.integers(1, 20), st.booleans()) | batches)
+    spec = LinearSpec(
+        batch=batch if known else None,
+        in_features=draw(st.integers(1, 150)),
+        out_features=draw(st.integers(1, 150)),
+        input=draw(qparams()),
+        epilogue=draw(epilogues()),
+        weight_bits=draw(st.sampled_from([2, 3, 4, 8])),
+    )
+    return spec, batch
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@settings(max_examples=25, deadline=None)
+@given(case=layers(), seed=st.integers(0, 2**32 - 1))
+def test_any_layer_equals_the_reference_to_the_bit(target, case, seed):
+    spec, batch = case
+    rng = np.random.default_rng(seed)
+    data = random_tensor(spec.input, (batch, spec.in_features), rng)
+    weight = random_weight(spec.weight_bits, spec.weight_shape, rng)
+    check_weighted(spec, target, data, weight, rng, reference)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("batch", [1, 16])
+def test_classifier(target, bits, batch):
+    spec = LinearSpec(None, 512, 1000, QParams(0.02, 0, 0, 255, "uint8"), Epilogue(), bits)
+    rng = np.random.default_rng(4)
+    data = random_tensor(spec.input, (batch, 512), rng)
+    check_weighted(spec, target, data, random_weight(bits, spec.weight_shape, rng), rng, reference)

@@ -1,0 +1,137 @@
+"""Where float32 becomes integers and back, changing between channels first and channels last on the way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tvm_backend.kernels import arithmetic, ir
+from tvm_backend.kernels.epilogue import dequantized, pieces, quantized
+from tvm_backend.kernels.ir import Expr
+from tvm_backend.kernels.isa import InstructionSet
+from tvm_backend.kernels.spec import DequantizeSpec, QuantizeSpec
+
+__all__ = ["Dequantize", "Quantize", "dequantize_reference", "quantize_reference"]
+
+
+def quantize_reference(spec: QuantizeSpec, data: NDArray) -> tuple[NDArray, ...]:
+    """What :class:`Quantize` computes, in numpy."""
+    if spec.to_channels_last:
+        data = data.transpose(0, 2, 3, 1)
+    return tuple(arithmetic.quantize(data, qparams) for qparams in spec.outputs)
+
+
+def dequantize_reference(spec: DequantizeSpec, data: NDArray) -> tuple[NDArray]:
+    """What :class:`Dequantize` computes, in numpy."""
+    value = arithmetic.dequantize(data, spec.input)
+    return (value.transpose(0, 3, 1, 2) if spec.to_channels_first else value,)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : QuantizeSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: QuantizeSpec
+    isa: InstructionSet
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        out_shape = spec.shape
+        if spec.to_channels_last:
+            out_shape = (*spec.shape[1:], spec.shape[0])
+        outputs = [(f"output{i}", (batch, *out_shape), q.dtype) for i, q in enumerate(spec.outputs)]
+        return [("data", (batch, *spec.shape), "float32"), *outputs]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = ir.batch_extent(spec.batch)
+        with ir.Function(name) as function:
+            data, *outputs = function.buffers(self.arguments(batch))
+            if spec.to_channels_last:
+                self._transpose(batch, data, outputs)
+            else:
+                lead = [0] * (len(spec.shape) - 1)
+                with ir.parallel(batch) as image:
+                    for begin, repeat, lanes in pieces(math.prod(spec.shape), self.isa.lanes):
+                        with ir.loop(repeat) as piece:
+                            where = [image, *lead, begin + piece * lanes]
+                            value = ir.load(data, where, lanes)
+                            for output, qparams in zip(outputs, spec.outputs, strict=True):
+                                ir.store(output, quantized(value, qparams, lanes), where, lanes)
+        return function.result
+
+    def _transpose(self, batch: Expr, data: Any, outputs: list[Any]) -> None:
+        channels, height, width = self.spec.shape
+        with ir.parallel(batch * height) as index:
+            image, y = index // height, index % height
+            # One channel's row is quantized as vectors and kept; then pixels are put together.
+            for output, qparams in zip(outputs, self.spec.outputs, strict=True):
+                kept = ir.allocate((channels, width), qparams.dtype)
+                with ir.loop(channels) as c:
+                    for begin, repeat, lanes in pieces(width, self.isa.lanes):
+                        with ir.loop(repeat) as piece:
+                            x = begin + piece * lanes
+                            value = quantized(ir.load(data, [image, c, y, x], lanes), qparams, lanes)
+                            ir.store(kept, value, [c, x], lanes)
+                with ir.loop(width) as x, ir.loop(channels) as c:
+                    ir.store(output, ir.load(kept, [c, x]), [image, y, x, c])
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : DequantizeSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: DequantizeSpec
+    isa: InstructionSet
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        out_shape = spec.shape
+        if spec.to_channels_first:
+            out_shape = (spec.shape[2], *spec.shape[:2])
+        return [("data", (batch, *spec.shape), spec.input.dtype), ("output0", (batch, *out_shape), "float32")]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = ir.batch_extent(spec.batch)
+        with ir.Function(name) as function:
+            data, output = function.buffers(self.arguments(batch))
+            if spec.to_channels_first:
+                height, width, channels = spec.shape
+                with ir.parallel(batch * height) as index:
+                    image, y = index // height, index % height
+                    with ir.loop(channels) as c, ir.loop(width) as x:
+                        value = dequantized(ir.load(data, [image, y, x, c]), spec.input, 1)
+                        ir.store(output, value, [image, c, y, x])
+            else:
+                lead = [0] * (len(spec.shape) - 1)
+                with ir.parallel(batch) as image:
+                    for begin, repeat, lanes in pieces(math.prod(spec.shape), self.isa.lanes):
+                        with ir.loop(repeat) as piece:
+                            where = [image, *lead, begin + piece * lanes]
+                            value = dequantized(ir.load(data, where, lanes), spec.input, lanes)
+                            ir.store(output, value, where, lanes)
+        return function.result

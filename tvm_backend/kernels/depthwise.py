@@ -1,0 +1,170 @@
+"""Depthwise convolution: every channel has a filter of its own, vectors run over channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cat_plugin.errors import CompileError
+from tvm_backend.kernels import ir
+from tvm_backend.kernels.conv2d import reference
+from tvm_backend.kernels.epilogue import finish, output_arguments, pieces, residual_argument
+from tvm_backend.kernels.ir import Expr
+from tvm_backend.kernels.isa import InstructionSet
+from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.window import Window
+
+__all__ = ["Depthwise", "reference"]
+
+_WINDOW_BYTES = 48 * 1024
+"""Input rows that a task copies at once, so that they stay in the cache nearest to the core."""
+
+_TASK_MACS = 400_000
+"""Work that is worth handing to a thread."""
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Generator of the kernel for one specification.
+
+    The weights are so few that they are kept in 8 bits, ``[tap][channel]``, at any bit-width.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: ConvSpec
+    isa: InstructionSet
+
+    @property
+    def stored_zero(self) -> int:
+        """The zero point of the activations as the instructions see them."""
+        return self.spec.input.zero_point
+
+    @property
+    def pixels(self) -> int:
+        """Pixels in a register tile."""
+        width = self.spec.out_width
+        return -(-width // -(-width // 8))
+
+    @property
+    def chunk(self) -> int:
+        """Output rows in a task."""
+        spec = self.spec
+        fitting = (_WINDOW_BYTES // Window(spec, 1, False).pitch - spec.kernel[0]) // spec.stride[0]
+        tasks = max(1, min(spec.out_height, spec.macs // _TASK_MACS))
+        return max(1, min(fitting, -(-spec.out_height // tasks)))
+
+    def pack_weight(self, weight: NDArray) -> NDArray:
+        """Lay weights of shape (C, 1, kernel height, kernel width) out as [tap][channel]."""
+        if weight.min() < -128 or weight.max() > 127:
+            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
+        flat = np.asarray(weight).reshape(weight.shape[0], -1)
+        return np.ascontiguousarray(flat.T.reshape(-1).astype(np.int8))
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        per_channel = (spec.out_channels,)
+        out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
+        return [
+            ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
+            ("weight", (spec.kernel[0] * spec.kernel[1] * spec.out_channels,), "int8"),
+            ("compensation", per_channel, "int32"),
+            ("scale", per_channel, "float32"),
+            ("bias", per_channel, "float32"),
+            *residual_argument(spec.epilogue, out_shape),
+            *output_arguments(spec.epilogue, out_shape),
+        ]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        batch = ir.batch_extent(self.spec.batch)
+        with ir.Function(name) as function:
+            self._emit(batch, function.buffers(self.arguments(batch)))
+        return function.result
+
+    def _emit(self, batch: Expr, buffers: Sequence[Any]) -> None:
+        spec, chunk = self.spec, self.chunk
+        window = Window(spec, chunk, flip=False)
+        tasks = -(-spec.out_height // chunk)
+        with ir.parallel(batch * tasks) as index:
+            image, first = index // tasks, index % tasks * chunk
+            count = ir.least(chunk, spec.out_height - first) if spec.out_height % chunk else chunk
+            rows = window.allocate()
+            in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
+            window.fill(rows, buffers[0], image, first * spec.stride[0] - spec.padding[0], in_rows)
+            with ir.loop(count) as row:
+                for begin, repeat, lanes in pieces(spec.out_channels, self.isa.lanes):
+                    with ir.loop(repeat) as piece:
+                        self._row(buffers, window, rows, image, row, first, begin + piece * lanes, lanes)
+
+    def _row(
+        self,
+        buffers: Sequence[Any],
+        window: Window,
+        rows: Any,
+        image: Expr,
+        row: Expr,
+        first: Expr,
+        channel: Expr,
+        lanes: int,
+    ) -> None:
+        """One output row of one vector of channels."""
+        full, rest = divmod(self.spec.out_width, self.pixels)
+        with ir.loop(full) as tile:
+            self._tile(
+                buffers, window, rows, image, row, first, channel, lanes, tile * self.pixels, self.pixels
+            )
+        if rest:
+            self._tile(buffers, window, rows, image, row, first, channel, lanes, full * self.pixels, rest)
+
+    def _tile(
+        self,
+        buffers: Sequence[Any],
+        window: Window,
+        rows: Any,
+        image: Expr,
+        row: Expr,
+        first: Expr,
+        channel: Expr,
+        lanes: int,
+        x: Expr,
+        pixels: int,
+    ) -> None:
+        spec = self.spec
+        _, weight, compensation, scale, bias = buffers[:5]
+        held = ir.allocate((pixels,), ir.vector("int32", lanes), registers=True)
+        for p in range(pixels):
+            ir.store(held, ir.load(compensation, [channel], lanes), [p])
+        for ky in range(spec.kernel[0]):
+            for kx in range(spec.kernel[1]):
+                tap = (ky * spec.kernel[1] + kx) * spec.out_channels
+                wide = ir.vector("int16", lanes)
+                weights = ir.hold(ir.cast(ir.load(weight, [tap + channel], lanes), "int16", lanes), wide)
+                y = row * spec.stride[0] + ky * spec.dilation[0]
+                for p in range(pixels):
+                    column = (x + p) * spec.stride[1] + kx * spec.dilation[1]
+                    place = y * window.pitch + column * spec.in_channels + channel
+                    # A product of 8-bit values fits in 16 bits.
+                    product = ir.cast(ir.load(rows, [place], lanes), "int16", lanes) * weights
+                    ir.store(held, ir.load(held, [p]) + ir.cast(product, "int32", lanes), [p])
+        rest = list(buffers[5:])
+        residual = rest.pop(0) if spec.epilogue.residual is not None else None
+        for p in range(pixels):
+            value = ir.fma(
+                ir.cast(ir.load(held, [p]), "float32", lanes),
+                ir.load(scale, [channel], lanes),
+                ir.load(bias, [channel], lanes),
+                lanes,
+            )
+            where = [image, first + row, x + p, channel]
+            finish(value, spec.epilogue, residual, rest, where, lanes)

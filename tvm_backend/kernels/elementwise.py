@@ -1,0 +1,88 @@
+"""Sum of one or two tensors, clipped and quantized anew."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tvm_backend.kernels import ir
+from tvm_backend.kernels.arithmetic import add_to, apply_epilogue, dequantize, storage_dtype
+from tvm_backend.kernels.epilogue import dequantized, finish, output_arguments, pieces
+from tvm_backend.kernels.ir import Expr
+from tvm_backend.kernels.isa import InstructionSet
+from tvm_backend.kernels.spec import ElementwiseSpec
+
+__all__ = ["Elementwise", "reference"]
+
+_TASK = 16384
+"""Elements worth handing to a thread."""
+
+
+def reference(spec: ElementwiseSpec, *inputs: NDArray) -> tuple[NDArray, ...]:
+    """What the kernel computes, in numpy."""
+    value = dequantize(inputs[0], spec.inputs[0])
+    for tensor, kind in zip(inputs[1:], spec.inputs[1:], strict=True):
+        value = add_to(value, tensor, kind)
+    return apply_epilogue(value, spec.epilogue)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : ElementwiseSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: ElementwiseSpec
+    isa: InstructionSet
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        shape = (batch, *spec.shape)
+        inputs = [(f"input{i}", shape, storage_dtype(kind)) for i, kind in enumerate(spec.inputs)]
+        return [*inputs, *output_arguments(spec.epilogue, shape)]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = ir.batch_extent(spec.batch)
+        size = math.prod(spec.shape)
+        lead = [0] * (len(spec.shape) - 1)
+        tasks = -(-size // _TASK)
+        chunk = -(-size // tasks)
+        chunk = -(-chunk // self.isa.lanes) * self.isa.lanes
+        tasks = -(-size // chunk)
+        with ir.Function(name) as function:
+            buffers = function.buffers(self.arguments(batch))
+            inputs, outputs = buffers[: len(spec.inputs)], buffers[len(spec.inputs) :]
+
+            def vectors(image: Expr, start: Expr, count: int) -> None:
+                for begin, repeat, lanes in pieces(count, self.isa.lanes):
+                    with ir.loop(repeat) as piece:
+                        where = [image, *lead, start + begin + piece * lanes]
+                        value = None
+                        for buffer, kind in zip(inputs, spec.inputs, strict=True):
+                            value = dequantized(ir.load(buffer, where, lanes), kind, lanes, onto=value)
+                        finish(value, spec.epilogue, None, outputs, where, lanes)
+
+            with ir.parallel(batch * tasks) as index:
+                image, task = index // tasks, index % tasks
+                rest = size - (tasks - 1) * chunk
+                if rest == chunk:
+                    vectors(image, task * chunk, chunk)
+                else:
+                    with ir.choose(task == tasks - 1) as (last, full):
+                        with last:
+                            vectors(image, (tasks - 1) * chunk, rest)
+                        with full:
+                            vectors(image, task * chunk, chunk)
+        return function.result

@@ -1,0 +1,202 @@
+"""From a specification and a target to a kernel."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.target import Target
+
+from cat_plugin.errors import CompileError
+from tvm_backend.kernels import packing
+from tvm_backend.kernels.border import Dequantize, Quantize
+from tvm_backend.kernels.concat import Concat
+from tvm_backend.kernels.conv2d import DirectConv
+from tvm_backend.kernels.depthwise import Depthwise
+from tvm_backend.kernels.elementwise import Elementwise
+from tvm_backend.kernels.isa import InstructionSet, select
+from tvm_backend.kernels.linear import Linear
+from tvm_backend.kernels.pool import Pool
+from tvm_backend.kernels.spec import (
+    ConcatSpec,
+    ConvSpec,
+    DequantizeSpec,
+    ElementwiseSpec,
+    KernelSpec,
+    LinearSpec,
+    PoolSpec,
+    QuantizeSpec,
+    SubsampleSpec,
+)
+from tvm_backend.kernels.subsample import Subsample
+
+__all__ = ["Kernel", "lower"]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel that is ready to be added to a module.
+
+    Parameters
+    ----------
+    name : str
+        Name that says what it computes; not unique.
+    variant : str
+        Instruction set and algorithm, for the report.
+    spec : KernelSpec
+        What it computes.
+    prim_func : tvm.tirx.PrimFunc
+        The function; its arguments are those that the specification's docstring lists, in that order.
+    operations : int
+        Multiplications and additions for one sample; for kernels without a weight, elements produced.
+    bytes : int
+        Bytes of inputs and outputs for one sample, plus the packed weight once.
+    """
+
+    name: str
+    variant: str
+    spec: KernelSpec
+    prim_func: Any
+    operations: int
+    bytes: int
+    _pack: Callable[[NDArray], NDArray] | None = None
+    _stored_zero: int = 0
+
+    def pack_weight(self, weight: NDArray) -> NDArray:
+        """Bring integer weights into the order in which the kernel reads them.
+
+        Parameters
+        ----------
+        weight : ndarray of int
+            Shape ``spec.weight_shape``, zero point already subtracted.
+
+        Returns
+        -------
+        ndarray of int8 or uint8, one-dimensional
+            The packed weight, at 2, 4 or 8 bits a value.
+
+        Raises
+        ------
+        CompileError
+            If the kernel has no weight, or the weight does not fit into its bits.
+        """
+        if self._pack is None:
+            raise CompileError(f"{self.name} has no weight to pack")
+        return self._pack(np.asarray(weight))
+
+    def compensation(self, weight: NDArray) -> NDArray[np.int32]:
+        """The int32 argument that takes the zero point out of the sums.
+
+        It is ``-zero_point * sum(weight)`` for each output channel, with the zero point as the kernel's instructions
+        see it: where int8 activations are multiplied as uint8, that is 128 more.  `weight` is unpacked.
+        """
+        return packing.zero_point_sums(np.asarray(weight), self._stored_zero)
+
+
+def _size(kind: Any) -> int:
+    return 1 if kind != "float32" else 4
+
+
+def _moved(spec: KernelSpec, weight_bytes: int) -> int:
+    """Bytes of inputs and outputs for one sample, and of the weight."""
+    match spec:
+        case ConvSpec():
+            out = spec.out_height * spec.out_width * spec.out_channels
+            into = spec.height * spec.width * spec.in_channels
+        case LinearSpec():
+            out, into = spec.out_features, spec.in_features
+        case PoolSpec():
+            out = spec.out_height * spec.out_width * spec.channels
+            into = spec.height * spec.width * spec.channels
+        case ElementwiseSpec():
+            out = math.prod(spec.shape)
+            into = out * sum(_size(kind) for kind in spec.inputs)
+        case ConcatSpec():
+            out = into = math.prod(spec.shape) * sum(spec.channels)
+        case SubsampleSpec():
+            out = into = math.prod(spec.out_shape)
+            return out + into
+        case QuantizeSpec():
+            out = math.prod(spec.shape)
+            return out * (4 + len(spec.outputs))
+        case DequantizeSpec():
+            return math.prod(spec.shape) * 5
+    total = into + weight_bytes + out * sum(_size(kind) for kind in spec.epilogue.outputs)
+    if spec.epilogue.residual is not None:
+        total += out * _size(spec.epilogue.residual)
+    return total
+
+
+def _generator(spec: KernelSpec, isa: InstructionSet) -> tuple[str, Any]:
+    """The generator for a specification and the kernel's name."""
+    match spec:
+        case ConvSpec() if spec.depthwise and spec.in_channels > 1:
+            return f"depthwise_{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}", Depthwise(spec, isa)
+        case ConvSpec():
+            size = f"{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}_{spec.out_channels}"
+            return f"conv2d_{size}", DirectConv(spec, isa)
+        case LinearSpec():
+            return f"linear_{spec.in_features}_{spec.out_features}", Linear(spec, isa)
+        case PoolSpec():
+            return f"{spec.kind}_pool_{spec.kernel[0]}x{spec.kernel[1]}_{spec.channels}", Pool(spec, isa)
+        case ElementwiseSpec():
+            return ("requantize" if len(spec.inputs) == 1 else "add"), Elementwise(spec, isa)
+        case ConcatSpec():
+            return "concat", Concat(spec, isa)
+        case SubsampleSpec():
+            return "subsample", Subsample(spec, isa)
+        case QuantizeSpec():
+            return "quantize", Quantize(spec, isa)
+        case DequantizeSpec():
+            return "dequantize", Dequantize(spec, isa)
+    raise CompileError(f"there is no kernel for {type(spec).__name__}; see tvm_backend.kernels.spec")
+
+
+def lower(spec: KernelSpec, target: Target) -> Kernel:
+    """Choose and build the kernel for a specification.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        What to compute.
+    target : tvm.target.Target
+        Where; its CPU decides on the instructions.
+
+    Returns
+    -------
+    Kernel
+        The function with what prepares its weight.  Equal arguments give the same object.
+
+    Raises
+    ------
+    CompileError
+        If no kernel computes `spec`.
+    """
+    return _lower(spec, select(target))
+
+
+@functools.lru_cache(maxsize=1024)
+def _lower(spec: KernelSpec, isa: InstructionSet) -> Kernel:
+    name, generator = _generator(spec, isa)
+    macs = getattr(spec, "macs", None)
+    weight_bytes = 0
+    if isinstance(generator, DirectConv | Linear):
+        weight_bytes = generator.layout.length
+    elif isinstance(generator, Depthwise):
+        weight_bytes = math.prod(spec.weight_shape)  # type: ignore[union-attr]
+    moved = _moved(spec, weight_bytes)
+    return Kernel(
+        name=name,
+        variant=isa.name,
+        spec=spec,
+        prim_func=generator.build(name),
+        operations=2 * macs if macs is not None else moved,
+        bytes=moved,
+        _pack=getattr(generator, "pack_weight", None),
+        _stored_zero=getattr(generator, "stored_zero", 0),
+    )
