@@ -29,8 +29,8 @@ if "avx512_vnni" in native_features():
 
 
 def execute(
-    kernel: Kernel, target: Target, arguments: list[NDArray], outputs: list[NDArray]
-) -> list[NDArray]:
+    kernel: Kernel, target: Target, arguments: list[NDArray[Any]], outputs: list[NDArray[Any]]
+) -> list[NDArray[Any]]:
     """Compile a kernel, run it once and return what it wrote."""
     module = tvm.compile(tvm.IRModule({kernel.name: kernel.prim_func}), target=target)
     given = [tvm.runtime.tensor(np.ascontiguousarray(array)) for array in arguments]
@@ -40,7 +40,7 @@ def execute(
 
 
 def check(
-    spec: KernelSpec, target_name: str, arguments: list[NDArray], expected: tuple[NDArray, ...]
+    spec: KernelSpec, target_name: str, arguments: list[NDArray[Any]], expected: tuple[NDArray[Any], ...]
 ) -> None:
     """Run the kernel for `spec` without a weight and compare with the reference, bit for bit."""
     target = Target(TARGETS[target_name])
@@ -51,7 +51,12 @@ def check(
 
 
 def check_weighted(
-    spec: Any, target_name: str, data: NDArray, weight: NDArray, rng: np.random.Generator, reference: Any
+    spec: Any,
+    target_name: str,
+    data: NDArray[Any],
+    weight: NDArray[Any],
+    rng: np.random.Generator,
+    reference: Any,
 ) -> None:
     """Run a convolution or linear kernel with random constants and compare with the reference, bit for bit."""
     target = Target(TARGETS[target_name])
@@ -74,20 +79,20 @@ def check_weighted(
         np.testing.assert_array_equal(found, wanted)
 
 
-def _zeros(spec: Any, data: NDArray, weight: NDArray) -> NDArray | None:
+def _zeros(spec: Any, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:
     if spec.epilogue.residual is None:
         return None
     return np.zeros((1,), np.float32 if spec.epilogue.residual == "float32" else spec.epilogue.residual.dtype)
 
 
-def random_tensor(kind: TensorKind, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray:
+def random_tensor(kind: TensorKind, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
     """Random values of a kind, the ends of its range included."""
     if not isinstance(kind, QParams):
         return rng.normal(size=shape).astype(np.float32)
     return rng.integers(kind.qmin, kind.qmax + 1, shape).astype(kind.dtype)
 
 
-def random_weight(bits: int, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray:
+def random_weight(bits: int, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
     """Random signed weights of a bit-width."""
     return rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(np.int8)
 

@@ -8,6 +8,8 @@ IEEE Transactions on Computers 57(4), 2008, theorem 1: two more than twice the b
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 __all__ = ["apply_epilogue", "dequantize", "fma32", "quantize", "scaled_sum", "storage_dtype"]
 
 
-def fma32(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float32]:
+def fma32(a: NDArray[Any], b: NDArray[Any] | np.float32, c: NDArray[Any]) -> NDArray[np.float32]:
     """``a * b + c`` of float32 arrays with a single rounding.
 
     Parameters
@@ -40,7 +42,8 @@ def fma32(a: NDArray, b: NDArray, c: NDArray) -> NDArray[np.float32]:
     bits = total.view(np.int64)
     even = (error != 0) & (bits & 1 == 0) & np.isfinite(total)
     towards = np.where(error > 0, np.inf, -np.inf)
-    return np.where(even, np.nextafter(total, towards), total).astype(np.float32)
+    result: NDArray[np.float32] = np.where(even, np.nextafter(total, towards), total).astype(np.float32)
+    return result
 
 
 def storage_dtype(kind: TensorKind) -> str:
@@ -48,21 +51,22 @@ def storage_dtype(kind: TensorKind) -> str:
     return kind.dtype if isinstance(kind, QParams) else "float32"
 
 
-def quantize(value: NDArray[np.float32], qparams: QParams) -> NDArray:
+def quantize(value: NDArray[np.float32], qparams: QParams) -> NDArray[Any]:
     """``clamp(rint(value * float32(1 / scale)) + zero_point)``, ties to even, in the storage type."""
     scaled = np.rint(value.astype(np.float32) * np.float32(qparams.inverse))
     low, high = qparams.qmin - qparams.zero_point, qparams.qmax - qparams.zero_point
-    return (np.clip(scaled, low, high).astype(np.int32) + qparams.zero_point).astype(qparams.dtype)
+    shifted: NDArray[Any] = np.clip(scaled, low, high).astype(np.int32) + qparams.zero_point
+    return shifted.astype(qparams.dtype)
 
 
-def dequantize(value: NDArray, kind: TensorKind) -> NDArray[np.float32]:
+def dequantize(value: NDArray[Any], kind: TensorKind) -> NDArray[np.float32]:
     """``float32(value - zero_point) * float32(scale)``; a float32 tensor is returned as it is."""
     if not isinstance(kind, QParams):
         return value.astype(np.float32)
     return (value.astype(np.int32) - kind.zero_point).astype(np.float32) * np.float32(kind.step)
 
 
-def add_to(total: NDArray[np.float32], value: NDArray, kind: TensorKind) -> NDArray[np.float32]:
+def add_to(total: NDArray[np.float32], value: NDArray[Any], kind: TensorKind) -> NDArray[np.float32]:
     """Add a tensor to a float32 value, an integer one by fused multiply-add."""
     if not isinstance(kind, QParams):
         return (total + value.astype(np.float32)).astype(np.float32)
@@ -70,14 +74,14 @@ def add_to(total: NDArray[np.float32], value: NDArray, kind: TensorKind) -> NDAr
     return fma32(shifted, np.float32(kind.step), total)
 
 
-def scaled_sum(acc: NDArray[np.int32], scale: NDArray, bias: NDArray) -> NDArray[np.float32]:
+def scaled_sum(acc: NDArray[np.int32], scale: NDArray[Any], bias: NDArray[Any]) -> NDArray[np.float32]:
     """``fma(float32(acc), scale, bias)`` along the last axis."""
     return fma32(acc.astype(np.float32), scale.astype(np.float32), bias.astype(np.float32))
 
 
 def apply_epilogue(
-    value: NDArray[np.float32], epilogue: Epilogue, residual: NDArray | None = None
-) -> tuple[NDArray, ...]:
+    value: NDArray[np.float32], epilogue: Epilogue, residual: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], ...]:
     """Residual, clip and outputs of a float32 value.
 
     Parameters

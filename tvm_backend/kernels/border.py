@@ -17,14 +17,14 @@ from tvm_backend.kernels.spec import DequantizeSpec, QuantizeSpec
 __all__ = ["Dequantize", "Quantize", "dequantize_reference", "quantize_reference"]
 
 
-def quantize_reference(spec: QuantizeSpec, data: NDArray) -> tuple[NDArray, ...]:
+def quantize_reference(spec: QuantizeSpec, data: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """What :class:`Quantize` computes, in numpy."""
     if spec.to_channels_last:
         data = data.transpose(0, 2, 3, 1)
     return tuple(arithmetic.quantize(data, qparams) for qparams in spec.outputs)
 
 
-def dequantize_reference(spec: DequantizeSpec, data: NDArray) -> tuple[NDArray]:
+def dequantize_reference(spec: DequantizeSpec, data: NDArray[Any]) -> tuple[NDArray[Any]]:
     """What :class:`Dequantize` computes, in numpy."""
     value = arithmetic.dequantize(data, spec.input)
     return (value.transpose(0, 3, 1, 2) if spec.to_channels_first else value,)

@@ -20,7 +20,7 @@ from tvm_backend.kernels.spec import ConcatSpec, Epilogue
 __all__ = ["Concat", "reference"]
 
 
-def reference(spec: ConcatSpec, *inputs: NDArray) -> tuple[NDArray, ...]:
+def reference(spec: ConcatSpec, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """What the kernel computes, in numpy."""
     parts = [
         apply_epilogue(dequantize(tensor, kind), spec.epilogue)

@@ -36,7 +36,7 @@ _TASK_MACS = 4_000_000
 """Work that is worth handing to a thread."""
 
 
-def sums(spec: ConvSpec, data: NDArray, weight: NDArray) -> NDArray[np.int32]:
+def sums(spec: ConvSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.int32]:
     """Exact sums of products, ``sum((q - zero_point) * w)``.
 
     Parameters
@@ -77,12 +77,12 @@ def sums(spec: ConvSpec, data: NDArray, weight: NDArray) -> NDArray[np.int32]:
 
 def reference(
     spec: ConvSpec,
-    data: NDArray,
-    weight: NDArray,
-    scale: NDArray,
-    bias: NDArray,
-    residual: NDArray | None = None,
-) -> tuple[NDArray, ...]:
+    data: NDArray[Any],
+    weight: NDArray[Any],
+    scale: NDArray[Any],
+    bias: NDArray[Any],
+    residual: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], ...]:
     """What every convolution kernel computes, in numpy; see :func:`sums` for shapes."""
     value = scaled_sum(sums(spec, data, weight), scale, bias)
     return apply_epilogue(value, spec.epilogue, residual)
@@ -159,7 +159,7 @@ class DirectConv:
             bits=storage_bits(spec.weight_bits),
         )
 
-    def pack_weight(self, weight: NDArray) -> NDArray:
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of shape (C_out, C_in / groups, kernel height, kernel width)."""
         spec, layout = self.spec, self.layout
         last = np.asarray(weight).reshape(spec.groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)

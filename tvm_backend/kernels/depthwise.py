@@ -63,7 +63,7 @@ class Depthwise:
         tasks = max(1, min(spec.out_height, spec.macs // _TASK_MACS))
         return max(1, min(fitting, -(-spec.out_height // tasks)))
 
-    def pack_weight(self, weight: NDArray) -> NDArray:
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Lay weights of shape (C, 1, kernel height, kernel width) out as [tap][channel]."""
         if weight.min() < -128 or weight.max() > 127:
             raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")

@@ -21,7 +21,7 @@ _TASK = 16384
 """Elements worth handing to a thread."""
 
 
-def reference(spec: ElementwiseSpec, *inputs: NDArray) -> tuple[NDArray, ...]:
+def reference(spec: ElementwiseSpec, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """What the kernel computes, in numpy."""
     value = dequantize(inputs[0], spec.inputs[0])
     for tensor, kind in zip(inputs[1:], spec.inputs[1:], strict=True):

@@ -21,7 +21,7 @@ from tvm_backend.kernels.unpack import lowest_values, unpacked
 __all__ = ["Linear", "reference", "sums"]
 
 
-def sums(spec: LinearSpec, data: NDArray, weight: NDArray) -> NDArray[np.int32]:
+def sums(spec: LinearSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.int32]:
     """Exact sums of products, ``sum((q - zero_point) * w)``; data (N, C_in), weight (C_out, C_in)."""
     shifted = data.astype(np.float64) - spec.input.zero_point
     # Products of bytes sum exactly in float64, whose matrix product is fast.
@@ -30,12 +30,12 @@ def sums(spec: LinearSpec, data: NDArray, weight: NDArray) -> NDArray[np.int32]:
 
 def reference(
     spec: LinearSpec,
-    data: NDArray,
-    weight: NDArray,
-    scale: NDArray,
-    bias: NDArray,
-    residual: NDArray | None = None,
-) -> tuple[NDArray, ...]:
+    data: NDArray[Any],
+    weight: NDArray[Any],
+    scale: NDArray[Any],
+    bias: NDArray[Any],
+    residual: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], ...]:
     """What every linear kernel computes, in numpy; see :func:`sums` for shapes."""
     value = scaled_sum(sums(spec, data, weight), scale, bias)
     return apply_epilogue(value, spec.epilogue, residual)
@@ -92,7 +92,7 @@ class Linear:
             bits=storage_bits(spec.weight_bits),
         )
 
-    def pack_weight(self, weight: NDArray) -> NDArray:
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of shape (C_out, C_in)."""
         return self.layout.pack(np.asarray(weight)[None, :, None, :])
 

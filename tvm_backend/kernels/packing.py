@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +26,11 @@ def storage_bits(weight_bits: int) -> int:
     return 2 if weight_bits <= 2 else 4 if weight_bits <= 4 else 8
 
 
-def zero_point_sums(weight: NDArray, zero_point: int) -> NDArray[np.int32]:
+def zero_point_sums(weight: NDArray[Any], zero_point: int) -> NDArray[np.int32]:
     """``-zero_point * sum(weight)`` for each output channel."""
     sums = weight.reshape(weight.shape[0], -1).astype(np.int64).sum(axis=1)
-    return (-zero_point * sums).astype(np.int32)
+    result: NDArray[np.int32] = (-zero_point * sums).astype(np.int32)
+    return result
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class WeightLayout:
         """Element type of the packed weight."""
         return "int8" if self.bits == 8 else "uint8"
 
-    def _blocked(self, weight: NDArray) -> NDArray:
+    def _blocked(self, weight: NDArray[Any]) -> NDArray[Any]:
         """From (groups, channels, runs, run) to (groups, blocks, units, lanes, group)."""
         lanes, group = self.isa.lanes, self.isa.group
         padded = np.zeros(
@@ -122,7 +124,7 @@ class WeightLayout:
         result[:, :, : flat.shape[2]] = flat
         return result
 
-    def pack(self, weight: NDArray) -> NDArray:
+    def pack(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack integer weights.
 
         Parameters

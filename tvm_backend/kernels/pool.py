@@ -41,7 +41,9 @@ def _divisors(spec: PoolSpec) -> NDArray[np.int64]:
     return np.outer(rows, columns)
 
 
-def reference(spec: PoolSpec, data: NDArray, residual: NDArray | None = None) -> tuple[NDArray, ...]:
+def reference(
+    spec: PoolSpec, data: NDArray[Any], residual: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], ...]:
     """What the pooling kernel computes, in numpy; `data` has shape (N, H, W, C)."""
     top, left = spec.padding[:2]
     rows = _spans(spec.height, spec.out_height, spec.kernel[0], spec.stride[0], top)

@@ -64,10 +64,10 @@ class Kernel:
     prim_func: Any
     operations: int
     bytes: int
-    _pack: Callable[[NDArray], NDArray] | None = None
+    _pack: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     _stored_zero: int = 0
 
-    def pack_weight(self, weight: NDArray) -> NDArray:
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Bring integer weights into the order in which the kernel reads them.
 
         Parameters
@@ -89,7 +89,7 @@ class Kernel:
             raise CompileError(f"{self.name} has no weight to pack")
         return self._pack(np.asarray(weight))
 
-    def compensation(self, weight: NDArray) -> NDArray[np.int32]:
+    def compensation(self, weight: NDArray[Any]) -> NDArray[np.int32]:
         """The int32 argument that takes the zero point out of the sums.
 
         It is ``-zero_point * sum(weight)`` for each output channel, with the zero point as the kernel's instructions

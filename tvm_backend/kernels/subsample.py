@@ -16,7 +16,7 @@ from tvm_backend.kernels.spec import SubsampleSpec
 __all__ = ["Subsample", "reference"]
 
 
-def reference(spec: SubsampleSpec, data: NDArray) -> tuple[NDArray]:
+def reference(spec: SubsampleSpec, data: NDArray[Any]) -> tuple[NDArray[Any]]:
     """What the kernel computes, in numpy."""
     picked = data[:, :: spec.stride[0], :: spec.stride[1]]
     channels = ((0, 0), (0, 0), (0, 0), (spec.before, spec.after))
