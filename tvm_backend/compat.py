@@ -78,7 +78,7 @@ def is_constant(expr: Any) -> bool:
 
 def constant_value(expr: Any) -> np.ndarray:
     """The contents of a tensor constant."""
-    return (expr.value if hasattr(expr, "value") else expr.data).numpy()
+    return np.asarray((expr.value if hasattr(expr, "value") else expr.data).numpy())
 
 
 def constant(array: np.ndarray) -> Any:
@@ -94,7 +94,7 @@ def call_pure_packed(name: str, args: list[Any], types: list[Any]) -> Any:
 
 def variable_name(var: Any) -> str:
     """The name of a relax variable."""
-    return var.name if hasattr(var, "name") else var.name_hint
+    return str(var.name if hasattr(var, "name") else var.name_hint)
 
 
 def call_with(call: Any, args: list[Any]) -> Any:
@@ -149,3 +149,48 @@ def number(expr: Any) -> float:
 def same_shape(left: Any, right: Any) -> bool:
     """Whether two tensors are known to have the same shape."""
     return bool(_structural_equal(type_of(left).shape, type_of(right).shape))
+
+
+def bound_values(function: Any) -> list[Any]:
+    """The expressions bound in a relax function, in order."""
+    return [binding.value for block in function.body.blocks for binding in block.bindings]
+
+
+def return_type(function: Any) -> Any:
+    """The type of a relax function's result."""
+    return function.ret_ty if hasattr(function, "ret_ty") else function.ret_struct_info
+
+
+def ffi_version() -> str:
+    """The installed version of ``apache-tvm-ffi``."""
+    return str(tvm_ffi.__version__)
+
+
+def target_machine(target: Any) -> str:
+    """The machine, as ``platform.machine()`` names it, that a target's triple stands for; empty when it has none."""
+    return str(target.attrs.get("mtriple", "") or "").partition("-")[0]
+
+
+def specialize_batch(mod: Any, sizes: Any) -> Any:
+    """Add a copy of ``main`` for each batch size in `sizes`, named ``main_<size>``."""
+    added = {}
+    variable = None if not sizes else type_of(mod["main"].params[0]).shape.values[0]
+    for size in sizes:
+        alone = tvm.IRModule({"main": relax.utils.copy_with_new_vars(mod["main"])})
+        bound = relax.transform.BindSymbolicVars({variable_name(variable): size}, "main")(alone)["main"]
+        attributes = {**dict(bound.attrs), "global_symbol": f"main_{size}"}
+        for name in ("tir_var_lower_bound", "tir_var_upper_bound"):
+            attributes.pop(name, None)
+        added[tvm.ir.GlobalVar(f"main_{size}")] = relax.Function(
+            bound.params, bound.body, return_type(bound), True, tvm.ir.make_node("ir.DictAttrs", **attributes)
+        )
+    return with_functions(mod, added)
+
+
+def assert_structural_equal(left: Any, right: Any) -> None:
+    """Raise when two modules differ by more than names."""
+    check = getattr(tvm.ir, "assert_structural_equal", None)
+    if check is not None:
+        check(left, right, map_free_vars=True)
+    elif not tvm_ffi.structural_equal(left, right, map_free_vars=True):
+        raise AssertionError(f"modules differ:\n{left}\n---\n{right}")

@@ -23,8 +23,19 @@ from tvm import relax
 
 from tvm_backend import compat
 from tvm_backend.kernels import spec as specs
-from tvm_backend.kernels.spec import ConcatSpec, ConvSpec, DequantizeSpec, Epilogue, KernelSpec, LinearSpec
-from tvm_backend.kernels.spec import PoolSpec, QParams, QuantizeSpec, SubsampleSpec, TensorKind
+from tvm_backend.kernels.spec import (
+    ConcatSpec,
+    ConvSpec,
+    DequantizeSpec,
+    Epilogue,
+    KernelSpec,
+    LinearSpec,
+    PoolSpec,
+    QParams,
+    QuantizeSpec,
+    SubsampleSpec,
+    TensorKind,
+)
 
 __all__ = [
     "CORRECTIONS",
@@ -194,7 +205,10 @@ def output_shape(spec: KernelSpec) -> tuple[int, ...]:
 def kernel(spec: KernelSpec, args: list[Any], batch: Any) -> Any:
     """``cat.kernel``: an integer kernel applied to `args`, for a batch of `batch` (an int or a symbolic variable)."""
     shape = [batch, *output_shape(spec)]
-    types = [compat.tensor_type(shape, "float32" if kind == "float32" else kind.dtype) for kind in output_kinds(spec)]
+    types = [
+        compat.tensor_type(shape, "float32" if kind == "float32" else kind.dtype)
+        for kind in output_kinds(spec)
+    ]
     return _call("kernel", args, spec, types)
 
 

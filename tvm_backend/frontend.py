@@ -54,7 +54,7 @@ def _scalar(value: Any, importer: Any) -> float:
             f"{getattr(value, 'name', value)!r} gives the scale or zero point of a tensor and is computed at run time; "
             "only statically quantized graphs can be compiled to integer kernels"
         )
-    return tensor.item()
+    return float(tensor.item())
 
 
 def _qparams(node: Any, importer: Any) -> QParams:

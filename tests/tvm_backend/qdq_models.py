@@ -7,7 +7,7 @@ graph that the backend is meant to read.  Scales are taken from one pass over ra
 from __future__ import annotations
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers the quantized_decomposed ops)
+import torch.ao.quantization.fx._decomposed
 from torch import nn
 
 qd = torch.ops.quantized_decomposed
@@ -56,7 +56,9 @@ class QWeight(nn.Module):
     def forward(self) -> torch.Tensor:
         if self.per_tensor is not None:
             return qd.dequantize_per_tensor(self.q, self.per_tensor, 0, self.qmin, self.qmax, torch.int8)
-        return qd.dequantize_per_channel(self.q, self.scale, self.zero_point, 0, self.qmin, self.qmax, torch.int8)
+        return qd.dequantize_per_channel(
+            self.q, self.scale, self.zero_point, 0, self.qmin, self.qmax, torch.int8
+        )
 
 
 class QConv(nn.Module):
@@ -66,11 +68,18 @@ class QConv(nn.Module):
         super().__init__()
         self.weight = QWeight(conv.weight, bits)
         self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
-        self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
+        self.stride, self.padding, self.dilation, self.groups = (
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+        )
         self.function = nn.functional.conv2d if isinstance(conv, nn.Conv2d) else nn.functional.conv1d
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return self.function(
+            x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
+        )
 
 
 class QLinear(nn.Module):
@@ -93,7 +102,13 @@ class QBlock(nn.Module):
     """
 
     def __init__(
-        self, cin: int, cout: int, stride: int, bits: int, shortcut: str = "identity", quantize_branch: bool = True
+        self,
+        cin: int,
+        cout: int,
+        stride: int,
+        bits: int,
+        shortcut: str = "identity",
+        quantize_branch: bool = True,
     ) -> None:
         super().__init__()
         self.conv1 = QConv(nn.Conv2d(cin, cout, 3, stride, 1), bits)

@@ -66,4 +66,3 @@ class _Fold(Rewriter):
 
 
 FoldBias = as_pass(_Fold, "FoldBias")
-

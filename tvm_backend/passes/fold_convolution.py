@@ -44,7 +44,10 @@ class _Fold(Rewriter):
         weight = read_weight(self.definition(expr.args[1]), axis=0)
         if data is None or weight is None:
             return None
-        if str(expr.attrs.data_layout) not in ("NCHW", "NCW") or str(expr.attrs.kernel_layout) not in ("OIHW", "OIW"):
+        if str(expr.attrs.data_layout) not in ("NCHW", "NCW") or str(expr.attrs.kernel_layout) not in (
+            "OIHW",
+            "OIW",
+        ):
             return None
         x, q = data
         flat = name == "nn.conv1d"

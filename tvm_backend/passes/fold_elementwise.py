@@ -29,7 +29,11 @@ class _Fold(Rewriter):
         if again is not None:
             return self._requantize(*again)
         name = compat.op_name(expr)
-        if name == "add" and all(isinstance(arg, relax.Var) for arg in expr.args) and compat.same_shape(*expr.args):
+        if (
+            name == "add"
+            and all(isinstance(arg, relax.Var) for arg in expr.args)
+            and compat.same_shape(*expr.args)
+        ):
             return self._kernel(list(expr.args), "float32")
         if name in ("nn.relu", "nn.relu6", "clip"):
             return self._clip(expr)

@@ -38,7 +38,9 @@ class _Fold(Rewriter):
         shape = dialect.shape_of(x)
         if len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
             return None
-        arguments = self._global(expr, shape) if name in ("mean", "nn.adaptive_avg_pool2d") else self._window(expr)
+        arguments = (
+            self._global(expr, shape) if name in ("mean", "nn.adaptive_avg_pool2d") else self._window(expr)
+        )
         if arguments is None:
             return None
         x = self.emit(relax.op.permute_dims(x, NCHW_TO_NHWC))
@@ -84,4 +86,3 @@ class _Fold(Rewriter):
 
 
 FoldPooling = as_pass(_Fold, "FoldPooling")
-

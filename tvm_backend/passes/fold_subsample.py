@@ -34,7 +34,12 @@ class _Fold(Rewriter):
         step = self.definition(value)
         if compat.op_name(step) == "nn.pad":
             widths = compat.ints(step.attrs.pad_width)
-            if len(widths) != 8 or any(widths[:6]) or min(widths) < 0 or float(step.attrs.pad_value) != q.zero_point:
+            if (
+                len(widths) != 8
+                or any(widths[:6])
+                or min(widths) < 0
+                or float(step.attrs.pad_value) != q.zero_point
+            ):
                 return None
             before, after = widths[6:]
             value = step.args[0]
@@ -51,8 +56,16 @@ class _Fold(Rewriter):
             return None
         if not all(isinstance(size, int) for size in shape[1:]):
             return None
+        height, width, channels = shape[1:]
         spec = SubsampleSpec(
-            dialect.static_batch(value), *shape[1:], stride=(stride[0], stride[1]), before=before, after=after, input=q
+            batch=dialect.static_batch(value),
+            height=height,
+            width=width,
+            channels=channels,
+            stride=(stride[0], stride[1]),
+            before=before,
+            after=after,
+            input=q,
         )
         return dialect.dequantize(self.emit(dialect.kernel(spec, [value], shape[0])), q)
 
@@ -62,7 +75,12 @@ class _Fold(Rewriter):
         axes, begins, ends, *strides = [[int(item.value) for item in arg.fields] for arg in call.args[1:]]
         steps = [1, 1]
         for i, axis in enumerate(axes):
-            if axis % 4 not in (1, 2) or begins[i] != 0 or not isinstance(shape[axis], int) or ends[i] < shape[axis]:
+            if (
+                axis % 4 not in (1, 2)
+                or begins[i] != 0
+                or not isinstance(shape[axis], int)
+                or ends[i] < shape[axis]
+            ):
                 return None
             steps[axis % 4 - 1] = strides[0][i] if strides else 1
         return steps if min(steps) >= 1 else None

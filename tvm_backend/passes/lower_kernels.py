@@ -15,24 +15,27 @@ Equal specifications share one function.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
 
 from cat_plugin.errors import CompileError
 from tvm_backend import compat, dialect
 from tvm_backend.kernels import cluster_affine, registry
-from tvm_backend.kernels.packing import zero_point_sums
 from tvm_backend.kernels.spec import ConvSpec, LinearSpec
 from tvm_backend.passes.rewriter import Rewriter, as_pass
+from tvm_backend.report import KernelEntry
 
-__all__ = ["lower_kernels"]
+__all__ = ["LowerKernels"]
 
 
 class _Lower(Rewriter):
     target: Any = None
+    shared: dict[Any, Any]  # the function of each kernel, over all functions of the module
+    entries: dict[str, list[KernelEntry]]
 
     def visit(self, expr: Any) -> Any | None:
         call = dialect.match(expr)
@@ -42,21 +45,46 @@ class _Lower(Rewriter):
             return self._kernel(expr, call)
         if call.name in dialect.CORRECTIONS:
             return self._correction(expr, call)
-        raise CompileError(f"the operator cat.{call.name} was left over by the passes; this is a defect of the compiler")
+        raise CompileError(
+            f"the operator cat.{call.name} was left over by the passes; this is a defect of the compiler"
+        )
 
-    def _call(self, name: str, function: Any, args: list[Any], out: Any) -> Any:
-        variable = self.builder.add_func(function.with_attr("global_symbol", name), name)
+    def _call(self, key: Any, name: str, function: Any, args: list[Any], out: Any) -> Any:
+        if key not in self.shared:
+            taken = {str(variable.name_hint) for variable in self.shared.values()}
+            name = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in taken)
+            self.shared[key] = self.builder.add_func(function.with_attr("global_symbol", name), name)
+        variable = self.shared[key]
         fields = compat.tuple_fields(out)
         return relax.call_tir(variable, args, out if fields is None else fields)
+
+    def _enter(self, key: Any, **facts: Any) -> None:
+        """Remember a call for the report; its name is known once the function has been added."""
+        self.entries.setdefault(self.name, []).append(KernelEntry(name=key, **facts))
 
     def _kernel(self, expr: Any, call: dialect.SymbolicCall) -> Any:
         kernel = registry.lower(call.attributes, self.target)
         args = list(call.args)
         if isinstance(call.attributes, ConvSpec | LinearSpec):
             values = compat.constant_value(args[1])
-            sums = zero_point_sums(values, call.attributes.input.zero_point)
-            args[1:2] = [compat.constant(np.asarray(kernel.pack_weight(values))), compat.constant(sums)]
-        return self._call(kernel.name, kernel.prim_func, args, compat.type_of(self.current))
+            args[1:2] = [
+                compat.constant(kernel.pack_weight(values)),
+                compat.constant(kernel.compensation(values)),
+            ]
+        spec = call.attributes
+        name = kernel.name if spec.batch is None else f"{kernel.name}_b{spec.batch}"
+        weighted = isinstance(spec, ConvSpec | LinearSpec)
+        self._enter(
+            spec,
+            kind=type(spec).__name__.removesuffix("Spec").lower(),
+            output=dialect.output_shape(spec),
+            variant=kernel.variant,
+            weight_bits=spec.weight_bits if weighted else 0,
+            weight_bytes=compat.constant_value(args[1]).nbytes if weighted else 0,
+            operations=kernel.operations,
+            bytes=kernel.bytes,
+        )
+        return self._call(spec, name, kernel.prim_func, args, compat.type_of(self.current))
 
     def _correction(self, expr: Any, call: dialect.SymbolicCall) -> Any:
         shapes = [dialect.shape_of(arg) for arg in call.args]
@@ -64,8 +92,8 @@ class _Lower(Rewriter):
         features = rest.pop(0)[1] if call.attributes["features"] else 0
         _, components, centroids, *maps = rest
         d = components[0]
-        function = cluster_affine.prim_func(
-            f"cat::{call.name}",
+        spec = cluster_affine.ClusterAffineSpec(
+            op=f"cat::{call.name}",
             n_classes=logits[1],
             n_clusters=centroids[0],
             n_components=d,
@@ -75,17 +103,37 @@ class _Lower(Rewriter):
             batch=dialect.static_batch(call.args[0]),
             dtype=str(compat.type_of(call.args[0]).dtype),
             n_distance_components=centroids[1] if d else None,
-            target=self.target,
         )
-        return self._call(call.name, function, call.args, compat.type_of(self.current))
+        self._enter(spec, kind=call.name, output=(logits[1],), bytes=spec.floor_bytes(1))
+        name = call.name if spec.batch is None else f"{call.name}_b{spec.batch}"
+        return self._call(
+            spec, name, cluster_affine.lower(spec, self.target), call.args, compat.type_of(self.current)
+        )
 
 
-def lower_kernels(target: tvm.target.Target) -> Any:
+class LowerKernels:
     """The pass for one target.
 
     Parameters
     ----------
     target : tvm.target.Target
         Decides which kernels are taken.
+
+    Attributes
+    ----------
+    pass_ : tvm.transform.Pass
+        The pass.
     """
-    return as_pass(type("_LowerFor", (_Lower,), {"target": target}), "LowerKernels")
+
+    def __init__(self, target: tvm.target.Target) -> None:
+        self._shared: dict[Any, Any] = {}
+        self._entries: dict[str, list[KernelEntry]] = {}
+        state = {"target": target, "shared": self._shared, "entries": self._entries}
+        self.pass_ = as_pass(type("_LowerFor", (_Lower,), state), "LowerKernels")
+
+    def calls(self, function: str = "main") -> list[KernelEntry]:
+        """The kernels that a function of the module calls, in order, once the pass has run."""
+        return [
+            dataclasses.replace(entry, name=str(self._shared[entry.name].name_hint))
+            for entry in self._entries.get(function, [])
+        ]

@@ -20,39 +20,78 @@ from tvm_backend.passes.fold_subsample import FoldSubsample
 from tvm_backend.passes.fuse_clip import FuseClip
 from tvm_backend.passes.fuse_outputs import FuseOutputs
 from tvm_backend.passes.fuse_residual import FuseResidual
-from tvm_backend.passes.lower_kernels import lower_kernels
+from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.propagate_layout import PropagateLayout
 
-__all__ = ["integer_passes", "library_passes"]
+__all__ = ["INTEGER_PASSES", "library_passes"]
+
+INTEGER_PASSES: tuple[Any, ...] = (
+    # Bring quantize and dequantize next to the operators they belong to.
+    FoldConstants,
+    HoistQuantize,
+    SinkDequantize,
+    # Operators on integers.
+    FoldConvolution,
+    FoldLinear,
+    FoldBias,
+    FoldPooling,
+    # Channels last between them.
+    PropagateLayout,
+    FoldSubsample,
+    FoldConcat,
+    # One epilogue for each kernel.
+    FuseResidual,
+    FoldElementwise,
+    FuseClip,
+    FuseOutputs,
+    # What is left at the borders.
+    FoldBorder,
+)
+"""From the imported QDQ graph to symbolic kernels."""
 
 
-def integer_passes(target: tvm.target.Target) -> list[Any]:
-    """From the imported QDQ graph to calls of integer kernels."""
-    return [
-        # Bring quantize and dequantize next to the operators they belong to.
-        FoldConstants,
-        HoistQuantize,
-        SinkDequantize,
-        # Operators on integers.
-        FoldConvolution,
-        FoldLinear,
-        FoldBias,
-        FoldPooling,
-        # Channels last between them.
-        PropagateLayout,
-        FoldSubsample,
-        FoldConcat,
-        # One epilogue for each kernel.
-        FuseResidual,
-        FoldElementwise,
-        FuseClip,
-        FuseOutputs,
-        # What is left at the borders.
-        FoldBorder,
-        lower_kernels(target),
+def library_passes(target: tvm.target.Target, lower: LowerKernels) -> Any:
+    """From symbolic kernels, and whatever is left in float, to what the virtual machine runs.
+
+    Parameters
+    ----------
+    target : tvm.target.Target
+        The target.
+    lower : LowerKernels
+        The pass that puts the kernels in; it knows them afterwards.
+
+    Returns
+    -------
+    tvm.transform.Pass
+        A pipeline for ``tvm.compile``.
+    """
+    transform = relax.transform
+    steps = [
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        # Operators left in float: TVM's own functions, fused among themselves.
+        transform.LegalizeOps(),
+        transform.AnnotateTIROpPattern(),
+        transform.FoldConstant(),
+        transform.FuseOps(),
+        transform.FuseTIR(),
+        transform.RewriteDataflowReshape(),
+        # The kernels come after TVM's fusion, which does not understand their loops.
+        lower.pass_,
+        transform.ToNonDataflow(),
+        transform.RemovePurityChecking(),
+        transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(),
+        transform.LowerAllocTensor(),
+        transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(),
+        transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
     ]
 
+    def pipeline(mod: Any, _context: Any) -> Any:
+        with target:
+            return tvm.transform.Sequential(steps)(mod)
 
-def library_passes(target: tvm.target.Target) -> Any:
-    """From calls of kernels, and whatever is left in float, to what the virtual machine runs."""
-    return relax.get_default_pipeline(target)
+    return tvm.transform.module_pass(pipeline, opt_level=0, name="LibraryPasses")

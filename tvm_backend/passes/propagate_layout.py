@@ -28,9 +28,26 @@ from tvm_backend.passes.rewriter import Rewriter, as_pass
 __all__ = ["PropagateLayout"]
 
 _UNARY = frozenset(
-    "nn.relu nn.relu6 nn.silu nn.gelu nn.leakyrelu clip sigmoid tanh exp sqrt rsqrt abs negative round floor astype".split()
+    [
+        "nn.relu",
+        "nn.relu6",
+        "nn.silu",
+        "nn.gelu",
+        "nn.leakyrelu",
+        "clip",
+        "sigmoid",
+        "tanh",
+        "exp",
+        "sqrt",
+        "rsqrt",
+        "abs",
+        "negative",
+        "round",
+        "floor",
+        "astype",
+    ]
 )
-_BINARY = frozenset("add subtract multiply divide maximum minimum power".split())
+_BINARY = frozenset(["add", "subtract", "multiply", "divide", "maximum", "minimum", "power"])
 
 
 class _Propagate(Rewriter):
@@ -54,7 +71,9 @@ class _Propagate(Rewriter):
         if name == "concat":
             return self._concat(expr)
         if name == "expand_dims" and compat.op_name(inner := self.definition(expr.args[0])) == "squeeze":
-            same = inner.attrs.axis is not None and compat.ints(inner.attrs.axis) == compat.ints(expr.attrs.axis)
+            same = inner.attrs.axis is not None and compat.ints(inner.attrs.axis) == compat.ints(
+                expr.attrs.axis
+            )
             return inner.args[0] if same else None
         call = dialect.match(expr, "quantize", "dequantize")
         operand = call.args[0] if call is not None else expr.args[0]

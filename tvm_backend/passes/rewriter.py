@@ -33,6 +33,7 @@ class Rewriter:
     def __init__(self, mod: Any, function: Any) -> None:
         self.mod = mod
         self.function = function
+        self.name = str(function.attrs["global_symbol"])
         self.builder = relax.BlockBuilder()
         self._new: dict[Any, Any] = {}
         self._defined: dict[Any, Any] = {}
@@ -113,21 +114,28 @@ class Rewriter:
             self._users[operand].append(None)
         for param in function.params:
             self._origin[param].append(param)
-        attributes = dict(function.attrs) if function.attrs is not None else {}
-        name = attributes.pop("global_symbol", "main")
+        attributes = dict(function.attrs)
+        attributes.pop("global_symbol", None)
+        name = self.name
+        changed = False
         with self.builder.function(name, list(function.params), attrs=attributes):
             with self.builder.dataflow():
                 for binding in bindings:
                     self.current = binding.var
                     expr = self._substitute(binding.value)
                     replacement = self.visit(expr) if isinstance(binding, relax.VarBinding) else None
-                    var = self.emit(expr if replacement is None else replacement)
+                    changed = changed or replacement is not None
+                    expr = expr if replacement is None else replacement
+                    inner = isinstance(binding.var, relax.DataflowVar)
+                    var = self.emit(expr) if inner else self.builder.emit_output(expr)
                     self._new[binding.var] = var
                     if isinstance(var, relax.Var):
+                        self._defined.setdefault(var, expr)
                         self._origin[var].append(binding.var)
-                out = self.builder.emit_output(self._substitute(result))
-            self.builder.emit_func_output(out)
+            self.builder.emit_func_output(self._substitute(result))
         built = self.builder.finalize()
+        if not changed:
+            return function
         for var, added in compat.functions(built):
             if var.name_hint != name:
                 self.added[var] = added
@@ -137,7 +145,6 @@ class Rewriter:
 def as_pass(rewriter: type[Rewriter], name: str) -> Any:
     """Make a module pass that applies `rewriter` to every relax function, then drops what is unused."""
 
-    @tvm.transform.module_pass(opt_level=0, name=name)
     def transform(mod: Any, _context: Any) -> Any:
         updated: dict[Any, Any] = {}
         for var, function in compat.functions(mod):
@@ -147,4 +154,4 @@ def as_pass(rewriter: type[Rewriter], name: str) -> Any:
                 updated.update(rewriting.added)
         return relax.transform.DeadCodeElimination()(compat.with_functions(mod, updated))
 
-    return transform
+    return tvm.transform.module_pass(transform, opt_level=0, name=name)

@@ -57,7 +57,9 @@ def read_weight(definition: Any, axis: int) -> QuantizedWeight | None:
         scales, zero_points = np.full(channels, q.scale), np.full(channels, q.zero_point)
         bits = _bits(q.qmin, q.qmax)
     else:
-        if call.attributes["axis"] % values.ndim != axis or not all(compat.is_constant(a) for a in call.args[1:]):
+        if call.attributes["axis"] % values.ndim != axis or not all(
+            compat.is_constant(a) for a in call.args[1:]
+        ):
             return None
         scales = compat.constant_value(call.args[1]).astype(np.float64)
         zero_points = compat.constant_value(call.args[2]).astype(np.int32)

@@ -1,0 +1,213 @@
+"""Compile a bundle or an exported program to a library on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from cat_plugin.errors import CATError, CATTypeError, CompileError
+from tvm_backend import compat, dialect, linker
+from tvm_backend.frontend import batch_variable, function_inputs, import_program
+from tvm_backend.kernels.spec import ConvSpec, LinearSpec
+from tvm_backend.passes.lower_kernels import LowerKernels
+from tvm_backend.passes.pipeline import INTEGER_PASSES, library_passes
+from tvm_backend.report import CompileReport, KernelEntry
+from tvm_backend.runtime import FORMAT, VERSION
+from tvm_backend.target import is_cuda, required_features, resolve
+
+__all__ = ["compile"]
+
+_log = logging.getLogger("tvm_backend")
+
+
+def compile(
+    source: Any,
+    target: Any = "native",
+    out: str | os.PathLike[str] = "model.so",
+    *,
+    batch_sizes: Sequence[int] = (),
+) -> CompileReport:
+    """Compile a quantized model to a library that runs without PyTorch.
+
+    Parameters
+    ----------
+    source : path, Bundle or torch.export.ExportedProgram
+        A bundle's directory, an opened bundle, or a QDQ graph.
+    target : str, dict or tvm.target.Target, optional
+        ``"native"`` for this processor, ``"portable"`` for a library that carries variants for several, the LLVM name of
+        a processor, or a TVM target.
+    out : path, optional
+        The library; a ``.json`` of the same name is written beside it.
+    batch_sizes : sequence of int, optional
+        Batch sizes to generate code of their own for, beside the code for any batch size.
+
+    Returns
+    -------
+    CompileReport
+        Kernels, operators left in float, sizes.
+
+    Raises
+    ------
+    CompileError
+        The graph holds no quantization or an operator that cannot be imported, the target is unknown, or no linker is
+        installed.
+
+    Examples
+    --------
+    >>> report = compile("bundle", target="native", out="model.so")  # doctest: +SKIP
+    """
+    start = time.perf_counter()
+    path = Path(out).absolute()
+    if path.suffix != ".so":
+        raise CompileError(
+            f"out={str(out)!r} must end in .so; the description is written to a .json beside it"
+        )
+    variants = resolve(target)
+    linker.find()
+    imported = import_program(_program(source))
+    batch_sizes = _check_batches(batch_sizes, imported)
+    symbolic = compat.specialize_batch(imported, batch_sizes)
+    for step in INTEGER_PASSES:
+        symbolic = step(symbolic)
+    _require_quantized(symbolic)
+    float_ops = _float_operators(symbolic)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        described: list[dict[str, Any]] = []
+        kernels: list[KernelEntry] = []
+        for name, tvm_target in variants.items():
+            file = path.name if not described else f"{path.stem}.{name}.so"
+            found = _build_library(symbolic, tvm_target, staging / file)
+            kernels = kernels or found
+            described.append(_describe(name, file, tvm_target, staging / file))
+        manifest = _manifest(imported, described, kernels, float_ops, batch_sizes)
+        json_path = path.with_suffix(".json")
+        (staging / json_path.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        # The description goes last, so that a half-replaced library is refused by its sha256.
+        for entry in described:
+            os.replace(staging / entry["file"], path.with_name(entry["file"]))
+        os.replace(staging / json_path.name, json_path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    seconds = time.perf_counter() - start
+    return CompileReport(
+        path, str(target), tuple(described), tuple(kernels), tuple(float_ops), tuple(batch_sizes), seconds
+    )
+
+
+def _program(source: Any) -> Any:
+    if isinstance(source, str | os.PathLike):
+        from cat_plugin.graph.bundle import read_bundle
+
+        source = read_bundle(source)
+    if hasattr(source, "program"):
+        return source.program()
+    if not hasattr(source, "graph_signature"):
+        raise CATTypeError(
+            f"cannot compile a {type(source).__name__}; give a bundle's directory, a Bundle or a torch ExportedProgram"
+        )
+    return source
+
+
+def _check_batches(batch_sizes: Sequence[int], mod: Any) -> tuple[int, ...]:
+    sizes = tuple(dict.fromkeys(int(size) for size in batch_sizes))
+    if any(size < 1 for size in sizes):
+        raise CompileError(f"batch_sizes={list(batch_sizes)} must be positive")
+    if sizes and batch_variable(mod) is None:
+        raise CompileError(
+            "batch_sizes was given for a graph whose batch size is fixed; export it with a dynamic batch"
+        )
+    return sizes
+
+
+def _build_library(mod: Any, target: Any, path: Path) -> list[KernelEntry]:
+    """Build a module of symbolic kernels; returns the kernels of ``main``."""
+    lower = LowerKernels(target)
+    try:
+        executable = tvm.compile(mod, target=target, relax_pipeline=library_passes(target, lower))
+    except CATError:
+        raise
+    except Exception as error:
+        raise CompileError(f"TVM {tvm.__version__} could not build for {target}: {error}") from error
+    linker.export(executable, path)
+    return lower.calls("main")
+
+
+def _require_quantized(symbolic: Any) -> None:
+    if all(
+        dialect.match_kernel(expr, ConvSpec, LinearSpec) is None
+        for expr in compat.bound_values(symbolic["main"])
+    ):
+        raise CompileError(
+            "the graph holds no convolution or linear layer with quantized weight and input; quantize the model first "
+            "(cat_plugin.ptq.quantize, or Neural Compressor's static quantization)"
+        )
+
+
+_MOVES = frozenset(
+    ["reshape", "permute_dims", "squeeze", "expand_dims", "strided_slice", "concat", "nn.pad", "flatten"]
+)
+
+
+def _float_operators(symbolic: Any) -> list[str]:
+    """Operators of ``main`` that compute in float, by name."""
+    names = [compat.op_name(expr) for expr in compat.bound_values(symbolic["main"])]
+    return [name for name in names if name and name not in _MOVES and name != "call_pure_packed"]
+
+
+def _describe(name: str, file: str, target: Any, built: Path) -> dict[str, Any]:
+    with built.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {
+        "file": file,
+        "variant": name,
+        "target": str(target.attrs.get("mcpu", "") or target.kind),
+        "device": "cuda" if is_cuda(target) else "cpu",
+        "machine": compat.target_machine(target) or platform.machine(),
+        "features": required_features(target),
+        "sha256": digest,
+        "size": built.stat().st_size,
+    }
+
+
+def _signature(kind: Any, name: str) -> dict[str, Any]:
+    shape: list[int | str] = []
+    for size in kind.shape.values:
+        shape.append(int(size) if hasattr(size, "value") else "batch")
+    return {"name": name, "shape": shape, "dtype": str(kind.dtype)}
+
+
+def _manifest(
+    mod: Any,
+    variants: list[dict[str, Any]],
+    kernels: list[KernelEntry],
+    float_ops: list[str],
+    batch_sizes: Sequence[int],
+) -> dict[str, Any]:
+    main = mod["main"]
+    result = compat.return_type(main)
+    outputs = compat.tuple_fields(result) or [result]
+    names = [compat.variable_name(param) for param in main.params]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "inputs": [_signature(kind, name) for kind, name in zip(function_inputs(mod), names, strict=True)],
+        "outputs": [_signature(kind, f"output_{i}") for i, kind in enumerate(outputs)],
+        "batch_sizes": list(batch_sizes),
+        "variants": variants,
+        "kernels": [kernel.__dict__ for kernel in kernels],
+        "float_ops": float_ops,
+        "libraries": {"tvm": tvm.__version__, "tvm_ffi": compat.ffi_version()},
+    }

@@ -1,0 +1,305 @@
+"""Load and call a compiled library: TVM's runtime and numpy, nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cat_plugin.errors import LibraryError
+
+__all__ = ["FORMAT", "VERSION", "Library", "load"]
+
+FORMAT = "cat-library"
+VERSION = 1
+_ALIGNMENT = 64
+_log = logging.getLogger("tvm_backend")
+
+
+def _import_tvm() -> Any:
+    """TVM's runtime.  Importing TVM imports torch whenever it is installed; nothing here needs it."""
+    hide = "tvm" not in sys.modules and "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        import tvm
+        import tvm.runtime.vm
+    except ImportError as error:
+        raise LibraryError(
+            f"a compiled library needs TVM's runtime, which cannot be imported ({error}); "
+            "install it with: pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'"
+        ) from error
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return tvm
+
+
+def cpu_features() -> frozenset[str] | None:
+    """What the processor can do, as ``/proc/cpuinfo`` names it; None where that cannot be found out."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = path.with_suffix(".json")
+    try:
+        parsed = json.loads(manifest.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LibraryError(
+            f"{manifest} cannot be read ({error.strerror}); a library is two files, copy both or compile again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise LibraryError(f"{manifest} is not valid JSON ({error}); compile the model again") from error
+    if not isinstance(parsed, dict) or parsed.get("format") != FORMAT or parsed.get("version") != VERSION:
+        raise LibraryError(
+            f"{manifest} does not describe a library of format {FORMAT} {VERSION}; compile the model again"
+        )
+    for key in ("inputs", "outputs", "variants"):
+        if not isinstance(parsed.get(key), list) or not parsed[key]:
+            raise LibraryError(f"{manifest}: {key!r} is missing; compile the model again")
+    return dict(parsed)
+
+
+def _choose(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The first variant that this processor can run."""
+    machine, available = platform.machine(), cpu_features()
+    missing: list[str] = []
+    for variant in manifest["variants"]:
+        built_for = variant.get("machine", machine)
+        lacking = sorted(set(variant.get("features", ())) - available) if available is not None else []
+        if built_for == machine and not lacking:
+            return variant
+        missing.append(
+            f"{variant['target']} (built for {built_for})"
+            if built_for != machine
+            else f"{variant['target']} needs {', '.join(lacking)}"
+        )
+    raise LibraryError(
+        f"{path} cannot run on this {machine} processor: {'; '.join(missing)}. "
+        "Compile on this machine with target='native', or with target='portable'"
+    )
+
+
+def _verify(path: Path, variant: dict[str, Any]) -> None:
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise LibraryError(
+            f"{path} cannot be read ({error.strerror}); copy the library again, or compile the model again"
+        ) from error
+    if found != variant.get("sha256"):
+        raise LibraryError(
+            f"{path} does not match its sha256: it is damaged or was changed; copy it again, or compile the model again"
+        )
+
+
+def _permit_amx() -> None:
+    """Ask Linux, once for the process, for the tile registers' state (ARCH_REQ_XCOMP_PERM, XTILEDATA)."""
+    if ctypes.CDLL(None, use_errno=True).syscall(158, 0x1023, 18) != 0:
+        raise LibraryError(
+            "the operating system refuses the use of AMX tiles; compile with target='portable'"
+        )
+
+
+class Library:
+    """A compiled model; call it like a function.
+
+    It takes and returns numpy arrays or any DLPack tensors, may be called from several threads at once, and lets other
+    Python threads run meanwhile.  Made by :func:`load`.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The file that was loaded.
+    manifest : dict
+        What ``model.json`` says: inputs, outputs, variants, kernels.
+    variant : dict
+        The variant that was chosen for this processor.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], variant: dict[str, Any], device: str) -> None:
+        self._tvm = _import_tvm()
+        self.path, self.manifest, self.variant = path, manifest, variant
+        self._device = self._tvm.cuda(0) if device == "cuda" else self._tvm.cpu()
+        self._inputs: list[dict[str, Any]] = manifest["inputs"]
+        self._batches = frozenset(manifest.get("batch_sizes", ()))
+        self._local = threading.local()
+        if "amx_tile" in variant.get("features", ()) and variant.get("amx"):
+            _permit_amx()
+        try:
+            self._module = self._tvm.runtime.load_module(str(path))
+            self._machine()
+        except LibraryError:
+            raise
+        except Exception as error:
+            raise LibraryError(
+                f"{path} cannot be loaded by TVM {self._tvm.__version__}: {error}; it was compiled by TVM "
+                f"{manifest.get('libraries', {}).get('tvm', '?')}: use that release or compile again"
+            ) from error
+
+    def __repr__(self) -> str:
+        return f"<Library {self.path.name}: {self.variant['target']}>"
+
+    def _machine(self) -> Any:
+        """The calling thread's virtual machine: one machine must not run in two threads at once."""
+        machine = getattr(self._local, "machine", None)
+        if machine is None:
+            machine = self._tvm.runtime.vm.VirtualMachine(self._module, self._device)
+            self._local.machine = machine
+            self._local.functions = {}
+        return machine
+
+    def _function(self, batch: int | None) -> Any:
+        machine = self._machine()
+        name = f"main_{batch}" if batch in self._batches else "main"
+        functions = self._local.functions
+        if name not in functions:
+            functions[name] = machine[name]
+        return functions[name]
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run the model.
+
+        Parameters
+        ----------
+        *inputs : numpy.ndarray or DLPack tensor
+            One for each input of the model.  Contiguous memory at a 64-byte boundary is used in place, other memory is
+            copied.
+
+        Returns
+        -------
+        numpy.ndarray or tensor
+            Of the kind of the first input; a tuple when the model has several outputs.
+
+        Raises
+        ------
+        LibraryError
+            The number, dtype or shape of the inputs is not the model's.
+        """
+        if len(inputs) != len(self._inputs):
+            raise LibraryError(f"the model takes {len(self._inputs)} input(s), not {len(inputs)}")
+        sizes: dict[str, int] = {}
+        tensors = [
+            self._convert(value, expected, sizes)
+            for value, expected in zip(inputs, self._inputs, strict=True)
+        ]
+        batch = next(iter(sizes.values()), None)
+        if batch == 0:
+            return self._empty(inputs[0])
+        result = self._function(batch)(*tensors)
+        if isinstance(result, self._tvm.runtime.Tensor):
+            return _like(inputs[0], result)
+        return tuple(_like(inputs[0], item) for item in result)
+
+    def _empty(self, like: Any) -> Any:
+        outputs = [
+            np.empty([0 if isinstance(d, str) else d for d in entry["shape"]], entry["dtype"])
+            for entry in self.manifest["outputs"]
+        ]
+        results = [_like(like, self._tvm.runtime.tensor(output)) for output in outputs]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _convert(self, value: Any, expected: dict[str, Any], sizes: dict[str, int]) -> Any:
+        """Check an input and make a TVM tensor of it, in place where its memory allows."""
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if (
+            shape is None
+            or dtype is None
+            or not (isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"))
+        ):
+            raise LibraryError(
+                f"input {expected['name']!r} is a {type(value).__name__}; give a numpy array or a DLPack tensor"
+            )
+        found = str(dtype).rpartition(".")[2]
+        if found != expected["dtype"]:
+            raise LibraryError(
+                f"input {expected['name']!r} has dtype {found}, the model takes {expected['dtype']}: convert it first"
+            )
+        _check_shape(tuple(int(size) for size in shape), expected, sizes)
+        if isinstance(value, np.ndarray):
+            if not value.flags.c_contiguous or value.ctypes.data % _ALIGNMENT or not value.flags.writeable:
+                return self._tvm.runtime.tensor(np.ascontiguousarray(value), self._device)
+            return self._on_device(self._tvm.runtime.from_dlpack(value))
+        try:
+            return self._on_device(self._tvm.runtime.from_dlpack(value))
+        except (ValueError, RuntimeError, BufferError, TypeError):  # misaligned, strided or with a gradient
+            return self._tvm.runtime.tensor(_as_numpy(value), self._device)
+
+    def _on_device(self, tensor: Any) -> Any:
+        if str(tensor.device) == str(self._device):
+            return tensor
+        return tensor.copyto(self._device)
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    value = value.detach() if hasattr(value, "detach") else value
+    value = value.cpu() if hasattr(value, "cpu") and callable(value.cpu) else value
+    return np.ascontiguousarray(np.from_dlpack(value))
+
+
+def _check_shape(shape: tuple[int, ...], expected: dict[str, Any], sizes: dict[str, int]) -> None:
+    wanted = expected["shape"]
+    good = len(shape) == len(wanted)
+    for size, want in zip(shape, wanted, strict=False):
+        good = good and (sizes.setdefault(want, size) if isinstance(want, str) else want) == size
+    if not good:
+        text = ", ".join(map(str, wanted))
+        raise LibraryError(f"input {expected['name']!r} has shape {shape}, the model takes ({text})")
+
+
+def _like(example: Any, tensor: Any) -> Any:
+    """A result in the kind of tensor that the input was."""
+    if isinstance(example, np.ndarray):
+        return np.from_dlpack(tensor) if str(tensor.device).startswith("cpu") else tensor.numpy()
+    package = type(example).__module__.partition(".")[0]
+    module = sys.modules.get(package)
+    if package not in ("tvm", "tvm_ffi") and hasattr(module, "from_dlpack"):
+        return module.from_dlpack(tensor)  # type: ignore[union-attr]
+    return tensor
+
+
+def load(path: str | os.PathLike[str]) -> Library:
+    """Load a compiled library.
+
+    Parameters
+    ----------
+    path : path
+        The ``.so`` that :func:`tvm_backend.compile` wrote, with its ``.json`` beside it.
+
+    Returns
+    -------
+    Library
+        A callable.
+
+    Raises
+    ------
+    LibraryError
+        A file is missing or damaged, or the processor lacks what the library was built for.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    variant = _choose(manifest, path)
+    chosen = path.with_name(str(variant["file"]))
+    if chosen.parent != path.parent:
+        raise LibraryError(f"{path.with_suffix('.json')} names a file elsewhere; compile the model again")
+    _verify(chosen, variant)
+    _log.debug("loading %s for %s", chosen, variant["target"])
+    return Library(chosen, manifest, variant, str(variant.get("device", "cpu")))
