@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch", reason="the correction of models needs torch")
+import torch
 
 from cat_plugin.cluster_affine import ClusterAffine
 from cat_plugin.correction import CorrectedModule, ModelCall, as_calls, correct
@@ -66,7 +65,9 @@ def test_output_is_that_of_the_estimator(pair, batches):
 
 def test_brings_logits_closer_to_the_reference(pair, batches):
     reference, quantized = pair
-    corrected = correct(quantized, reference, batches, ClusterAffine(mode="diagonal", n_clusters=1, alpha=1.0))
+    corrected = correct(
+        quantized, reference, batches, ClusterAffine(mode="diagonal", n_clusters=1, alpha=1.0)
+    )
     x = torch.cat(batches)
     target = x @ reference.weight.T
     before = ((x @ quantized.weight.T - target) ** 2).mean()

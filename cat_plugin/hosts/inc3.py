@@ -75,7 +75,15 @@ def _copy(model: nn.Module) -> nn.Module:
     return copied
 
 
-def _usable(base: BaseConfig, model: nn.Module) -> BaseConfig:
+def _check_exported(base: BaseConfig, model: nn.Module) -> None:
+    if base.name == "static_quant" and not getattr(model, "_exported", False):
+        raise HostError(
+            "the base static_quant takes a model exported by neural_compressor.torch.export.export(model, "
+            "example_inputs); export it first"
+        )
+
+
+def _usable(base: BaseConfig) -> BaseConfig:
     """A copy of a base that the host can run here."""
     base = copy.deepcopy(base)
     if getattr(base, "use_layer_wise", False) and importlib.util.find_spec("accelerate") is None:
@@ -84,11 +92,6 @@ def _usable(base: BaseConfig, model: nn.Module) -> BaseConfig:
             "%s: use_layer_wise needs the package accelerate, which is not installed; set to False", base.name
         )
         base.use_layer_wise = False
-    if base.name == "static_quant" and not getattr(model, "_exported", False):
-        raise HostError(
-            "the base static_quant takes a model exported by neural_compressor.torch.export.export(model, "
-            "example_inputs); export it first"
-        )
     return base
 
 
@@ -140,6 +143,8 @@ def _quantize(
             "CAT fits its correction to calibration data: pass run_fn, a function that runs the model it is given over "
             "a few hundred inputs, to quantize or autotune"
         )
+    if config.base is not None:
+        _check_exported(config.base, model)
     session = config._session if config._session is not None else TuningSession()
     record = session.record(
         model, (run_fn, run_args), lambda: CalibrationRecord(*record_run(model, run_fn, run_args))
@@ -148,7 +153,7 @@ def _quantize(
     def quantize_base() -> nn.Module:
         quantized: nn.Module = _host_function("quantize")(
             model,
-            _usable(config.base, model),
+            _usable(config.base),
             run_fn=run_fn,
             run_args=run_args,
             inplace=True,
@@ -165,9 +170,10 @@ def _quantize(
 def _prepare(model: nn.Module, config: CATConfig, example_inputs: Any) -> nn.Module:
     reference = None
     if config.base is not None:
+        _check_exported(config.base, model)
         reference = _copy(model)
         model = _host_function("prepare")(
-            model, _usable(config.base, model), inplace=True, example_inputs=example_inputs
+            model, _usable(config.base), inplace=True, example_inputs=example_inputs
         )
     state = _State(reference, InputRecorder())
     state.recorder.attach(model)
@@ -199,7 +205,7 @@ def _convert(model: nn.Module, config: CATConfig) -> CorrectedModule:
 
     def convert_base() -> nn.Module:
         # The host reads the configuration off the prepared model, where CAT's stands by now.
-        setattr(model, "quant_config", _usable(config.base, model))  # noqa: B010
+        setattr(model, "quant_config", _usable(config.base))  # noqa: B010
         setattr(model, "is_prepared", True)  # noqa: B010
         converted: nn.Module = _host_function("convert")(model, inplace=True)
         return converted

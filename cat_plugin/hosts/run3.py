@@ -69,7 +69,9 @@ def run(
 
     shared: dict[str, Any] = {"run_fn": run_fn, "example_inputs": calls[0].args}
     if eval_fn is None:
-        quantized: nn.Module = host.quantize(model, configs[0], inplace=configs[0].base is None, **shared)
+        # The exported graph is ours already, and would lose its marks when copied.
+        inplace = configs[0].base is None or configs[0].uses("static_quant")
+        quantized: nn.Module = host.quantize(model, configs[0], inplace=inplace, **shared)
         return quantized
     tuning = host.TuningConfig(
         config_set=configs, tolerable_loss=run.criterion.tolerance, max_trials=run.criterion.max_trials

@@ -6,12 +6,12 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 
 from cat_plugin.errors import CATError, HostError, RecipeError
 
 from .conftest import INC, needs_inc3, needs_pt2e
 
-torch = pytest.importorskip("torch", reason="the hosts need torch")
 pytestmark = needs_inc3
 
 if INC >= (3, 0):
@@ -108,7 +108,9 @@ def test_other_algorithms_of_the_host(name, way):
     try:
         host = _run(way, copy.deepcopy(net), copy.deepcopy(config), run_fn, example)
     except Exception as error:
-        pytest.skip(f"{name} of this release fails on this model without CAT too: {type(error).__name__}: {error}")
+        pytest.skip(
+            f"{name} of this release fails on this model without CAT too: {type(error).__name__}: {error}"
+        )
     corrected = _run(way, copy.deepcopy(net), CATConfig(base=config, num_clusters=4), run_fn, example)
     with torch.no_grad():
         assert torch.equal(corrected.model(x), host(x))
@@ -139,7 +141,9 @@ def test_static_int8(task, way):
 
     example = (task.batches[0],)
     host = _run(way, exported(), INT8StaticQuantConfig(), task.run_fn, example)
-    corrected = _run(way, exported(), INT8StaticQuantConfig() + CATConfig(num_clusters=4), task.run_fn, example)
+    corrected = _run(
+        way, exported(), INT8StaticQuantConfig() + CATConfig(num_clusters=4), task.run_fn, example
+    )
     assert torch.equal(task.logits(corrected.model), task.logits(host))
     np.testing.assert_allclose(task.logits(corrected).numpy(), by_hand(task, host), rtol=1e-4, atol=1e-4)
 
@@ -235,8 +239,14 @@ def test_to_dict_and_back():
     ("call", "message"),
     [
         (lambda task: quantize(copy.deepcopy(task.net), CATConfig()), "pass run_fn"),
-        (lambda task: quantize(copy.deepcopy(task.net), CATConfig(w_bits=[2, 4]), run_fn=task.run_fn), "autotune"),
-        (lambda task: quantize(copy.deepcopy(task.net), CATConfig(), run_fn=lambda model: None), "did not run"),
+        (
+            lambda task: quantize(copy.deepcopy(task.net), CATConfig(w_bits=[2, 4]), run_fn=task.run_fn),
+            "autotune",
+        ),
+        (
+            lambda task: quantize(copy.deepcopy(task.net), CATConfig(), run_fn=lambda model: None),
+            "did not run",
+        ),
         (lambda task: quantize(copy.deepcopy(task.net), CATConfig(), run_fn="data"), "run_fn is a str"),
         (lambda task: convert(prepare(copy.deepcopy(task.net), CATConfig())), "not run between"),
         (lambda task: convert(copy.deepcopy(task.net), CATConfig()), "not prepared with CAT"),
@@ -264,7 +274,16 @@ def test_expansion_is_the_cross_product_cheap_first():
     seen = [(c.preset, c.w_bits, c.num_clusters, c.alpha) for c in configs]
     assert len(seen) == len(set(seen)) == 16
     assert [preset for preset, *_ in seen] == ["fast"] * 8 + ["balanced"] * 8
-    assert [(w, k) for _, w, k, _ in seen[:8]] == [(4, 8), (4, 8), (4, 64), (4, 64), (2, 8), (2, 8), (2, 64), (2, 64)]
+    assert [(w, k) for _, w, k, _ in seen[:8]] == [
+        (4, 8),
+        (4, 8),
+        (4, 64),
+        (4, 64),
+        (2, 8),
+        (2, 8),
+        (2, 64),
+        (2, 64),
+    ]
 
 
 def test_expansion_of_the_lists_of_a_base():

@@ -1,0 +1,157 @@
+"""Recipe files: what is read from them, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import pytest
+
+from cat_plugin import load_recipe
+from cat_plugin.errors import CATError, RecipeError
+from cat_plugin.hosts import options
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "algorithm: cat\ncat: {w_bits: 2, a_bits: 4}\n",
+        "cat: {w_bits: 2, a_bits: 4}\n",
+        "quantization:\n  algorithm: cat\n  cat: {w_bits: 2, a_bits: 4}\n",
+        "quantization:\n  algorithm: {cat: {w_bits: 2, a_bits: 4}}\n",
+        "quantization:\n  algorithm: {name: cat, w_bits: 2, a_bits: 4}\n",
+        "quantization:\n  recipes: {cat: true, cat_args: {w_bits: 2, a_bits: 4}}\n",
+        "quantization:\n  approach: post_training_static_quant\n  algorithm: cat\n"
+        "  recipes: {cat_args: {w_bits: 2, a_bits: 4}}\n",
+        '{"algorithm": "cat", "cat": {"w_bits": 2, "a_bits": 4}}',
+    ],
+)
+def test_spellings_of_one_configuration(write, text):
+    assert load_recipe(write(text)).configurations == [{"w_bits": 2, "a_bits": 4}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("algorithm: cat\n", {}),
+        ("algorithm: cat\nrtn: {bits: 3}\n", {"base": {"rtn": {"bits": 3}}}),
+        ("rtn:\ncat: {alpha: 0.3}\n", {"alpha": 0.3, "base": {"rtn": {}}}),
+        ("cat: {base: {gptq: {bits: 4}}}\n", {"base": {"gptq": {"bits": 4}}}),
+        (
+            "quantization: {approach: post_training_static_quant, algorithm: cat}\n",
+            {"base": {"static_quant": {}}},
+        ),
+        ("quantization: {approach: weight_only, algorithm: cat}\n", {"base": {"rtn": {}}}),
+        ("cat: {alpha: 0.3}\ntuning: {random_seed: 5}\n", {"alpha": 0.3, "seed": 5}),
+    ],
+)
+def test_bases(write, text, expected):
+    assert load_recipe(write(text)).configurations == [expected]
+
+
+def test_list_of_configurations(write):
+    recipe = load_recipe(write("algorithm: cat\ncat:\n  - {w_bits: 4}\n  - {w_bits: [2, 3]}\n"))
+    assert recipe.configurations == [{"w_bits": 4}, {"w_bits": [2, 3]}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {"tolerance": 0.01, "relative": True, "higher_is_better": True, "timeout": 0.0, "max_trials": 100}),
+        ("tuning: {accuracy_criterion: {absolute: 0.5}}", {"tolerance": 0.5, "relative": False}),
+        (
+            "tuning: {accuracy_criterion: {relative: 0.02, higher_is_better: false}}",
+            {"tolerance": 0.02, "higher_is_better": False},
+        ),
+        ("tuning: {exit_policy: {timeout: 60, max_trials: 3}}", {"timeout": 60.0, "max_trials": 3}),
+        ("tuning: {tolerable_loss: 0.05, max_trials: 4, timeout: 5}",
+         {"tolerance": 0.05, "timeout": 5.0, "max_trials": 4}),
+        ("tuning: {try_all: true}", {"try_all": True}),
+    ],
+)  # fmt: skip
+def test_criteria(write, text, expected):
+    criterion = load_recipe(write("algorithm: cat\n" + text)).criterion
+    assert {name: getattr(criterion, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        ("algorithm: cat\ncat:\n  w_bit: 2\n", "3:3", "unknown key 'w_bit' in cat; did you mean 'w_bits'"),
+        ("quantization:\n  algorithm: cat\n  cat: {num_cluster: 3}\n", "3:9", "did you mean 'num_clusters'"),
+        ("quantisation: {algorithm: cat}\n", "1:1", "did you mean 'quantization'"),
+        ("algorithm: catt\n", "1:1", "unknown algorithm 'catt'; expected cat"),
+        ("quantization:\n  algorithm: rtn\n", "2:3", "unknown algorithm 'rtn'"),
+        ("algorithm: {dog: {}}\n", "1:13", "unknown algorithm 'dog'"),
+        ("algorithm: cat\ncat: {w_bits: 9}\n", "2:7", "cat.w_bits is 9; expected 2 to 8"),
+        ("algorithm: cat\ncat: {a_bits: [4, 1]}\n", "2:19", "cat.a_bits.1 is 1; expected 2 to 8"),
+        ("algorithm: cat\ncat: {w_bits: four}\n", "2:7", "expected a whole number or a list"),
+        ("algorithm: cat\ncat: {w_bits: 4.5}\n", "2:7", "expected a whole number"),
+        ("algorithm: cat\ncat: {w_bits: true}\n", "2:7", "expected a whole number"),
+        ("algorithm: cat\ncat: {w_bits: []}\n", "2:7", "is empty"),
+        ("algorithm: cat\ncat: {alpha: 2}\n", "2:7", "expected 0 to 1"),
+        ("algorithm: cat\ncat: {mode: bold}\n", "2:7", "cat.mode is 'bold'; expected one of"),
+        ("algorithm: cat\ncat: {preset: quick}\n", "2:7", "preset is 'quick'"),
+        ("algorithm: cat\ncat:\n  - {w_bits: 4}\n  - {alpha: x}\n", "4:6", "expected a number or a list"),
+        ("algorithm: cat\ncat: {w_bits: 2, base: {rtn: {}}}\n", "2:1", "both base and w_bits"),
+        ("algorithm: cat\ncat: {base: {rtn: {}, gptq: {}}}\n", "2:7", "2 algorithms; expected one"),
+        ("algorithm: cat\nrtn: {}\ngptq: {}\n", "3:1", "one at a time"),
+        ("algorithm: cat\nalgorithm: cat\n", "2:1", "stands here twice"),
+        ("algorithm: cat\ntuning: {max_trials: 0}\n", "2:10", "expected 1 or more"),
+        ("algorithm: cat\ntuning: {accuracy_criterion: {relative: 1, absolute: 1}}\n", "2:44", "both given"),
+        ("algorithm: cat\ntuning: {timeout: 1, exit_policy: {timeout: 2}}\n", "2:36", "given twice"),
+        ("algorithm: cat\n  cat: [\n", "2:6", "not valid YAML"),
+        ("algorithm: cat\ncat: {alpha: !!python/object:os.system 1}\n", "2:14", "not valid YAML"),
+        ("tuning: {}\n", "1:1", "no algorithm is named"),
+        ("quantization: {recipes: {cat: false}}\n", "1:26", "switched off"),
+        ("quantization: {algorithm: cat}\ncat: {}\n", "2:1", "move it into that section"),
+        ("quantization: {algorithm: {cat: {w_bits: 2}}, cat: {w_bits: 4}}\n", "1:47", "in two places"),
+        ("", "1:1", "the file is empty"),
+        ("- a\n", "1:1", "expected a mapping"),
+        ("a: &a [*a]\n", "1:1", ""),
+    ],
+)
+def test_mistakes_are_located(write, text, place, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    assert str(caught.value).startswith(f"recipe.yaml:{place}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(CATError, match="No such file"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="UTF-8"):
+        load_recipe(tmp_path / "binary.yaml")
+
+
+def test_schema_is_valid_and_knows_the_options():
+    from jsonschema import Draft202012Validator
+
+    from cat_plugin.hosts.recipe_file import schema
+
+    Draft202012Validator.check_schema(
+        json.loads(files("cat_plugin.hosts").joinpath("recipe.schema.json").read_text())
+    )
+    known = set(schema()["$defs"]["cat"]["properties"])
+    assert known == {*options.engine_defaults(), *options.CORRECTION, "base"}
+
+
+def test_example_recipe_is_valid():
+    from pathlib import Path
+
+    path = Path(__file__).parents[2] / "examples" / "digits" / "recipe.yaml"
+    bits = [(c["w_bits"], c["a_bits"]) for c in load_recipe(path).configurations]
+    assert bits == [(4, 4), (2, 2)]
