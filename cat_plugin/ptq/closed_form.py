@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
-from cat_plugin.ptq.bias_correction import channel_means
+from cat_plugin.ptq.compensation import fit_integers, least_squares_weight
 from cat_plugin.ptq.executor import Executor
 from cat_plugin.ptq.insert import Prepared
 from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.moments import measure
 from cat_plugin.ptq.observers import search_activation_range, search_weight_range, subsample
 from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
@@ -24,11 +26,13 @@ from cat_plugin.ptq.spec import QuantSpec
 __all__ = ["calibrate"]
 
 _SAMPLE = 1 << 17
+_ROWS = 1 << 16
+_RIDGE = 0.01
 
 
 def _relative_error(y: Tensor, reference: Tensor) -> float:
-    power = float((reference.double() ** 2).mean())
-    error = float(((y - reference).double() ** 2).mean())
+    power = float(reference.square().mean())
+    error = float(F.mse_loss(y, reference))
     return error / power if power > 0 else error
 
 
@@ -72,7 +76,7 @@ def calibrate(
             full.values[node] = full.values[source]
             quantized.run(node)
         elif isinstance(child, QuantOp):
-            reports.append(_fit_layer(node, child, full, quantized, spec))
+            reports.append(_fit_layer(node, child, full, quantized, spec, generator))
             if progress is not None:
                 progress(child.name, len(reports), len(prepared.layers))
         else:
@@ -104,23 +108,35 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def _fit_layer(
-    node: fx.Node, layer: QuantOp, full: Executor, quantized: Executor, spec: QuantSpec
+    node: Any,
+    layer: QuantOp,
+    full: Executor,
+    quantized: Executor,
+    spec: QuantSpec,
+    generator: torch.Generator,
 ) -> LayerReport:
     def in_float(n: fx.Node, rows: slice) -> Any:
         return layer.compute(full.value(n.args[0], rows), layer.weight, layer.bias)
 
     full.run(node, in_float)
     reference = full.values[node]
-    scale, zero_point = search_weight_range(
-        layer.weight, layer.w_bits, spec.symmetric_weights or layer.w_bits == 8
-    )
-    layer.scale, layer.zero_point = scale, zero_point
+    symmetric = spec.symmetric_weights or layer.w_bits == 8
+    layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
     layer.q_weight = layer.round_to_nearest()
     quantized.run(node)
     before = _relative_error(quantized.values[node], reference)
-    shift = channel_means(reference, layer.kind) - channel_means(quantized.values[node], layer.kind)
-    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(shift)
-    layer.bias = (bias + shift).to(layer.weight.dtype)
+    source = quantized.values[node.args[0]]
+    moments = measure(layer, source, reference, _ROWS, spec.batch_size, generator)
+    grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
+    target = least_squares_weight(grouped, moments, _RIDGE)
+    scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
+    shape = grouped.shape[:2]
+    integers, scale = fit_integers(target, moments, scale.reshape(shape), zero_point.reshape(shape), layer.qrange)
+    layer.q_weight = integers.reshape(layer.weight.shape)
+    layer.scale, layer.zero_point = scale.reshape(-1), zero_point
+    fitted = layer.dequantized().reshape(grouped.shape).double()
+    bias = moments.mean_y - torch.einsum("grk,gk->gr", fitted, moments.mean_x)
+    layer.bias = bias.reshape(-1).to(layer.weight.dtype)
     quantized.run(node)
     return LayerReport(
         layer.name,

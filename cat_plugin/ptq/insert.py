@@ -163,7 +163,8 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
             source, reader = _hoisted(operand)
             if source.op == "call_module" and isinstance(module.get_submodule(str(source.target)), ActQuantizer):
                 continue
-            width = input_bits.get(source, spec.residual_bits)
+            own = source.op == "call_module" or is_call(source, WEIGHTED)
+            width = input_bits.get(source, spec.branch_bits if own else spec.residual_bits)
             quantizer = placer.quantized(source, width)
             if reader is source:
                 node.replace_input_with(source, quantizer)

@@ -58,7 +58,11 @@ class QuantSpec:
     first_bits, last_bits : int or None, default=8
         Weight and input bits of the first and the last layers; None treats them like all others.
     residual_bits : int, default=8
-        Bits of the tensors that feed an element-wise operation, a concatenation or a pooling.
+        Bits of the tensors that feed an element-wise operation, a concatenation or a pooling: what is kept in
+        memory beside the layers' inputs.  ``residual_bits=a_bits`` is the strict convention of the literature, in
+        which a block's output has one quantizer for the next layer and the shortcut.
+    branch_bits : int, default=8
+        The same where the tensor is a layer's own output, requantized inside that layer's kernel.
     overrides : mapping of str to mapping, default={}
         Shell-style name pattern -> ``{"w_bits": .., "a_bits": .., "skip": ..}``; the last match wins.
     skip : tuple of str, default=()
@@ -87,6 +91,7 @@ class QuantSpec:
     first_bits: int | None = 8
     last_bits: int | None = 8
     residual_bits: int = 8
+    branch_bits: int = 8
     overrides: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     symmetric_weights: bool = False
@@ -96,7 +101,7 @@ class QuantSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("w_bits", "a_bits", "residual_bits"):
+        for name in ("w_bits", "a_bits", "residual_bits", "branch_bits"):
             _check_bits(name, getattr(self, name))
         for name in ("first_bits", "last_bits"):
             if getattr(self, name) is not None:

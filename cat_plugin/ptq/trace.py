@@ -51,7 +51,7 @@ def _export(model: nn.Module, example: Tensor) -> fx.GraphModule:
         if "dynamic_shapes" not in str(error):
             raise
         program = torch.export.export(model, (example,), strict=False)
-    return program.module(check_guards=False)  # type: ignore[call-arg,return-value]
+    return program.module(check_guards=False)
 
 
 def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:

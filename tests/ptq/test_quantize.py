@@ -62,7 +62,7 @@ def test_every_weight_and_layer_input_is_on_its_grid(make, shape, bits):
 
 def test_what_joins_is_quantized_at_residual_bits_beside_the_layers_bits():
     model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
-    module, _ = quantize(model, _spec(w_bits=2, a_bits=2, residual_bits=6), x)
+    module, _ = quantize(model, _spec(w_bits=2, a_bits=2, residual_bits=6, branch_bits=6), x)
     adds = [n for n in module.graph.nodes if n.target is torch.ops.aten.add.Tensor]
     assert len(adds) == 2
     for add in adds:
@@ -77,6 +77,19 @@ def test_what_joins_is_quantized_at_residual_bits_beside_the_layers_bits():
             sources.setdefault(node.args[0], []).append(node.args[4] - node.args[3])
     assert sorted(sources[next(n for n in module.graph.nodes if n.target is torch.ops.aten.relu.default)]) == [3, 63]
     assert not any(s.target is _QD.dequantize_per_tensor.default for s in sources)
+
+
+def test_branch_bits_hold_where_a_layers_own_output_is_added():
+    model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
+    module, _ = quantize(model, _spec(w_bits=2, a_bits=2, residual_bits=2, branch_bits=7), x)
+    for add in (n for n in module.graph.nodes if n.target is torch.ops.aten.add.Tensor):
+        widths = {}
+        for operand in add.args:
+            while operand.target in (torch.ops.aten.pad.default, torch.ops.aten.slice.Tensor):
+                operand = operand.args[0]
+            source = operand.args[0].args[0]
+            widths[source.target is torch.ops.aten.conv2d.default] = operand.args[4] - operand.args[3]
+        assert widths == {True: 127, False: 3}
 
 
 def test_overrides_skips_and_first_last_bits():
