@@ -1,0 +1,406 @@
+"""The models and the data that every benchmark shares: ResNet-20, MobileNetV2, ResNet-18 and two image sets.
+
+Nothing here imports the project, so that the scripts of the peers can use it from environments of their own;
+it needs torch, numpy, safetensors and, for the ImageNet sample, Pillow. Weights and images are not part of the
+project: they lie beside the checkout, in ``../shared/data``, or where ``root`` says.
+
+References
+----------
+K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016 (sections 4.1 and 4.2, option A).
+M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2018 (table 2).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "DATA_ROOT",
+    "INPUT_SHAPES",
+    "MODELS",
+    "Split",
+    "cifar10",
+    "data_root",
+    "imagenet_sample",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet20",
+    "top1",
+]
+
+DATA_ROOT = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Return the folder that holds ``cifar10/`` and ``imagenet_sample/``.
+
+    Parameters
+    ----------
+    root
+        The folder; None for ``../shared/data`` beside the checkout.
+
+    Returns
+    -------
+    Path
+        An existing folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    """
+    folder = (DATA_ROOT if root is None else Path(root)).resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"no benchmark data in {folder}: give the folder that holds cifar10/ and imagenet_sample/"
+        )
+    return folder
+
+
+class CifarBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut without parameters (option A of He et al.)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.stride = stride
+        self.pad = (channels - channels_in) // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride != 1:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.pad, self.pad))
+        return F.relu(y + x)
+
+
+class CifarResNet(nn.Module):
+    """The CIFAR ResNet with 6n+2 layers; its parameter names are those of ``resnet20.safetensors``."""
+
+    def __init__(self, blocks: int = 3, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self._stage(16, 16, blocks, 1)
+        self.layer2 = self._stage(16, 32, blocks, 2)
+        self.layer3 = self._stage(32, 64, blocks, 2)
+        self.linear = nn.Linear(64, classes)
+
+    @staticmethod
+    def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        first = CifarBlock(channels_in, channels, stride)
+        return nn.Sequential(first, *(CifarBlock(channels, channels, 1) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        return self.linear(x)
+
+
+class MobileConv(nn.Module):
+    """A convolution with its folded bias and, unless linear, ReLU6; stride 2 pads right and bottom only."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        linear: bool = False,
+    ) -> None:
+        super().__init__()
+        both = kernel // 2 if stride == 1 else 0
+        # One module pads, so that a graph shows the border as an operation of its own only where it must.
+        self.pad: nn.Module = (
+            nn.ZeroPad2d((0, kernel - stride, 0, kernel - stride)) if stride == 2 else nn.Identity()
+        )
+        self.conv = nn.Conv2d(channels_in, channels, kernel, stride, both, groups=groups)
+        self.act: nn.Module = nn.Identity() if linear else nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(self.pad(x)))
+
+
+class InvertedResidual(nn.Module):
+    """Expansion (unless 1), depthwise convolution, linear projection, and the shortcut where shapes allow it."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels_in * expansion
+        layers = [] if expansion == 1 else [MobileConv(channels_in, hidden, 1)]
+        layers.append(MobileConv(hidden, hidden, 3, stride, groups=hidden))
+        layers.append(MobileConv(hidden, channels, 1, linear=True))
+        self.conv = nn.Sequential(*layers)
+        self.shortcut = stride == 1 and channels_in == channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 1.0 for 224x224 images, BatchNorm folded, 1001 classes of which 0 is background."""
+
+    # expansion, channels, blocks, stride of the first (table 2 of Sandler et al.)
+    STAGES = (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    )  # fmt: skip
+
+    def __init__(self, classes: int = 1001) -> None:
+        super().__init__()
+        self.stem = MobileConv(3, 32, 3, 2)
+        blocks, channels_in = [], 32
+        for expansion, channels, repeats, stride in self.STAGES:
+            for index in range(repeats):
+                blocks.append(InvertedResidual(channels_in, channels, stride if index == 0 else 1, expansion))
+                channels_in = channels
+        self.blocks = nn.Sequential(*blocks)
+        self.head = MobileConv(channels_in, 1280, 1)
+        self.fc = nn.Linear(1280, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(self.blocks(self.stem(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity or a 1x1 projection."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample: nn.Module | None = None
+        if stride != 1 or channels_in != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for 224x224 images and 1000 classes."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        widths = (64, 64, 128, 256, 512)
+        for stage in range(1, 5):
+            first = BasicBlock(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
+            setattr(self, f"layer{stage}", nn.Sequential(first, BasicBlock(widths[stage], widths[stage], 1)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def resnet20(root: str | Path | None = None) -> nn.Module:
+    """Return the trained CIFAR-10 ResNet-20 in evaluation mode.
+
+    Parameters
+    ----------
+    root
+        The folder of the data, as for `data_root`.
+
+    Returns
+    -------
+    nn.Module
+        Takes float32 (N, 3, 32, 32), gives logits (N, 10); 86.475 % top-1 on the evaluation split.
+    """
+    model = CifarResNet()
+    model.load_state_dict(load_file(data_root(root) / "cifar10" / "resnet20.safetensors"))
+    return model.eval()
+
+
+def mobilenet_v2(root: str | Path | None = None) -> nn.Module:
+    """Return the trained MobileNetV2 1.0 224 in evaluation mode, BatchNorm folded.
+
+    Parameters
+    ----------
+    root
+        The folder of the data, as for `data_root`.
+
+    Returns
+    -------
+    nn.Module
+        Takes float32 (N, 3, 224, 224) in -1..1, gives logits (N, 1001), index 0 being background.
+    """
+    model = MobileNetV2()
+    model.load_state_dict(load_file(data_root(root) / "imagenet_sample" / "mobilenet_v2.safetensors"))
+    return model.eval()
+
+
+@torch.no_grad()
+def resnet18(root: str | Path | None = None, seed: int = 0) -> nn.Module:
+    """Return a ResNet-18 with random weights whose activations are as large as a trained one's; for timing only.
+
+    The last scale of each residual branch is 0.5 and the BatchNorm statistics are those of three random batches, so
+    that no activation dies, explodes, or falls into a range that a quantizer would round to nothing.
+
+    Parameters
+    ----------
+    root
+        Not used: there are no weights to read; here so that every entry of `MODELS` is called alike.
+    seed
+        Seed of the weights and of the batches.
+
+    Returns
+    -------
+    nn.Module
+        In evaluation mode; takes float32 (N, 3, 224, 224), gives logits (N, 1000).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNet18()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0.0, 0.2)
+                module.momentum = None  # a plain mean over the batches
+            elif isinstance(module, BasicBlock):
+                nn.init.constant_(module.bn2.weight, 0.5)
+        model.train()
+        for _ in range(3):
+            # Noise at a low resolution, enlarged: images are smooth, and white noise would average out.
+            coarse = torch.randn(4, 3, 28, 28)
+            model(F.interpolate(coarse, size=224, mode="bilinear") + 0.3 * torch.randn(4, 3, 224, 224))
+    return model.eval()
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "resnet20": resnet20,
+    "mobilenet_v2": mobilenet_v2,
+    "resnet18": resnet18,
+}
+INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
+    "resnet20": (3, 32, 32),
+    "mobilenet_v2": (3, 224, 224),
+    "resnet18": (3, 224, 224),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images to calibrate on and images to evaluate on, as the models want them.
+
+    Attributes
+    ----------
+    calibration, evaluation
+        Normalised float32 images (N, 3, height, width), contiguous.
+    calibration_labels, evaluation_labels
+        int64 (N,), indices into the model's logits.
+    """
+
+    calibration: Tensor
+    calibration_labels: Tensor
+    evaluation: Tensor
+    evaluation_labels: Tensor
+
+    def batches(self, size: int = 64, limit: int | None = None) -> list[Tensor]:
+        """Return the calibration images (the first `limit`) in batches of `size`."""
+        return list(self.calibration[:limit].split(size))
+
+
+def cifar10(root: str | Path | None = None) -> Split:
+    """Read the CIFAR-10 images: 4096 of the training set to calibrate, 4000 of the test set to evaluate.
+
+    Parameters
+    ----------
+    root
+        The folder of the data, as for `data_root`.
+
+    Returns
+    -------
+    Split
+        Images of 32x32, normalised by channel; benchmarks calibrate on the first 1024.
+    """
+    folder = data_root(root) / "cifar10"
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+
+    def read(name: str) -> tuple[Tensor, Tensor]:
+        arrays = np.load(folder / name)
+        pixels = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2).float().div_(255)
+        return ((pixels - mean) / std).contiguous(), torch.from_numpy(arrays["labels"]).long()
+
+    return Split(*read("calibration.npz"), *read("evaluation.npz"))
+
+
+def imagenet_sample(root: str | Path | None = None, seed: int = 0) -> Split:
+    """Read the 500 ImageNet images: 250 to calibrate and 250 to evaluate, drawn by a seeded permutation.
+
+    Parameters
+    ----------
+    root
+        The folder of the data, as for `data_root`.
+    seed
+        Seed of the permutation.
+
+    Returns
+    -------
+    Split
+        Images of 224x224 in -1..1; labels count the background class, so they index 1001 logits.
+    """
+    from PIL import Image
+
+    folder = data_root(root) / "imagenet_sample" / "images"
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["file"])
+    pixels = np.stack([np.asarray(Image.open(folder / row["file"]).convert("RGB")) for row in rows])
+    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+    labels = torch.tensor([int(row["class_index"]) + 1 for row in rows])
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
+    first, second = order[0::2], order[1::2]
+    return Split(images[first], labels[first], images[second], labels[second])
+
+
+@torch.no_grad()
+def top1(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, batch: int = 250) -> float:
+    """Return the share of images, in percent, whose largest logit is at their label.
+
+    Parameters
+    ----------
+    model
+        Gives logits (N, C).
+    images, labels
+        (N, ...) and (N,).
+    batch
+        Images at a time.
+
+    Returns
+    -------
+    float
+        Percent.
+    """
+    right = sum(
+        int((torch.as_tensor(model(x)).argmax(1) == y).sum())
+        for x, y in zip(images.split(batch), labels.split(batch), strict=True)
+    )
+    return 100.0 * right / len(labels)
