@@ -96,7 +96,7 @@ def input_patches(layer: QuantOp, x: Tensor, positions: Tensor | None = None) ->
     x = F.pad(x, _padding(layer, kernel))
     if len(kernel) == 1:
         x, kernel, stride, dilation = x.unsqueeze(2), [1, *kernel], [1, *stride], [1, *dilation]
-    columns = F.unfold(x, kernel, dilation=tuple(dilation), stride=tuple(stride))  # (N, I*k, L)
+    columns = F.unfold(x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))  # (N, I*k, L)
     columns = _picked(columns, positions)
     groups = layer.groups
     n, width, count = columns.shape

@@ -67,18 +67,24 @@ def test_what_cannot_be_exported_is_named():
         export_program(model, small_inputs(0, 3))
 
 
-def test_onnx_runtime_agrees_at_eight_bits(tmp_path):
+@pytest.mark.parametrize("bits", [8, 4])
+def test_onnx_runtime_agrees(tmp_path, bits):
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     from tests.graph.qdq_to_onnx import to_onnx
 
-    module, x = _quantized(SmallResNet, (24, 3, 12, 12), w_bits=8, a_bits=8)
+    module, x = _quantized(SmallResNet, (64, 3, 12, 12), w_bits=bits, a_bits=bits)
     path = tmp_path / "model.onnx"
     onnx.save(to_onnx(export_program(module, x)), path)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for count in (1, 24):
-        expected = module(x[:count])
+    options = onnxruntime.SessionOptions()
+    # its optimised integer kernels requantize with rounding of their own; the QDQ operations as they stand do not
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    for count in (1, 64):
+        with torch.no_grad():
+            expected = module(x[:count])
         (result,) = session.run(None, {session.get_inputs()[0].name: x[:count].numpy()})
-        assert result.shape == expected.shape
-        assert float((torch.from_numpy(result) - expected).abs().max()) < 0.05 * float(expected.abs().max())
-        assert torch.equal(torch.from_numpy(result).argmax(1), expected.argmax(1))
+        error = (torch.from_numpy(result) - expected).abs().amax(1)
+        # a value half way between two integers may fall to either side, and moves one image's logits a little
+        assert float((error > 1e-4).float().mean()) < 0.1
+        assert float(error.max()) < 0.1 * float(expected.abs().max())
