@@ -15,9 +15,14 @@ from cat_plugin.hosts._import_hook import PostImportHook
 
 __all__ = ["is_registered", "register", "unregister"]
 
-# The module whose import completes an API, and the file of ours that registers with it.
+# The modules of the host that are extended, and the file of ours that does it.
 _WATCHED = {
     "neural_compressor.torch.quantization": "cat_plugin.hosts.inc3",
+    "neural_compressor.config": "cat_plugin.hosts.inc2",
+    "neural_compressor.strategy.strategy": "cat_plugin.hosts.inc2",
+    "neural_compressor.conf.config": "cat_plugin.hosts.inc2",
+    "neural_compressor.experimental.strategy.strategy": "cat_plugin.hosts.inc2",
+    "neural_compressor.experimental.quantization": "cat_plugin.hosts.inc2",
 }
 _hook: PostImportHook | None = None
 
@@ -26,7 +31,7 @@ def _attach(host_module: ModuleType) -> None:
     ours = importlib.import_module(_WATCHED[host_module.__name__])
     # When our own file is what imports the host, it is not complete yet, and attaches itself at its end.
     if hasattr(ours, "attach"):
-        ours.attach()
+        ours.attach(host_module)
 
 
 def is_registered() -> bool:
@@ -52,7 +57,7 @@ def unregister() -> None:
     if _hook is not None:
         _hook.remove()
         _hook = None
-    for name in _WATCHED.values():
+    for name in set(_WATCHED.values()):
         module = sys.modules.get(name)
         if module is not None:
             module.detach()

@@ -18,7 +18,7 @@ import importlib.util
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any
 
 from cat_plugin.errors import HostError, RecipeError
@@ -316,7 +316,7 @@ def _without_cat(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_all_config_cls_by_fwk_name
 
 
-def attach() -> None:
+def attach(host_module: ModuleType = _host) -> None:
     """Register with the host and extend it; a second call does nothing."""
     if algos_mapping.get(NAME) is cat_entry:
         return
@@ -330,7 +330,7 @@ def attach() -> None:
         _base_config.ConfigRegistry, "get_all_config_cls_by_fwk_name", _without_cat, ("cls", "fwk_name")
     )
     _patches.replace(autotune_file, "init_tuning", _init_tuning, ("tuning_config",))
-    _log.debug("registered with Neural Compressor's torch API (%s)", _host.__name__)
+    _log.debug("registered with %s", host_module.__name__)
 
 
 def detach() -> None:

@@ -128,6 +128,7 @@ def quantize_and_correct(
     record: CalibrationRecord,
     quantize_base: Callable[[], nn.Module] | None,
     session: TuningSession | None = None,
+    detail: str = "",
 ) -> CorrectedModule:
     """One trial: quantize (by the engine or the host), run, fit, append.
 
@@ -143,6 +144,8 @@ def quantize_and_correct(
         Quantizes with the host's algorithm; None runs the plugin's own engine on `reference`.
     session : TuningSession, optional
         Where quantized models are kept for other trials.
+    detail : str
+        What else decides the quantized model, when `params` does not say everything.
 
     Returns
     -------
@@ -170,7 +173,7 @@ def quantize_and_correct(
             progress.stage("calibrate")
             return _Quantized(module, collect_logits(module, record.calls, "quantized", progress), report)
 
-        quantized = session.quantized(quantization_key(params), make)
+        quantized = session.quantized(quantization_key(params) + detail, make)
         progress.stage("fit")
         step, estimator = fit_correction(quantized.z_q, record.z_fp, make_estimator(params))
     place = next((t.device for t in [*quantized.module.parameters(), *quantized.module.buffers()]), None)

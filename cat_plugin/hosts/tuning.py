@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,8 @@ class TuningRun:
     trials : list of Trial
     baseline : float or None
         Score of the full-precision model.
+    best_model : torch.nn.Module or None
+        Model of the best trial so far, when the evaluation function is watched.
     """
 
     def __init__(self, criterion: Criterion, keep_models: bool = False) -> None:
@@ -41,6 +42,7 @@ class TuningRun:
         self.baseline: float | None = None
         self._clock = Clock()
         self._model: nn.Module | None = None
+        self.best_model: nn.Module | None = None
 
     def watch(self, eval_fn: Callable[..., Any]) -> Callable[..., float]:
         """The evaluation function, remembering the model it was last given and checking what it returns."""
@@ -69,8 +71,10 @@ class TuningRun:
         met = self.baseline is not None and self.criterion.met(self.baseline, score)
         model = self._model if self.keep_models else None
         trial = Trial(config, score, self._clock.lap(), met, model)
-        self._model = None
         self.trials.append(trial)
+        if self.best() == len(self.trials) - 1:
+            self.best_model = self._model
+        self._model = None
         return trial
 
     def done(self) -> bool:
@@ -88,8 +92,6 @@ class TuningRun:
         for number, trial in enumerate(self.trials):
             if self.criterion.better(trial.score, self.trials[best].score):
                 best = number
-        if self.trials and math.isnan(self.trials[best].score):
-            _log.warning("every trial scored NaN; the first one is returned")
         return best
 
     def table(self) -> str:

@@ -1,0 +1,414 @@
+"""Neural Compressor 2.x: the Python and the YAML API, and every patch of them.
+
+After ``import cat_plugin`` the host takes, in Python,
+``PostTrainingQuantConfig(recipes={"cat": True, "cat_args": {...}})`` and in YAML ``algorithm: cat`` (or
+``algorithm: {cat: {...}}``, or ``recipes: {cat: true, cat_args: {...}}``) under ``quantization``.
+
+A strategy that finds CAT in its recipes gets three functions of its own instance replaced while it
+runs: the adaptor's ``quantize`` (which then returns a corrected model, wherever the host calls it:
+in a trial, when it recovers the best one, without tuning), the generator of configurations (so that each
+is tried with every configuration of CAT), and the converter in between (which carries CAT's options).
+Options of the low-bit engine run that engine in place of the host's int8.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from cat_plugin.errors import CATError, HostError, RecipeError
+from cat_plugin.hosts import options
+from cat_plugin.hosts._patching import Patches
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cat_plugin.hosts.pipeline import TuningSession
+    from cat_plugin.hosts.tuning import TuningRun
+
+__all__ = ["attach", "detach"]
+
+_log = logging.getLogger("cat_plugin")
+_patches = Patches()
+_PARAMS = "cat_params"
+_SAMPLES = 1024
+_NO_BASE = {"static_quant": {}}
+
+
+class _State:
+    """What one tuning run of the host needs; kept on the adaptor, which its strategies share."""
+
+    def __init__(self, args: Any, run: TuningRun | None, samples: int) -> None:
+        from cat_plugin.hosts.pipeline import TuningSession
+
+        given = args if isinstance(args, list) else [args or {}]
+        engine = options.engine_defaults()
+        self.candidates: list[dict[str, Any]] = []
+        for params in given:
+            if not isinstance(params, Mapping):
+                raise RecipeError(
+                    f"cat_args is a {type(params).__name__}; expected a mapping of CAT's options"
+                )
+            if params.get("base") is not None:
+                raise RecipeError(
+                    "cat_args has a base; in the 2.x API the host's own approach is what CAT corrects. Remove base, or "
+                    "give w_bits and a_bits to run the low-bit engine instead"
+                )
+            options.check(params, "cat_args")
+            expanded = options.expand(params)
+            self.candidates += [expanded[number] for number in options.order(expanded)]
+        asked = {any(key in params for key in engine) for params in self.candidates}
+        if len(asked) > 1:
+            raise RecipeError(
+                "some of cat_args have options of the low-bit engine and some have not; give all of them w_bits, or none"
+            )
+        self.engine = asked.pop()
+        self.run = run
+        self.samples = samples
+        self.session: TuningSession = TuningSession()
+        self.current: dict[str, Any] | None = None
+        self.exhausted = False
+        self.trial = 0
+        self.error: Exception | None = None
+        self.wrappers: dict[str, Any] = {}
+
+
+def _asked(recipes: Any) -> bool:
+    return bool(recipes) and bool(recipes.get("cat") or recipes.get("cat_args") is not None)
+
+
+def _plain(value: Any) -> Any:
+    """Ordinary dicts and lists out of the host's attribute dicts."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _settings(strategy: Any) -> tuple[Any, Any]:
+    """The recipes of a strategy, of either API, and the object that carries them."""
+    if hasattr(strategy, "config"):
+        return getattr(strategy.config, "recipes", None), strategy.config
+    return getattr(strategy.cfg.quantization, "recipes", None), strategy.cfg
+
+
+def _traverse(original: Callable[..., Any]) -> Callable[..., Any]:
+    def traverse(self: Any) -> Any:
+        recipes, carrier = _settings(self)
+        if not _asked(recipes):
+            return original(self)
+        state: _State | None = getattr(self.adaptor, "_cat_state", None)
+        try:
+            if state is None:
+                sizes = [int(size) for size in getattr(self, "calib_sampling_size_lst", None) or [0]]
+                state = _State(
+                    _plain(recipes.get("cat_args")), getattr(carrier, "cat_run", None), max(_SAMPLES, *sizes)
+                )
+                self.adaptor._cat_state = state
+                self.adaptor.quantize = functools.partial(
+                    _quantize, state, self.adaptor, self.adaptor.quantize
+                )
+            self.next_tune_cfg = functools.partial(_configurations, state, self.next_tune_cfg)
+            self._tune_cfg_converter = functools.partial(_converted, state, self._tune_cfg_converter)
+            return original(self)
+        except Exception as error:
+            # The host prints whatever is raised here and returns None. What came from CAT is raised again
+            # where the host returns; the rest stays with the host.
+            if isinstance(error, CATError) or (state is not None and error is state.error):
+                self._cat_error = error
+            raise
+
+    return traverse
+
+
+def _configurations(state: _State, original: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """The host's configurations, each once for every configuration of CAT; with the engine, only the first."""
+    if state.engine and state.exhausted:
+        return
+    source = original()
+    while True:
+        # While the host's generator thinks, it may quantize for itself; that is not to be corrected.
+        state.current = None
+        configuration = next(source, None)
+        if configuration is None:
+            return
+        for params in state.candidates:
+            if state.run is not None and state.run.trials and state.run.done():
+                state.exhausted = True
+                return
+            state.current = params
+            yield configuration
+        if state.engine:
+            state.current = None
+            state.exhausted = True
+            return
+
+
+def _converted(state: _State, original: Callable[[Any], Any], configuration: Any) -> Any:
+    converted = original(configuration)
+    if state.current is not None:
+        converted["recipe_cfgs"] = {**converted.get("recipe_cfgs", {}), _PARAMS: state.current}
+    return converted
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    if isinstance(batch, (list, tuple)):
+        model(*batch)
+    elif isinstance(batch, Mapping):
+        model(**batch)
+    else:
+        model(batch)
+
+
+def _feed(model: nn.Module, dataloader: Any, samples: int) -> None:
+    """Run a model over a calibration loader of the host, which yields inputs with or without labels."""
+    seen = 0
+    for batch in dataloader:
+        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
+        _call(model, inputs)
+        first = inputs
+        while isinstance(first, (list, tuple, Mapping)) and len(first):
+            first = next(iter(first.values() if isinstance(first, Mapping) else first))
+        seen += len(first) if hasattr(first, "__len__") else 1
+        if seen >= samples:
+            return
+
+
+def _rewrapped(template: Any, corrected: nn.Module) -> Any:
+    """The host's wrapper around a corrected model, with everything that `template` knows beside its model."""
+    import torch
+
+    wrapper = type(template)(corrected, **(template.kwargs or {}))
+    blank = vars(torch.nn.Module())
+    for name, value in vars(template).items():
+        if name not in blank and name != "_cat_wrapped":
+            wrapper.__dict__[name] = value
+    if isinstance(template.fp32_model, torch.nn.Module):
+        wrapper.fp32_model = template.fp32_model
+    return wrapper
+
+
+def _quantize(state: _State, *args: Any) -> Any:
+    """:func:`_corrected`, remembering that an error came out of it."""
+    try:
+        return _corrected(state, *args)
+    except Exception as error:
+        state.error = error
+        raise
+
+
+def _corrected(
+    state: _State,
+    adaptor: Any,
+    original: Callable[..., Any],
+    tune_cfg: dict[str, Any],
+    model: Any,
+    dataloader: Any,
+    q_func: Any = None,
+) -> Any:
+    """The adaptor's ``quantize``, followed by the correction when the configuration asks for it."""
+    from cat_plugin.hosts.pipeline import CalibrationRecord, quantize_and_correct
+    from cat_plugin.hosts.recording import record_run
+
+    params = (tune_cfg.get("recipe_cfgs") or {}).get(_PARAMS)
+    if params is None:
+        return original(tune_cfg, model, dataloader, q_func)
+    reference: nn.Module = model._model
+    if q_func is None and dataloader is None:
+        raise HostError(
+            "CAT fits its correction to calibration data: pass calib_dataloader (or calib_func), also where the "
+            "approach needs none"
+        )
+    run_fn: Any = q_func
+    if q_func is None:
+        run_fn = functools.partial(_feed, dataloader=dataloader, samples=state.samples)
+    source = (q_func, dataloader)
+    record = state.session.record(
+        reference, source, lambda: CalibrationRecord(*record_run(reference, run_fn))
+    )
+    state.trial += 1
+    state.session.label = f"trial {tune_cfg.get('trial_number', state.trial)}"
+    detail = "" if state.engine else repr(sorted(tune_cfg["op"].items(), key=repr))
+
+    def quantize_base() -> nn.Module:
+        wrapper = original(copy.deepcopy(tune_cfg), model, dataloader, q_func)
+        state.wrappers.clear()
+        state.wrappers[detail] = wrapper
+        inner: nn.Module = wrapper._model
+        return inner
+
+    if state.engine:
+        corrected = quantize_and_correct(
+            options.with_defaults(params), reference, record, None, state.session
+        )
+        adaptor.pre_optimized_model = model
+        template = model
+    else:
+        corrected = quantize_and_correct(
+            options.with_defaults({**params, "base": _NO_BASE}),
+            reference,
+            record,
+            quantize_base,
+            state.session,
+            detail,
+        )
+        template = state.wrappers.get(detail, model)
+    wrapper = _rewrapped(template, corrected)
+    if wrapper.q_config is None or state.engine:
+        wrapper.q_config = copy.deepcopy(tune_cfg)
+        wrapper.tune_cfg = copy.deepcopy(tune_cfg)
+    wrapper.is_quantized = True
+    return wrapper
+
+
+def _raising(original: Callable[..., Any]) -> Callable[..., Any]:
+    def get_best_qmodel(self: Any) -> Any:
+        error = getattr(self, "_cat_error", None)
+        if error is not None:
+            raise error
+        return original(self)
+
+    return get_best_qmodel
+
+
+def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
+    def execute(self: Any) -> Any:
+        result = original(self)
+        error = getattr(self.strategy, "_cat_error", None)
+        if error is not None:
+            raise error
+        return result
+
+    return execute
+
+
+def _take(recipes: Mapping[str, Any]) -> dict[str, Any]:
+    """CAT's part of a mapping of recipes, checked."""
+    taken: dict[str, Any] = {}
+    if "cat" in recipes:
+        if not isinstance(recipes["cat"], bool):
+            raise RecipeError(
+                f"recipes['cat'] is {recipes['cat']!r}; expected True or False (options go to cat_args)"
+            )
+        taken["cat"] = recipes["cat"]
+    if recipes.get("cat_args") is not None:
+        if taken.get("cat") is False:
+            raise RecipeError("recipes has cat_args and cat is False; remove one of the two")
+        _State(_plain(recipes["cat_args"]), None, 0)
+        taken["cat_args"] = recipes["cat_args"]
+    return taken
+
+
+def _recipes_property(original: property) -> property:
+    """The host's ``recipes``, which drops what it does not know, with CAT's keys put back."""
+    setter = original.fset
+    assert setter is not None
+
+    def fset(self: Any, recipes: Any) -> None:
+        setter(self, recipes)
+        if isinstance(recipes, Mapping) and {"cat", "cat_args"} & set(recipes):
+            self._recipes.update(_take(recipes))
+
+    return property(original.fget, fset, original.fdel, original.__doc__)
+
+
+def _fold_algorithm(section: dict[str, Any]) -> dict[str, Any]:
+    """``algorithm: cat`` of a validated YAML section, as recipes."""
+    algorithm = section.pop("algorithm", None)
+    if algorithm is None:
+        return section
+    args: Any = None
+    name: Any = algorithm
+    if isinstance(algorithm, Mapping):
+        if "name" in algorithm:
+            name, args = algorithm["name"], {k: v for k, v in algorithm.items() if k != "name"}
+        elif len(algorithm) == 1:
+            name, args = next(iter(algorithm.items()))
+    if name != "cat":
+        raise RecipeError(f"unknown algorithm {name!r} in quantization; {options.nearest(name, ['cat'])}")
+    recipes = dict(section.get("recipes") or {})
+    recipes["cat"] = True
+    if args:
+        recipes["cat_args"] = args
+    section["recipes"] = recipes
+    _take(recipes)
+    return section
+
+
+class _Schema:
+    """The host's YAML schema, with CAT's words in the section ``quantization``."""
+
+    def __init__(self) -> None:
+        self._owner: dict[Any, Any] | None = None
+        self._key: Any = None
+        self._before: Any = None
+
+    def extend(self, schema: Any) -> None:
+        """Put a section that also knows CAT in the place of the host's."""
+        from schema import And, Optional, Use
+
+        owner = schema._schema
+        key = next((key for key in owner if getattr(key, "schema", key) == "quantization"), None)
+        section = owner.get(key)
+        inner = (
+            next((k for k in section if getattr(k, "schema", k) == "recipes"), None)
+            if isinstance(section, dict)
+            else None
+        )
+        if inner is None:
+            _patches.refused["conf.config.schema"] = "it has no section quantization with recipes"
+            return
+        words = {**section[inner], Optional("cat"): bool, Optional("cat_args"): object}
+        extended = {**section, inner: words, Optional("algorithm"): object}
+        self._owner, self._key, self._before = owner, key, section
+        owner[key] = And(extended, Use(_fold_algorithm))
+
+    def restore(self) -> None:
+        """Undo."""
+        if self._owner is not None:
+            self._owner[self._key] = self._before
+            self._owner = None
+
+
+_yaml = _Schema()
+_properties: list[tuple[type, str, property]] = []
+
+
+def _extend_recipes(config: ModuleType) -> None:
+    for owner in vars(config).values():
+        original = vars(owner).get("recipes") if isinstance(owner, type) else None
+        known = any(owner is done for done, *_ in _properties)
+        if isinstance(original, property) and original.fset is not None and not known:
+            setattr(owner, "recipes", _recipes_property(original))  # noqa: B010
+            _properties.append((owner, "recipes", original))
+
+
+def attach(host_module: ModuleType) -> None:
+    """Extend a module of the host that has just been imported."""
+    name = host_module.__name__
+    if name == "neural_compressor.config":
+        _extend_recipes(host_module)
+    elif name == "neural_compressor.strategy.strategy":
+        _patches.replace(host_module.TuneStrategy, "traverse", _traverse, ("self",))
+        _patches.replace(host_module.TuneStrategy, "get_best_qmodel", _raising, ("self",))
+    elif name == "neural_compressor.experimental.strategy.strategy":
+        _patches.replace(host_module.TuneStrategy, "traverse", _traverse, ("self",))
+    elif name == "neural_compressor.experimental.quantization":
+        _patches.replace(host_module.Quantization, "execute", _execute, ("self",))
+    elif name == "neural_compressor.conf.config":
+        _yaml.restore()
+        _yaml.extend(host_module.schema)
+
+
+def detach() -> None:
+    """Undo every :func:`attach`."""
+    _patches.undo()
+    _yaml.restore()
+    while _properties:
+        owner, name, original = _properties.pop()
+        setattr(owner, name, original)
