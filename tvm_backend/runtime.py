@@ -85,7 +85,7 @@ def _choose(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
         built_for = variant.get("machine", machine)
         lacking = sorted(set(variant.get("features", ())) - available) if available is not None else []
         if built_for == machine and not lacking:
-            return variant
+            return dict(variant)
         missing.append(
             f"{variant['target']} (built for {built_for})"
             if built_for != machine
