@@ -7,6 +7,7 @@ The program is checked first, so that an operator nobody can convert is named to
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -150,7 +151,10 @@ def import_program(program: Any) -> Any:
     """
     from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-    program = program.run_decompositions()
+    with warnings.catch_warnings():
+        # torch 2.13 copies its own pytrees through a class that it deprecates.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        program = program.run_decompositions()
     importer = ExportedProgramImporter()
     importer.cat_constants = _constants(program)
     unknown = _unknown_operators(program, importer)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("LOGLEVEL", "ERROR")  # Neural Compressor's: its own lines would tear the progress bars
 
 import numpy as np
 import torch
@@ -121,22 +122,34 @@ def measure(name: str, model: nn.Module, split: Split, output: Path, console: Co
     }
 
 
+def trial_table(recipe: cat_plugin.Recipe) -> Table:
+    """What Neural Compressor tried, and what came of it."""
+    table = Table(title="Trials of Neural Compressor's autotune, scored on the tuning split")
+    for heading in ("configuration", "top-1 %", "criterion", "seconds"):
+        table.add_column(heading, justify="left" if heading == "configuration" else "right")
+    table.add_row("full precision", f"{100 * (recipe.baseline or 0):.2f}", "", "")
+    for trial in recipe.trials:
+        name = f"W{trial.config['w_bits']}A{trial.config['a_bits']}, {trial.config['preset']}"
+        table.add_row(
+            name, f"{100 * trial.score:.2f}", "met" if trial.met else "missed", f"{trial.seconds:.1f}"
+        )
+    return table
+
+
 def table_of(fp: dict[str, Any], rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="scikit-learn digits, 600 test images, small ResNet")
-    for heading in (
-        "model", "quantized %", "+ CAT %", "library %", "max |dlogit|", "weights KiB", "library KiB",
-        "us/image, batch 1", "batch 64",
-    ):  # fmt: skip
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    """One row of results for the full-precision network and each bit-width."""
+    table = Table(title="600 test images; top-1 in %, sizes in KiB, microseconds per image")
+    for heading in ("", "top-1", "+CAT", "library", "diff", "weights", ".so", "batch 1", "64"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     table.add_row(
-        "FP32 (PyTorch)", f"{fp['top1']:.2f}", "", "", "", f"{fp['weight_bytes'] / 1024:.1f}", "",
+        "FP32", f"{fp['top1']:.2f}", "", "", "", f"{fp['weight_bytes'] / 1024:.0f}", "",
         f"{fp['torch_us']:.0f}", f"{fp['torch_us_batch64']:.0f}",
     )  # fmt: skip
     for row in rows:
         table.add_row(
             row["name"], f"{row['quantized_top1']:.2f}", f"{row['corrected_top1']:.2f}",
-            f"{row['library_top1']:.2f}", f"{row['largest_logit_difference']:.1e}",
-            f"{row['weight_bytes'] / 1024:.1f}", f"{row['library_bytes'] / 1024:.0f}",
+            f"{row['library_top1']:.2f}", f"{row['largest_logit_difference']:.0e}",
+            f"{row['weight_bytes'] / 1024:.0f}", f"{row['library_bytes'] / 1024:.0f}",
             f"{row['library_us']:.0f}", f"{row['library_us_batch64']:.0f}",
         )  # fmt: skip
     return table
@@ -157,14 +170,14 @@ def chart(fp: dict[str, Any], rows: list[dict[str, Any]], path: Path) -> None:
         (0.26, "library_top1", "compiled library", "#16a085"),
     ):
         bars = left.bar(places + offset, [row[key] for row in rows], 0.24, label=label, color=color)
-        left.bar_label(bars, fmt="%.1f", fontsize=8)
+        left.bar_label(bars, fmt="%.1f", fontsize=8, color="white", padding=-11)
     left.axhline(fp["top1"], color="#333333", linewidth=1, linestyle="--")
-    left.annotate(f"FP32 {fp['top1']:.1f}", (-0.48, fp["top1"]), va="bottom", fontsize=8)
+    left.annotate(f"FP32 {fp['top1']:.1f}", (0.5, fp["top1"]), ha="center", va="bottom", fontsize=8)
     lowest = min(min(row["quantized_top1"], row["corrected_top1"]) for row in rows)
-    left.set_ylim(max(0.0, lowest - 15), 108)
+    left.set_ylim(max(0.0, lowest - 4), min(fp["top1"] + 1.5, 101))
     left.set_xticks(places, [row["name"] for row in rows])
     left.set_ylabel("top-1, % of 600 test images")
-    left.legend(fontsize=8, loc="lower left")
+    left.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
     sizes = [fp["weight_bytes"] / 1024, *(row["weight_bytes"] / 1024 for row in rows)]
     bars = right.bar(
         ["FP32", *(row["name"] for row in rows)], sizes, color=["#9aa5b1"] + ["#2f6fde"] * len(rows)
@@ -212,6 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         for trial in recipe.trials
     ]
 
+    console.print(trial_table(recipe))
     console.print(table_of(fp, rows))
     for row in rows:
         if row["library_differs_on"]:
