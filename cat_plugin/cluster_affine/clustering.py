@@ -59,29 +59,27 @@ def nearest(position: FloatArray, centroids: FloatArray) -> NDArray[np.intp]:
     return label
 
 
-def principal_axes(mean: FloatArray, scatter: FloatArray, count: int) -> FloatArray:
-    """Return the leading eigenvectors of a scatter matrix, as rows, with a fixed sign.
+def principal_axes(centred: FloatArray, count: int) -> FloatArray:
+    """Return the leading principal axes of centred rows, as rows, with a fixed sign.
 
     Parameters
     ----------
-    mean : ndarray of shape (P,)
-        Mean of the rows; only its shape is used.
-    scatter : ndarray of shape (P, P)
-        Centred second moments.
+    centred : ndarray of shape (N, P)
     count : int
         Number of axes wanted; fewer are returned when the rank is smaller.
 
     Returns
     -------
-    ndarray of shape (d, P)
+    ndarray of shape (d, P), orthonormal rows
     """
-    width = mean.shape[0]
-    count = min(count, width)
-    values, vectors = np.linalg.eigh(scatter)
-    order = np.argsort(values)[::-1][:count]
-    floor = max(float(values[-1]), 0.0) * width * np.finfo(np.float64).eps
-    order = order[values[order] > floor]
-    axes = vectors[:, order].T
+    rows, width = centred.shape
+    tall = rows >= width
+    gram = centred.T @ centred if tall else centred @ centred.T
+    values, vectors = np.linalg.eigh(gram)
+    # The Gram matrix halves the digits: directions below this are rounding.
+    kept = np.argsort(values)[::-1][: min(count, width, rows)]
+    kept = kept[values[kept] > max(float(values[-1]), 0.0) * max(rows, width) * np.finfo(np.float64).eps]
+    axes = vectors[:, kept].T if tall else (vectors[:, kept].T @ centred) / np.sqrt(values[kept])[:, None]
     largest = np.argmax(np.abs(axes), axis=1)
     signs = np.where(axes[np.arange(axes.shape[0]), largest] < 0, -1.0, 1.0)
     fixed: FloatArray = axes * signs[:, None]

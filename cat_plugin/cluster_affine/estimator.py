@@ -2,38 +2,117 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
+from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from cat_plugin.cluster_affine.clustering import nearest, principal_axes, project, seek_centroids
-from cat_plugin.cluster_affine.maps import closed_form_diagonal
+from cat_plugin.cluster_affine import validation
+from cat_plugin.cluster_affine.fitting import Party, Plan, Settings, collect, complete, fit_stream, make_plan
+from cat_plugin.cluster_affine.maps import Geometry
 from cat_plugin.cluster_affine.parameters import AffineParameters
+from cat_plugin.cluster_affine.sketch import row_limit
+from cat_plugin.cluster_affine.statistics import ClusterStatistics
+from cat_plugin.cluster_affine.workbench import Rows
+from cat_plugin.errors import CATValueError
 
 __all__ = ["ClusterAffine"]
 
 FloatArray = NDArray[np.floating[Any]]
 
+logger = logging.getLogger("cat_plugin")
 
-class ClusterAffine(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+#: Rows of an array in memory that are handled at a time once it is too large for the sample.
+_SLICE_ROWS = 8192
+
+
+class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Map logits of a quantized model to those of its full-precision original, cluster by cluster.
 
     Parameters
     ----------
-    mode : str, default="auto"
+    mode : {"auto", "paper", "diagonal", "lowrank", "full"}, default="auto"
+        ``paper`` is the published method without any addition.  ``diagonal`` (a slope and an offset per class),
+        ``lowrank`` (besides, a low-rank matrix in principal components; for many classes) and ``full`` (a matrix;
+        for few classes) shrink each cluster's map to the global one and that to the identity, with strengths
+        chosen by generalised cross-validation.  ``auto`` compares all of these, the identity and full maps
+        refined by divergence in k-fold cross-validation on the calibration rows and keeps the best.
     n_clusters : int, default=64
+        Number of clusters K; in ``auto`` mode an upper bound.  Reduced, with a warning, where there are fewer rows.
     alpha : float, default=0.4
-    n_components : int, optional
+        Blending factor between the logits (0) and their image (1); in ``auto`` mode one candidate among others.
+    n_components : int or None, default=None
+        Principal components in which rows are clustered.  None: the logits themselves, except that ``lowrank``
+        takes half the classes, at most 50, and that ``auto`` tries several.
     random_state : int, RandomState instance or None, default=None
+        Seed of k-means and of the folds.  With an integer a fit is deterministic.
+
+    Attributes
+    ----------
+    parameters_ : AffineParameters
+        The fitted arrays, named as the arguments of the op that applies them.
+    cv_results_ : dict of str to ndarray
+        ``auto`` mode: every candidate with its scores on each held-out fold, in scikit-learn's layout.  The metrics
+        are ``kl`` (divergence from the full-precision distribution at 0.3 times the spread of its logits, so that
+        it does not depend on their scale), ``agreement`` (share of rows given the full-precision model's class),
+        ``confidence`` and ``mse``.
+    best_index_ : int
+        ``auto`` mode: row of the winner in `cv_results_`.
+    best_params_ : dict
+        ``auto`` mode: the winner.
+    n_rows_seen_ : int
+        Rows that the fit has used.
+    n_features_in_ : int
+        Columns of the logits.
+
+    See Also
+    --------
+    cat_plugin.distributed.fit : The same over several processes.
+
+    Notes
+    -----
+    Logits of rows that the quantizer was tuned on are closer to the original than those of new data.  Give such
+    rows as `tuned_mask` of :meth:`fit`: they are never used to judge a candidate, and it is judged whether they
+    help in fitting.  The best split keeps a few hundred rows away from the quantizer.
+
+    A full-precision target of one column beside several columns of `z_q` is allowed, as scikit-learn's tools expect
+    of a regressor: the first column is then the logit and the others are features.
 
     References
     ----------
-    arXiv:2509.26277.
+    "CAT: Post-Training Quantization Error Reduction via Cluster-based Affine Transformation", arXiv:2509.26277.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cat_plugin.cluster_affine import ClusterAffine
+    >>> rng = np.random.default_rng(0)
+    >>> z_fp = 4 * rng.normal(size=(400, 5))
+    >>> z_q = 0.5 * z_fp @ (np.eye(5) + 0.3) + 0.4 * rng.normal(size=(400, 5))
+    >>> corrected = ClusterAffine(random_state=0).fit(z_q[:300], z_fp[:300]).predict(z_q[300:])
+    >>> bool(np.mean((corrected - z_fp[300:]) ** 2) < np.mean((z_q[300:] - z_fp[300:]) ** 2))
+    True
     """
+
+    n_rows_seen_: int
+    cv_results_: dict[str, Any]
+    best_index_: int
+    best_params_: dict[str, Any]
+    _parameters: AffineParameters | None
+    _buffer: list[Rows] | None
+    _plan: Plan
+    _statistics: ClusterStatistics
+    _stream_settings: Settings
+    _flat: bool
+    _n_extra: int | None
+    _n_targets: int
 
     def __init__(
         self,
@@ -51,51 +130,335 @@ class ClusterAffine(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     @classmethod
     def paper(cls, **overrides: Any) -> Self:
-        """Return the method with the constants of the paper."""
-        settings: dict[str, Any] = {"mode": "diagonal", "n_clusters": 64, "alpha": 0.4, "n_components": None}
+        """Return the published method: 64 clusters of the logits, closed form, alpha 0.4, no PCA.
+
+        Parameters
+        ----------
+        **overrides
+            Constructor parameters to change, such as ``n_components=50`` of the paper's ablations.
+
+        Returns
+        -------
+        ClusterAffine
+
+        References
+        ----------
+        arXiv:2509.26277, experimental settings.
+        """
+        settings: dict[str, Any] = {"mode": "paper", "n_clusters": 64, "alpha": 0.4, "random_state": 0}
         return cls(**(settings | overrides))
 
-    def fit(self, z_q: ArrayLike, z_fp: ArrayLike) -> Self:
-        """Fit on the logits of both models over the same rows."""
-        inputs, targets = validate_data(self, z_q, z_fp, multi_output=True, y_numeric=True, dtype=np.float64)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        mean = inputs.mean(axis=0)
-        components = np.zeros((0, inputs.shape[1]))
-        if self.n_components is not None:
-            centred = inputs - mean
-            components = principal_axes(mean, centred.T @ centred, self.n_components)
-        position = project(inputs, mean, components)
-        centroids = seek_centroids(position, self.n_clusters, seed)
-        label = nearest(position, centroids)
-        clusters = centroids.shape[0]
-        member = np.zeros((clusters, inputs.shape[0]))
-        member[label, np.arange(inputs.shape[0])] = 1.0
-        count = member.sum(axis=1)
-        share = np.maximum(count, 1.0)[:, None]
-        mean_q, mean_fp = member @ inputs / share, member @ targets / share
-        deviation = inputs - mean_q[label]
-        gamma, beta = closed_form_diagonal(
-            count,
-            mean_q,
-            mean_fp,
-            member @ deviation**2,
-            member @ (deviation * (targets - mean_fp[label])),
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        features: ArrayLike | None = None,
+        tuned_mask: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        """Fit to the logits of both models on the same inputs.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, C)
+            Logits z_q of the quantized model.
+        y : array-like of shape (N, C)
+            Logits z_fp of the full-precision model.
+        features : array-like of shape (N, F), optional
+            Further regressors, such as the quantized model's penultimate layer; then :meth:`predict` needs them too.
+        tuned_mask : array-like of shape (N,), bool, optional
+            True for rows that the quantizer was tuned on.
+        groups : array-like of shape (N,), optional
+            Rows of one group (crops of one image, for instance) are never on both sides of a fold.
+
+        Returns
+        -------
+        ClusterAffine
+            The estimator itself.
+
+        Raises
+        ------
+        CATValueError
+            If the arrays do not fit each other or hold a NaN or an infinity.
+        """
+        settings = self._settings()
+        rows = self._rows(X, y, features, reset=True)
+        tuned = validation.check_mask(tuned_mask, len(rows), "tuned_mask")
+        grouping = validation.check_mask(groups, len(rows), "groups")
+        rows = Rows(
+            rows.z_q, rows.z_fp, rows.features, None if tuned is None else tuned.astype(bool), grouping
         )
-        self.parameters_ = AffineParameters(
-            mode="diagonal",
-            alpha=float(self.alpha),
-            mean=mean,
-            components=components,
-            centroids=centroids,
-            gamma=gamma,
-            beta=beta,
-        )
+        self._warn_of_few(len(rows))
+
+        def slices() -> Iterator[Rows]:
+            for start in range(0, len(rows), _SLICE_ROWS):
+                yield rows.take(np.arange(start, min(start + _SLICE_ROWS, len(rows))))
+
+        self._forget()
+        limit = row_limit(rows.z_q.shape[1] + rows.z_fp.shape[1] + rows.n_features)
+        parameters, plan, seen = fit_stream(slices, settings, limit)
+        self._keep(parameters, plan, seen)
         return self
 
-    def predict(self, z_q: ArrayLike) -> FloatArray:
-        """Return the corrected logits."""
-        check_is_fitted(self)
-        inputs = validate_data(self, z_q, reset=False, dtype=[np.float64, np.float32])
-        return self.parameters_.apply(inputs)
+    def fit_batches(
+        self, batches: Iterable[Any], *, sketch_rows: int | None = None, party: Party | None = None
+    ) -> Self:
+        """Fit to batches in memory that does not grow with their number.
 
-    transform = predict
+        Parameters
+        ----------
+        batches : iterable of (z_q, z_fp) or (z_q, z_fp, features)
+            Read up to three times if it can be read again (a list, a data loader).  An iterator that can be read
+            only once is fed to :meth:`partial_fit` instead.
+        sketch_rows : int, optional
+            Rows kept for clustering and for choosing between candidates; by default about 50 MB of them, at most
+            16384.  A fit to no more rows than that equals :meth:`fit`.
+        party : Party, optional
+            Other processes that fit to other batches at the same time; see :func:`cat_plugin.distributed.fit`.
+
+        Returns
+        -------
+        ClusterAffine
+            The estimator itself.
+
+        Raises
+        ------
+        CATValueError
+            If there are no rows, or a batch cannot be used; the message says which row of the stream.
+        """
+        settings = self._settings()
+        self._forget()
+        if iter(batches) is batches:
+            if party is not None:
+                raise CATValueError(
+                    "the batches can be read only once, and fitting over several processes reads them up to three "
+                    "times; pass a list or a data loader."
+                )
+            for batch in batches:
+                z_q, z_fp, features = self._unpacked(batch)
+                if len(z_q):
+                    self.partial_fit(z_q, z_fp, features=features, sketch_rows=sketch_rows)
+            if not self.__sklearn_is_fitted__():
+                raise CATValueError("the batches held no rows; give at least one batch of logits.")
+            return self
+
+        def checked() -> Iterator[Rows]:
+            seen = 0
+            for batch in batches:
+                z_q, z_fp, features = self._unpacked(batch)
+                if not len(z_q):
+                    continue
+                rows = self._rows(
+                    z_q, z_fp, features, reset=not hasattr(self, "n_features_in_"), first_row=seen
+                )
+                seen += len(rows)
+                yield rows
+
+        if hasattr(self, "n_features_in_"):
+            del self.n_features_in_
+        first = next(checked(), None)
+        if first is None and party is None:
+            raise CATValueError("the batches held no rows; give at least one batch of logits.")
+        width = 0 if first is None else first.z_q.shape[1] + first.z_fp.shape[1] + first.n_features
+        if party is not None:
+            width = int(party.widest(width))
+        parameters, plan, seen = fit_stream(checked, settings, sketch_rows or row_limit(width), party)
+        self._warn_of_few(seen)
+        self._keep(parameters, plan, seen)
+        return self
+
+    def partial_fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        features: ArrayLike | None = None,
+        sketch_rows: int | None = None,
+    ) -> Self:
+        """Add a batch to what has been seen.
+
+        Up to `sketch_rows` rows are kept, and the result is that of :meth:`fit` on all of them.  After that the
+        clusters and the choice between candidates stand, and further batches add to the statistics of the maps.
+        The maps are computed when they are asked for.
+
+        Parameters
+        ----------
+        X, y : array-like of shape (N, C)
+            Logits of the quantized and of the full-precision model.
+        features : array-like of shape (N, F), optional
+        sketch_rows : int, optional
+
+        Returns
+        -------
+        ClusterAffine
+            The estimator itself.
+        """
+        fresh = not hasattr(self, "_buffer")
+        if fresh:
+            self._forget()
+        rows = self._rows(X, y, features, reset=fresh, first_row=0 if fresh else self.n_rows_seen_)
+        if fresh:
+            self._buffer = []
+            self._stream_settings = self._settings()
+            self.n_rows_seen_ = 0
+        self.n_rows_seen_ += len(rows)
+        limit = sketch_rows or row_limit(rows.z_q.shape[1] + rows.z_fp.shape[1] + rows.n_features)
+        if self._buffer is not None:
+            self._buffer.append(rows)
+            if self.n_rows_seen_ > limit:
+                self._plan = make_plan(self._buffered(), self._stream_settings)
+                self._adopt(self._plan)
+                self._statistics = collect(self._plan, self._geometry(), self._plan.bench.rows)
+                self._buffer = None
+        else:
+            self._statistics = self._statistics + collect(self._plan, self._geometry(), rows)
+        self._parameters = None
+        return self
+
+    def predict(self, X: ArrayLike, features: ArrayLike | None = None) -> FloatArray:
+        """Return the corrected logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, C)
+            Logits of the quantized model.
+        features : array-like of shape (N, F), optional
+            Needed if, and only if, the estimator was fitted with features.
+
+        Returns
+        -------
+        ndarray of shape (N, C), float32 for float32 (or half precision) logits, else float64
+        """
+        check_is_fitted(self)
+        inputs = validation.check_inputs(self, X)
+        further = validation.check_features(features, inputs.shape[0], self._n_extra)
+        if further is not None:
+            inputs = np.concatenate([inputs, further.astype(inputs.dtype, copy=False)], axis=1)
+        corrected = self.parameters_.apply(inputs)
+        return corrected.ravel() if self._flat else corrected
+
+    def transform(self, X: ArrayLike, features: ArrayLike | None = None) -> FloatArray:
+        """Return the corrected logits, as :meth:`predict` does."""
+        return self.predict(X, features)
+
+    def score(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, *, features: Any = None
+    ) -> float:
+        """Return the coefficient of determination of the corrected logits, averaged over classes.
+
+        Parameters
+        ----------
+        X, y : array-like of shape (N, C)
+            Logits of the quantized and of the full-precision model.
+        sample_weight : array-like of shape (N,), optional
+        features : array-like of shape (N, F), optional
+
+        Returns
+        -------
+        float
+        """
+        target = validation.as_array(y)
+        return float(r2_score(target, self.predict(X, features), sample_weight=sample_weight))
+
+    @property
+    def parameters_(self) -> AffineParameters:
+        """The fitted arrays."""
+        parameters = getattr(self, "_parameters", None)
+        if parameters is None:
+            if getattr(self, "_buffer", None):
+                plan = make_plan(self._buffered(), self._stream_settings)
+                self._adopt(plan)
+                parameters = plan.fit()
+            elif hasattr(self, "_statistics"):
+                parameters = complete(self._plan, self._geometry(), self._statistics)
+            else:
+                raise AttributeError("parameters_: this estimator is not fitted yet; call fit first.")
+            self._parameters = parameters
+        return parameters
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether rows have been seen."""
+        return getattr(self, "_parameters", None) is not None or bool(getattr(self, "n_rows_seen_", 0))
+
+    def __sklearn_tags__(self) -> Any:
+        """Describe the estimator to scikit-learn."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = True
+        tags.target_tags.required = True
+        # A fixed mode blends by a fixed alpha; scikit-learn's check sets it to 0.01, next to no correction.
+        tags.regressor_tags.poor_score = self.mode != "auto"
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _settings(self) -> Settings:
+        validation.check_options(self.mode, self.n_clusters, self.alpha, self.n_components)
+        if isinstance(self.random_state, (int, np.integer)):
+            seed = int(self.random_state)
+        else:
+            seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        d = None if self.n_components is None else int(self.n_components)
+        return Settings(self.mode, int(self.n_clusters), float(self.alpha), d, seed)
+
+    @staticmethod
+    def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
+        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+            raise CATValueError(
+                f"a batch is {type(batch).__name__}; expected (z_q, z_fp) or (z_q, z_fp, features)."
+            )
+        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+
+    def _rows(self, z_q: Any, z_fp: Any, features: Any, *, reset: bool, first_row: int = 0) -> Rows:
+        inputs, targets, flat = validation.check_pair(self, z_q, z_fp, reset=reset, first_row=first_row)
+        expected = None if reset else self._n_extra
+        further = validation.check_features(features, inputs.shape[0], expected)
+        if reset:
+            self._flat = flat
+            self._n_extra = None if further is None else int(further.shape[1])
+            self._n_targets = targets.shape[1]
+        elif targets.shape[1] != self._n_targets:
+            raise CATValueError(
+                f"z_fp has {targets.shape[1]} columns and had {self._n_targets} in the batches before."
+            )
+        classes = targets.shape[1]
+        if classes < inputs.shape[1]:
+            rest = inputs[:, classes:]
+            further = rest if further is None else np.concatenate([rest, further], axis=1)
+        return Rows(inputs[:, :classes], targets, further)
+
+    def _warn_of_few(self, rows: int) -> None:
+        if rows < self.n_clusters:
+            warnings.warn(
+                f"n_clusters={self.n_clusters} is more than the {rows} rows; {rows} clusters are used at most.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _forget(self) -> None:
+        for name in ("_buffer", "_plan", "_statistics", "_stream_settings", "n_rows_seen_"):
+            if hasattr(self, name):
+                delattr(self, name)
+        for name in ("cv_results_", "best_index_", "best_params_"):
+            if hasattr(self, name):
+                delattr(self, name)
+        self._parameters = None
+
+    def _adopt(self, plan: Plan) -> None:
+        if plan.results is not None and plan.best_index is not None:
+            self.cv_results_ = plan.results
+            self.best_index_ = plan.best_index
+            self.best_params_ = plan.results["params"][plan.best_index]
+            logger.info("cluster-affine correction chosen: %s", self.best_params_)
+
+    def _keep(self, parameters: AffineParameters, plan: Plan, seen: int) -> None:
+        self._adopt(plan)
+        self._parameters = parameters
+        self.n_rows_seen_ = seen
+
+    def _buffered(self) -> Rows:
+        self._buffer = [Rows.concatenated(self._buffer or [])]
+        return self._buffer[0]
+
+    def _geometry(self) -> Geometry:
+        return self._plan.bench.geometry(self._plan.candidate.n_clusters, self._plan.candidate.n_components)

@@ -19,7 +19,7 @@ def logits():
 
 def test_paper_has_the_constants_of_the_paper():
     estimator = ClusterAffine.paper()
-    assert (estimator.mode, estimator.n_clusters, estimator.alpha) == ("diagonal", 64, 0.4)
+    assert (estimator.mode, estimator.n_clusters, estimator.alpha) == ("paper", 64, 0.4)
     assert estimator.n_components is None
 
 

@@ -1,0 +1,248 @@
+"""Fit a correction to rows in memory, to a stream of batches, or to streams on several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cat_plugin.cluster_affine.clustering import nearest, project
+from cat_plugin.cluster_affine.maps import Geometry
+from cat_plugin.cluster_affine.metrics import natural_temperature
+from cat_plugin.cluster_affine.parameters import AffineParameters
+from cat_plugin.cluster_affine.selection import best_candidate, candidates, cross_validate
+from cat_plugin.cluster_affine.sketch import RowSketch
+from cat_plugin.cluster_affine.statistics import ClusterStatistics
+from cat_plugin.cluster_affine.workbench import Candidate, Rows, Workbench, build, regressors
+
+__all__ = [
+    "LocalParty",
+    "Party",
+    "Plan",
+    "Settings",
+    "collect",
+    "complete",
+    "fit_rows",
+    "fit_stream",
+    "make_plan",
+]
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The constructor's parameters, checked, with the seed drawn."""
+
+    mode: str
+    n_clusters: int
+    alpha: float
+    n_components: int | None
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Everything that is decided before statistics are collected.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        What is to be fitted.
+    bench : Workbench
+        Rows on which it was decided, with their clusters.
+    results : dict or None
+        Table of the cross-validation, in ``auto`` mode.
+    best_index : int or None
+        Row of that table.
+    """
+
+    candidate: Candidate
+    bench: Workbench
+    results: dict[str, Any] | None = None
+    best_index: int | None = None
+
+    def fit(self) -> AffineParameters:
+        """Fit to the rows on which the plan was made."""
+        return self.bench.fit(self.candidate)
+
+
+class Party(Protocol):
+    """One of the processes that fit together."""
+
+    def total(self, array: FloatArray) -> FloatArray:
+        """Return the sum of an array over all processes."""
+
+    def gather(self, sketch: RowSketch) -> RowSketch:
+        """Return the union of the sketches of all processes, in the order of their ranks."""
+
+    def agree(self, array: FloatArray) -> FloatArray:
+        """Return the first process's value of an array."""
+
+    def widest(self, width: int) -> int:
+        """Return the largest of the processes' numbers."""
+
+
+class LocalParty:
+    """The only process there is."""
+
+    def total(self, array: FloatArray) -> FloatArray:
+        """Return the array."""
+        return array
+
+    def gather(self, sketch: RowSketch) -> RowSketch:
+        """Return the sketch."""
+        return sketch
+
+    def agree(self, array: FloatArray) -> FloatArray:
+        """Return the array."""
+        return array
+
+    def widest(self, width: int) -> int:
+        """Return the number."""
+        return width
+
+
+def canonical(rows: Rows) -> Rows:
+    """Sort rows by content, so that the order in which they came changes nothing.
+
+    Sorting by value, and not by a hash, also survives a common positive factor.
+    """
+    columns = [rows.z_q, rows.z_fp] + ([] if rows.features is None else [rows.features])
+    keys = [column for block in reversed(columns) for column in block.T[::-1]]
+    return rows.take(np.lexsort(keys))
+
+
+def make_plan(rows: Rows, settings: Settings) -> Plan:
+    """Decide what to fit, in ``auto`` mode by cross-validation.
+
+    Parameters
+    ----------
+    rows : Rows
+    settings : Settings
+
+    Returns
+    -------
+    Plan
+    """
+    n, classes = rows.z_q.shape
+    unit = natural_temperature(rows.z_fp)
+    clusters = min(settings.n_clusters, n)
+    if settings.mode == "paper":
+        # To the letter: k-means sees the rows as they came.
+        bench = Workbench(rows, settings.seed, unit, n_init=3)
+        d = None if settings.n_components is None else min(settings.n_components, classes)
+        return Plan(Candidate("paper", clusters, d, settings.alpha), bench)
+    rows = canonical(rows)
+    if settings.mode == "auto":
+        listed = candidates(rows, clusters, settings.alpha, settings.n_components)
+        results = cross_validate(rows, listed, settings.seed)
+        best = best_candidate(results)
+        chosen = listed[best]
+        if not chosen.tuned_rows and rows.tuned is not None:
+            rows = rows.take(~rows.tuned)
+        return Plan(chosen, Workbench(rows, settings.seed, unit), results, best)
+    d = settings.n_components
+    if settings.mode == "lowrank" and d is None:
+        d = min(50, max(1, classes // 2))
+    d = None if d is None else min(d, classes)
+    candidate = Candidate(
+        settings.mode, clusters, d, settings.alpha, rank=d if settings.mode == "lowrank" and d else 0
+    )
+    return Plan(candidate, Workbench(rows, settings.seed, unit))
+
+
+def fit_rows(rows: Rows, settings: Settings) -> tuple[AffineParameters, Plan]:
+    """Fit to rows that are all in memory and few enough to be looked at together."""
+    plan = make_plan(rows, settings)
+    return plan.fit(), plan
+
+
+def collect(plan: Plan, geometry: Geometry, batch: Rows) -> ClusterStatistics:
+    """Collect from a batch what the plan's map needs."""
+    label = nearest(project(batch.z_q, geometry.mean, geometry.components), geometry.centroids)
+    if batch.tuned is not None and not plan.candidate.tuned_rows:
+        fresh = ~batch.tuned
+        batch, label = batch.take(fresh), label[fresh]
+    columns = regressors(plan.candidate, geometry, plan.bench.scaling, batch.z_q, batch.features)
+    return ClusterStatistics.from_rows(batch.z_q, batch.z_fp, label, geometry.centroids.shape[0], columns)
+
+
+def complete(plan: Plan, geometry: Geometry, statistics: ClusterStatistics) -> AffineParameters:
+    """Turn the statistics of all rows into parameters; a refinement uses the rows of the plan."""
+    rows, scaling = plan.bench.rows, plan.bench.scaling
+    return build(
+        plan.candidate, geometry, scaling, statistics, rows, plan.bench.temperature_unit, rows.n_features
+    )
+
+
+def fit_stream(
+    batches: Callable[[], Iterable[Rows]], settings: Settings, limit: int, party: Party | None = None
+) -> tuple[AffineParameters, Plan, int]:
+    """Fit to batches that can be read several times, in memory that does not grow with their number.
+
+    One pass draws the sample on which clusters are found and candidates compared.  Where it holds every row,
+    that is all.  Otherwise a second pass moves the centroids to the means of all their rows, and a third collects
+    the statistics of the map.
+
+    Parameters
+    ----------
+    batches : callable
+        Returns an iterable over this process's batches, the same at every call.
+    settings : Settings
+    limit : int
+        Most rows of the sample.
+    party : Party, optional
+        The other processes.
+
+    Returns
+    -------
+    parameters : AffineParameters
+    plan : Plan
+    n_rows : int
+        Rows seen over all processes.
+    """
+    party = party or LocalParty()
+    sketch = RowSketch(limit)
+    for batch in batches():
+        sketch.add(batch)
+    sketch = party.gather(sketch)
+    plan = make_plan(sketch.rows(), settings)
+    if sketch.complete:
+        return plan.fit(), plan, sketch.seen
+
+    candidate = plan.candidate
+    geometry = plan.bench.geometry(candidate.n_clusters, candidate.n_components)
+    geometry = Geometry(*(party.agree(a) for a in (geometry.mean, geometry.components, geometry.centroids)))
+    if geometry.centroids.shape[0] > 1:
+        geometry = _moved(geometry, batches, party)
+    classes = plan.bench.rows.z_fp.shape[1]
+    statistics: ClusterStatistics | None = None
+    for batch in batches():
+        part = collect(plan, geometry, batch)
+        statistics = part if statistics is None else statistics + part
+    if statistics is None:
+        empty = plan.bench.rows.take(np.zeros(len(plan.bench.rows), dtype=bool))
+        statistics = collect(plan, geometry, empty)
+    assert statistics.mean_fp.shape[1] == classes
+    return complete(plan, geometry, statistics.reduced(party.total)), plan, sketch.seen
+
+
+def _moved(geometry: Geometry, batches: Callable[[], Iterable[Rows]], party: Party) -> Geometry:
+    """Move each centroid to the mean of all rows that are nearest to it: one batch step of k-means."""
+    count: FloatArray = np.zeros(geometry.centroids.shape[0])
+    drift: FloatArray = np.zeros_like(geometry.centroids)
+    for batch in batches():
+        position = project(batch.z_q, geometry.mean, geometry.components)
+        label = nearest(position, geometry.centroids)
+        offset = position - geometry.centroids[label]
+        member = np.zeros((len(batch), count.size), dtype=offset.dtype)
+        member[np.arange(len(batch)), label] = 1.0
+        drift += member.T @ offset
+        count += np.bincount(label, minlength=count.size)
+    count, drift = party.total(count), party.total(drift)
+    centroids = geometry.centroids + drift / np.maximum(count, 1.0)[:, None]
+    return Geometry(geometry.mean, geometry.components, centroids)
