@@ -306,14 +306,13 @@ class _Emitter:
             group, inner = 0, block
         channel = group * layout.out_channels + inner * layout.block_channels
         exact = layout.out_channels % layout.block_channels == 0
-        sums_dtype = ir.vector("int32", isa.lanes)
-        held = ir.allocate((pixels * self.vectors,), sums_dtype, registers=True)
+        held = ir.Registers(pixels * self.vectors, "int32", isa.lanes)
         for v in range(self.vectors):
             begin = ir.constant(0, "int32", isa.lanes)
             if exact:
                 begin = ir.load(self.compensation, [channel + v * isa.lanes], isa.lanes)
             for p in range(pixels):
-                ir.store(held, begin, [p * self.vectors + v])
+                held[p * self.vectors + v] = begin
         origin = base + x * (spec.stride[1] * spec.in_channels) + group * (spec.in_channels // spec.groups)
         with ir.loop(layout.runs) as run, ir.loop(layout.steps) as step:
             place = origin + self.run_offset(run) + step * isa.group
@@ -325,12 +324,11 @@ class _Emitter:
                     indices = [rows.image, 0, 0, at] if self.conv.pointwise else [at]
                     x_value = isa.activations(rows.buffer, indices, self.conv.pointwise and self.conv.flip)
                     slot = p * self.vectors + v
-                    ir.store(held, isa.dot(ir.load(held, [slot]), x_value, weights), [slot])
+                    held[slot] = isa.dot(held[slot], x_value, weights)
         for p in range(pixels):
             where = [rows.image, y, x + p]
             for v in range(self.vectors):
-                value = ir.load(held, [p * self.vectors + v])
-                self.store(value, where, channel, inner, v, exact)
+                self.store(held[p * self.vectors + v], where, channel, inner, v, exact)
 
     def run_offset(self, run: Expr) -> Expr:
         """Where a stretch begins, relative to the tile's first input place."""
@@ -354,11 +352,9 @@ class _Emitter:
         existing = max(0, min(isa.lanes, in_last - v * isa.lanes))
 
         def some(count: int) -> None:
-            held = ir.allocate((isa.lanes,), "int32", registers=True)
-            ir.store(held, value, [0], isa.lanes)
             for begin, lanes in chunks(count, isa.lanes):
                 at = channel + (v * isa.lanes + begin)
-                part = ir.load(held, [begin], lanes) + ir.load(self.compensation, [at], lanes)
+                part = ir.part(value, begin, lanes) + ir.load(self.compensation, [at], lanes)
                 self.finish(part, where, at, lanes)
 
         if layout.blocks == 1:

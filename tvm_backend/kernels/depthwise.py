@@ -142,26 +142,27 @@ class Depthwise:
     ) -> None:
         spec = self.spec
         _, weight, compensation, scale, bias = buffers[:5]
-        held = ir.allocate((pixels,), ir.vector("int32", lanes), registers=True)
+        held = ir.Registers(pixels, "int32", lanes)
         for p in range(pixels):
-            ir.store(held, ir.load(compensation, [channel], lanes), [p])
+            held[p] = ir.load(compensation, [channel], lanes)
         for ky in range(spec.kernel[0]):
             for kx in range(spec.kernel[1]):
                 tap = (ky * spec.kernel[1] + kx) * spec.out_channels
-                wide = ir.vector("int16", lanes)
-                weights = ir.hold(ir.cast(ir.load(weight, [tap + channel], lanes), "int16", lanes), wide)
+                weights = ir.hold(
+                    ir.cast(ir.load(weight, [tap + channel], lanes), "int16", lanes), "int16", lanes
+                )
                 y = row * spec.stride[0] + ky * spec.dilation[0]
                 for p in range(pixels):
                     column = (x + p) * spec.stride[1] + kx * spec.dilation[1]
                     place = y * window.pitch + column * spec.in_channels + channel
                     # A product of 8-bit values fits in 16 bits.
                     product = ir.cast(ir.load(rows, [place], lanes), "int16", lanes) * weights
-                    ir.store(held, ir.load(held, [p]) + ir.cast(product, "int32", lanes), [p])
+                    held[p] = held[p] + ir.cast(product, "int32", lanes)
         rest = list(buffers[5:])
         residual = rest.pop(0) if spec.epilogue.residual is not None else None
         for p in range(pixels):
             value = ir.fma(
-                ir.cast(ir.load(held, [p]), "float32", lanes),
+                ir.cast(held[p], "float32", lanes),
                 ir.load(scale, [channel], lanes),
                 ir.load(bias, [channel], lanes),
                 lanes,

@@ -103,6 +103,6 @@ def finish(
     if epilogue.residual is not None:
         value = dequantized(ir.load(residual, indices, lanes), epilogue.residual, lanes, onto=value)
     if len(outputs) > 1:
-        value = ir.hold(value, ir.vector("float32", lanes))
+        value = ir.hold(value, "float32", lanes)
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
         ir.store(output, quantized(value, kind, lanes, epilogue.clip), indices, lanes)

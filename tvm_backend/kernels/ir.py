@@ -18,6 +18,7 @@ __all__ = [
     "Argument",
     "Expr",
     "Function",
+    "Registers",
     "allocate",
     "batch_extent",
     "both",
@@ -35,6 +36,7 @@ __all__ = [
     "loop",
     "most",
     "parallel",
+    "part",
     "pick",
     "reinterpret",
     "round_to_int",
@@ -105,9 +107,37 @@ def parallel(extent: Expr) -> Any:
     return T.parallel(0, extent)
 
 
-def allocate(shape: int | Sequence[int], dtype: str, *, registers: bool = False) -> Any:
-    """Working memory of the innermost loop around it; `registers` for small arrays with constant indices."""
-    return T.alloc_buffer(shape, dtype, scope="local" if registers else "global")
+def allocate(shape: int | Sequence[int], dtype: str) -> Any:
+    """Working memory of the innermost loop around it: on the stack below a kilobyte, else from the pool."""
+    return T.alloc_buffer(shape, dtype, scope="global")
+
+
+class Registers:
+    """Values that LLVM keeps in registers, if they are not too many.
+
+    Each is a buffer of its own, which TVM puts on the stack and LLVM then promotes; one buffer for all would come
+    from the memory pool as soon as it exceeds a kilobyte, and be written back there.
+
+    Parameters
+    ----------
+    count : int
+        How many values.
+    dtype : str
+        Type of a lane.
+    lanes : int
+        Lanes of a value.
+    """
+
+    def __init__(self, count: int, dtype: str, lanes: int) -> None:
+        # Not one element of a vector type: TVM may let buffers share memory, and checks that their lanes agree.
+        self._slots = [allocate((lanes,), dtype) for _ in range(count)]
+        self._lanes = lanes
+
+    def __getitem__(self, index: int) -> Expr:
+        return load(self._slots[index], [0], self._lanes)
+
+    def __setitem__(self, index: int, value: Expr) -> None:
+        store(self._slots[index], value, [0], self._lanes)
 
 
 def vector(dtype: str, lanes: int) -> str:
@@ -141,11 +171,16 @@ def store(buffer: Any, value: Expr, indices: Sequence[Expr], lanes: int = 1) -> 
     T.buffer_store(buffer, value, _indices(indices, lanes))
 
 
-def hold(value: Expr, dtype: str) -> Expr:
+def part(value: Expr, start: int, lanes: int) -> Expr:
+    """Some consecutive lanes of a vector."""
+    return tirx.Shuffle([value], [tirx.const(start + i, "int32") for i in range(lanes)])
+
+
+def hold(value: Expr, dtype: str, lanes: int) -> Expr:
     """Compute a value once and read it often: expressions are trees, in which it would be computed each time."""
-    held = allocate((1,), dtype, registers=True)
-    store(held, value, [0])
-    return load(held, [0])
+    held = Registers(1, dtype, lanes)
+    held[0] = value
+    return held[0]
 
 
 def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:

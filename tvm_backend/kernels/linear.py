@@ -162,15 +162,15 @@ class _Emitter:
         share = 8 // layout.bits
         channel = block * layout.block_channels
         exact = spec.out_features % layout.block_channels == 0
-        held = ir.allocate((rows * vectors,), ir.vector("int32", isa.lanes), registers=True)
+        held = ir.Registers(rows * vectors, "int32", isa.lanes)
         for slot in range(rows * vectors):
-            ir.store(held, ir.constant(0, "int32", isa.lanes), [slot])
+            held[slot] = ir.constant(0, "int32", isa.lanes)
 
         def multiply(step: Expr, v: int, weights: Expr) -> None:
             for r in range(rows):
                 x = isa.activations(source, [row + r, step * isa.group], self.linear.flip)
                 slot = r * vectors + v
-                ir.store(held, isa.dot(ir.load(held, [slot]), x, weights), [slot])
+                held[slot] = isa.dot(held[slot], x, weights)
 
         if layout.bits == 8:
             with ir.loop(layout.steps) as step:
@@ -188,14 +188,14 @@ class _Emitter:
                 for source_unit in range(packed_units):
                     place = begin + (index * packed_units + source_unit) * isa.unit
                     raw = ir.load(self.weight, [place], isa.unit)
-                    word = ir.hold(ir.reinterpret(words, raw), words)
+                    word = ir.hold(ir.reinterpret(words, raw), "int32", isa.unit // 4)
                     for position in range(share):
                         number = source_unit * share + position
                         if number >= limit:
                             continue
                         v = number % vectors
-                        weights = unpacked(layout, word, position, ir.load(lowest, [v]))
-                        multiply(index * steps + number // vectors, v, ir.hold(weights, f"int8x{isa.unit}"))
+                        weights = unpacked(layout, word, position, lowest[v])
+                        multiply(index * steps + number // vectors, v, ir.hold(weights, "int8", isa.unit))
 
             full, rest = divmod(layout.steps * vectors, layout.period)
             with ir.loop(full) as index:
@@ -204,7 +204,7 @@ class _Emitter:
                 period(full, rest)
         for r in range(rows):
             for v in range(vectors):
-                self.store(ir.load(held, [r * vectors + v]), row + r, block, channel, v, exact)
+                self.store(held[r * vectors + v], row + r, block, channel, v, exact)
 
     def store(self, value: Expr, row: Expr, block: Expr, channel: Expr, v: int, exact: bool) -> None:
         """The epilogue of one vector of sums; in the last block some channels may not exist."""
@@ -213,10 +213,8 @@ class _Emitter:
         existing = max(0, min(isa.lanes, in_last - v * isa.lanes))
 
         def some(count: int) -> None:
-            held = ir.allocate((isa.lanes,), "int32", registers=True)
-            ir.store(held, value, [0], isa.lanes)
             for begin, lanes in chunks(count, isa.lanes):
-                self.finish(ir.load(held, [begin], lanes), row, channel + (v * isa.lanes + begin), lanes)
+                self.finish(ir.part(value, begin, lanes), row, channel + (v * isa.lanes + begin), lanes)
 
         if exact:
             self.finish(value, row, channel + v * isa.lanes, isa.lanes)

@@ -119,15 +119,15 @@ class Pool:
         column, left, right = _bounds(x, spec.width, spec.kernel[1], spec.stride[1], spec.padding[1])
         dtype = spec.input.dtype if self.integers_only else "int32"
         lowest = 0 if spec.kind == "avg" else -128 if spec.input.signed else 0
-        held = ir.allocate((1,), ir.vector(dtype, lanes), registers=True)
-        ir.store(held, ir.constant(lowest, dtype, lanes), [0])
+        held = ir.Registers(1, dtype, lanes)
+        held[0] = ir.constant(lowest, dtype, lanes)
         with ir.loop(last - first) as i, ir.loop(right - left) as j:
             value = ir.load(data, [image, row + first + i, column + left + j, channel], lanes)
             if not self.integers_only:
                 value = ir.cast(value, dtype, lanes)
-            total = ir.load(held, [0])
-            ir.store(held, ir.larger(total, value) if spec.kind == "max" else total + value, [0])
-        result = ir.load(held, [0])
+            total = held[0]
+            held[0] = ir.larger(total, value) if spec.kind == "max" else total + value
+        result = held[0]
         if self.integers_only:
             ir.store(outputs[0], result, where, lanes)
             return

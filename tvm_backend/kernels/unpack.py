@@ -14,7 +14,7 @@ __all__ = ["lowest_values", "unpack_block", "unpacked"]
 def lowest_values(layout: WeightLayout, packed: Any, block: Expr) -> Any:
     """Load what is added to the codes of a block; returns a register array with one vector per channel vector."""
     isa = layout.isa
-    held = ir.allocate((layout.vectors,), ir.vector("int8", isa.unit), registers=True)
+    held = ir.Registers(layout.vectors, "int8", isa.unit)
     wide = f"int{8 * isa.group}"
     for vector in range(layout.vectors):
         place = layout.code_bytes + block * layout.block_channels + vector * isa.lanes
@@ -23,7 +23,7 @@ def lowest_values(layout: WeightLayout, packed: Any, block: Expr) -> Any:
             # The same byte for each of the channel's `group` weights.
             repeat = sum(1 << (8 * i) for i in range(isa.group))
             lowest = ir.cast(lowest, wide, isa.lanes) * ir.constant(repeat, wide, isa.lanes)
-        ir.store(held, ir.reinterpret(ir.vector("int8", isa.unit), lowest), [vector])
+        held[vector] = ir.reinterpret(ir.vector("int8", isa.unit), lowest)
     return held
 
 
@@ -60,8 +60,8 @@ def unpack_block(layout: WeightLayout, packed: Any, block: Expr, panel: Any, sta
         for source in range(layout.period // share):
             place = begin + (step * (layout.period // share) + source) * unit
             words = ir.vector("int32", unit // 4)
-            word = ir.hold(ir.reinterpret(words, ir.load(packed, [place], unit)), words)
+            word = ir.hold(ir.reinterpret(words, ir.load(packed, [place], unit)), "int32", unit // 4)
             for position in range(share):
                 number = source * share + position
-                weights = unpacked(layout, word, position, ir.load(lowest, [number % layout.vectors]))
+                weights = unpacked(layout, word, position, lowest[number % layout.vectors])
                 ir.store(panel, weights, [start + (step * layout.period + number) * unit], unit)
