@@ -1,0 +1,80 @@
+"""Accuracy of NNCF's post-training quantization in torch: 8 bits, and lower bits where it takes them.
+
+NNCF has no bit-width by layer; below 8 bits the first and the last layer are therefore left in float, which is in its
+favour. ``fast`` corrects biases from statistics of the float model (the default of NNCF), ``accurate`` layer by layer.
+
+Run in an environment that holds nncf, from the checkout::
+
+    OMP_WAIT_POLICY=passive python -m benchmarks.peers.nncf_accuracy --out nncf.json
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.models import MODELS, top1
+from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of
+
+METHODS = ("fast", "accurate")
+
+
+def quantize(
+    model: nn.Module, w_bits: int, a_bits: int, calibration: Tensor, method: str, batch: int
+) -> nn.Module:
+    """Quantize `model` on the exported graph, which is where NNCF has both kinds of bias correction."""
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
+
+    low = (w_bits, a_bits) != (8, 8)
+    advanced: dict[str, Any] = {"overflow_fix": nncf.quantization.advanced_parameters.OverflowFix.DISABLE}
+    ignored = None
+    if low:
+        advanced["weights_quantization_params"] = QuantizationParameters(num_bits=w_bits, per_channel=True)
+        advanced["activations_quantization_params"] = QuantizationParameters(num_bits=a_bits)
+        layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+        ends = [layers[0].replace(".", r"[./]"), layers[-1].replace(".", r"[./]")]
+        ignored = nncf.IgnoredScope(patterns=[f"^{end}/.*|.*/{end}/.*" for end in ends])
+    return nncf.quantize(
+        model,
+        nncf.Dataset(calibration.split(batch)),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration) // batch,
+        fast_bias_correction=method == "fast",
+        ignored_scope=ignored,
+        advanced_parameters=AdvancedQuantizationParameters(**advanced),
+    )
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    parser = accuracy_parser(__doc__, METHODS)
+    parser.add_argument("--batch", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = Rows(options.out, "nncf")
+    for name in options.models:
+        split = split_of(name, options.data)
+        for bits in options.bits or dict.fromkeys(("w8a8", *ACCURACY_BITS[name])):
+            w_bits, a_bits = bits_of(bits)
+            for method in options.methods:
+                key = {
+                    "model": name,
+                    "w_bits": w_bits,
+                    "a_bits": a_bits,
+                    "method": f"{method} bias correction",
+                }
+                ends = 8 if bits == "w8a8" else "float"
+                with rows.row(**key, first_last_bits=ends, calibration=len(split.calibration)) as row:
+                    start = time.perf_counter()
+                    model = MODELS[name](options.data)
+                    quantized = quantize(model, w_bits, a_bits, split.calibration, method, options.batch)
+                    row["seconds"] = round(time.perf_counter() - start, 1)
+                    row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
+
+
+if __name__ == "__main__":
+    main()

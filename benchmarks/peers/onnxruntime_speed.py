@@ -1,0 +1,101 @@
+"""Speed of ONNX Runtime on this CPU: float32, and int8 by its own static quantization (QDQ, per-channel weights).
+
+Run in an environment that holds onnxruntime, onnx and onnxscript, from the checkout::
+
+    OMP_WAIT_POLICY=passive python -m benchmarks.peers.onnxruntime_speed --out onnxruntime.json
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.models import INPUT_SHAPES, MODELS, cifar10, imagenet_sample
+from benchmarks.peers.common import Rows, images_of, median_ms, relative_error, speed_parser
+
+PRECISIONS = ("fp32", "int8")
+IMAGES = 64  # to calibrate on
+
+
+def export(name: str, root: str | None, folder: Path) -> Path:
+    """Write a model as ONNX with a dynamic batch and return the file."""
+    path = folder / f"{name}.onnx"
+    example = (torch.randn(2, *INPUT_SHAPES[name]),)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    program = torch.onnx.export(
+        MODELS[name](root), example, dynamo=True, dynamic_shapes=shapes, input_names=["x"], output_names=["y"]
+    )
+    program.save(str(path))
+    return path
+
+
+def quantize(path: Path, name: str, root: str | None) -> Path:
+    """Quantize an ONNX model statically to int8 and return the file."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    images = (cifar10(root) if name == "resnet20" else imagenet_sample(root)).calibration[:IMAGES].numpy()
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left: Iterator[np.ndarray] = iter(images)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.left, None)
+            return None if image is None else {"x": image[None]}
+
+    ready, out = path.with_suffix(".pre.onnx"), path.with_suffix(".int8.onnx")
+    quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
+    quantize_static(
+        str(ready),
+        str(out),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+    )
+    return out
+
+
+def main() -> None:
+    """Measure what the command line asks for."""
+    import onnxruntime
+
+    options = speed_parser(__doc__, PRECISIONS).parse_args()
+    torch.set_num_threads(options.threads)
+    rows = Rows(options.out, "onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.models:
+            files: dict[str, Path] = {}
+            for batch in options.batches:
+                for precision in options.precisions:
+                    with rows.row(
+                        model=name, batch=batch, precision=precision, threads=options.threads
+                    ) as row:
+                        if "fp32" not in files:
+                            files["fp32"] = export(name, options.data, Path(folder))
+                        if precision not in files:
+                            files[precision] = quantize(files["fp32"], name, options.data)
+                        settings = onnxruntime.SessionOptions()
+                        settings.intra_op_num_threads = options.threads
+                        settings.inter_op_num_threads = 1
+                        settings.add_session_config_entry("session.intra_op.allow_spinning", "1")
+                        settings.add_free_dimension_override_by_name("batch", batch)
+                        session = onnxruntime.InferenceSession(
+                            str(files[precision]), settings, providers=["CPUExecutionProvider"]
+                        )
+                        x = images_of(name, options.data, batch)
+                        with torch.inference_mode():
+                            expected = MODELS[name](options.data)(x)
+                        feed = {"x": x.numpy()}
+                        row["error"] = relative_error(session.run(None, feed)[0], expected)
+                        row.update(median_ms(lambda s=session, f=feed: s.run(None, f), options.seconds))
+
+
+if __name__ == "__main__":
+    main()
