@@ -1,0 +1,166 @@
+"""Make the environment of a peer when it is first asked for, run the peer's script in it, and return its rows.
+
+An environment is a folder under a cache, made by ``python -m venv`` and pip, with the requirements it was made from
+beside it; other requirements make it anew. What does not install, and what crashes or runs out of time, becomes one
+row that holds the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CACHE", "CHECKOUT", "PEERS", "Peer", "environment", "run_peer"]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CACHE = CHECKOUT / ".cache" / "peers"
+
+COMMON = ("torch==2.13.0", "numpy", "safetensors", "pillow")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A script and what it needs.
+
+    Attributes
+    ----------
+    kind
+        ``accuracy`` or ``speed``.
+    environment
+        Name of the environment; peers may share one.
+    requirements
+        What pip installs beyond torch, numpy, safetensors and Pillow; pinned, so that a table can be repeated.
+    """
+
+    kind: str
+    environment: str
+    requirements: tuple[str, ...]
+
+
+_NNCF = ("nncf==3.4.0", "openvino==2026.4.1", "onnx")
+PEERS: dict[str, Peer] = {
+    "brevitas": Peer("accuracy", "brevitas", ("brevitas==0.13.4", "tqdm", "accelerate", "pandas")),
+    "aimet": Peer("accuracy", "aimet", ("aimet-torch==2.42.0", "torchvision==0.28.0")),
+    "nncf": Peer("accuracy", "nncf", _NNCF),
+    "inc": Peer("accuracy", "inc", ("neural-compressor[pt]==3.10",)),
+    "onnxruntime": Peer("speed", "onnxruntime", ("onnxruntime==1.31.1", "onnx", "onnxscript")),
+    "openvino": Peer("speed", "nncf", _NNCF),
+    "pytorch": Peer("speed", "pytorch", ()),
+}
+"""The peers, each with a script ``<name>_<kind>.py`` in this folder."""
+
+
+def _tail(text: str, length: int = 300) -> str:
+    """Return the last lines of a program's output, for a reason that fits into a table."""
+    return " | ".join(line.strip() for line in text.strip().splitlines()[-3:])[-length:]
+
+
+def environment(name: str, cache: Path = CACHE, timeout: float = 1800.0) -> Path:
+    """Return the Python of a peer's environment, which is made first where it is missing or out of date.
+
+    Parameters
+    ----------
+    name
+        A key of `PEERS`.
+    cache
+        Folder of the environments.
+    timeout
+        Seconds that pip may take.
+
+    Returns
+    -------
+    Path
+        The interpreter.
+
+    Raises
+    ------
+    RuntimeError
+        If pip fails, with its last lines.
+    """
+    peer = PEERS[name]
+    folder = Path(cache).resolve() / peer.environment
+    wanted = "\n".join((*COMMON, *peer.requirements)) + "\n"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    stamp = folder / "requirements.txt"
+    if python.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return python
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+    # In one call, so that pip keeps to the pinned torch rather than to a newer one with its gigabytes of CUDA packages.
+    command = [str(python), "-m", "pip", "install", "--quiet", *COMMON, *peer.requirements]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"pip did not finish within {timeout:.0f} s") from None
+    if done.returncode:
+        raise RuntimeError(f"pip: {_tail(done.stderr or done.stdout)}")
+    stamp.write_text(wanted)
+    return python
+
+
+def run_peer(
+    name: str,
+    arguments: Sequence[str] = (),
+    *,
+    cache: Path = CACHE,
+    threads: int = 2,
+    timeout: float = 7200.0,
+) -> dict[str, Any]:
+    """Run a peer's script in a process and an environment of its own.
+
+    Parameters
+    ----------
+    name
+        A key of `PEERS`.
+    arguments
+        Further options of the script, such as ``("--models", "resnet20")``.
+    cache
+        Folder of the environments.
+    threads
+        Threads of one call.
+    timeout
+        Seconds that the script may take; rows measured until then are kept.
+
+    Returns
+    -------
+    dict
+        ``peer``, ``machine`` (as the script saw it; None if it never ran) and ``rows``.
+    """
+    peer = PEERS[name]
+    result: dict[str, Any] = {"peer": name, "machine": None, "rows": []}
+    try:
+        python = environment(name, cache)
+    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        result["rows"].append({"peer": name, "reason": f"not installed: {error}"})
+        return result
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        module = f"benchmarks.peers.{name}_{peer.kind}"
+        command = [str(python), "-m", module, "--out", str(out), "--threads", str(threads), *arguments]
+        variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
+        variables.pop("PYTHONPATH", None)
+        try:
+            done = subprocess.run(
+                command,
+                cwd=CHECKOUT,
+                env=variables,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+            failure = f"exit code {done.returncode}: {_tail(done.stderr)}" if done.returncode else None
+        except subprocess.TimeoutExpired:
+            failure = f"not finished within {timeout:.0f} s"
+        if out.exists():
+            result.update(json.loads(out.read_text()))
+        if failure:
+            result["rows"].append({"peer": name, "reason": failure})
+    return result
