@@ -17,7 +17,7 @@ from typing import Any
 from tvm.ir import IRModule
 from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels import cluster_affine_cpu
+from tvm_backend.kernels import cluster_affine_cpu, cluster_affine_cuda
 from tvm_backend.kernels.cluster_affine_reference import reference
 from tvm_backend.kernels.cluster_affine_spec import OPS, ClusterAffineSpec, Finish
 
@@ -43,6 +43,8 @@ def lower(spec: ClusterAffineSpec, target: Any = None) -> PrimFunc:
 
     if target is None:
         target = Target.current(allow_none=True)
+    if target is not None and target.kind.name == "cuda":
+        return cluster_affine_cuda.build(spec)
     return cluster_affine_cpu.build(spec, cluster_affine_cpu.CpuShape.for_target(target))
 
 

@@ -1,0 +1,113 @@
+// Stand-ins for the CUDA driver and runtime: one device whose memory is the host's and whose kernels run in the emulator.
+//
+// A module's image is the path of a shared library that holds the emulated kernels. Each allocation ends at a page that
+// cannot be touched, so that access behind it (beyond the rounding to 64 bytes) stops the process.
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+extern "C" {
+typedef int Result;
+
+// Memory ---------------------------------------------------------------------------------------------------------------
+static std::map<void*, std::pair<void*, size_t>>& blocks() { static std::map<void*, std::pair<void*, size_t>> m; return m; }
+Result cudaMalloc(void** out, size_t size) {
+  const size_t page = size_t(sysconf(_SC_PAGESIZE)), room = (size + 63) / 64 * 64;
+  const size_t length = (room + page - 1) / page * page + page;
+  char* base = static_cast<char*>(mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (base == MAP_FAILED) return 2;
+  mprotect(base + length - page, page, PROT_NONE);
+  *out = base + length - page - room;
+  std::memset(*out, 0x7f, room);
+  blocks()[*out] = {base, length};
+  return 0;
+}
+Result cudaFree(void* pointer) {
+  auto found = blocks().find(pointer);
+  if (found == blocks().end()) return pointer ? 1 : 0;
+  munmap(found->second.first, found->second.second);
+  blocks().erase(found);
+  return 0;
+}
+Result cudaMallocHost(void** out, size_t size) { return cudaMalloc(out, size); }
+Result cudaFreeHost(void* pointer) { return cudaFree(pointer); }
+Result cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) { std::memmove(to, from, size); return 0; }
+Result cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void*) { std::memmove(to, from, size); return 0; }
+Result cudaMemGetInfo(size_t* free_, size_t* total) { *free_ = *total = size_t(1) << 33; return 0; }
+
+// Device ---------------------------------------------------------------------------------------------------------------
+Result cudaGetDeviceCount(int* count) { *count = 1; return 0; }
+Result cudaGetDevice(int* device) { *device = 0; return 0; }
+Result cudaSetDevice(int device) { return device == 0 ? 0 : 101; }
+Result cudaDeviceGetAttribute(int* value, int attribute, int) {
+  switch (attribute) {
+    case 1: *value = 1024; break;         // threads a block
+    case 10: *value = 32; break;          // warp
+    case 16: *value = 132; break;         // multiprocessors
+    case 75: *value = 9; break;           // capability, major
+    case 76: *value = 0; break;           // capability, minor
+    default: *value = 49152; break;       // shared memory a block, and whatever else is asked
+  }
+  return 0;
+}
+Result cudaGetDeviceProperties(void* properties, int) { std::memset(properties, 0, 1008); std::strcpy(static_cast<char*>(properties), "emulator"); return 0; }
+Result cuDeviceGetName(char* name, int length, int) { std::snprintf(name, size_t(length), "emulator"); return 0; }
+Result cudaGetLastError() { return 0; }
+Result cudaPeekAtLastError() { return 0; }
+const char* cudaGetErrorString(Result) { return "error of the CUDA emulator"; }
+const char* cudaGetErrorName(Result) { return "cudaErrorEmulator"; }
+Result cuGetErrorName(Result, const char** name) { *name = "CUDA_ERROR_EMULATOR"; return 0; }
+Result cuGetErrorString(Result, const char** text) { *text = "error of the CUDA emulator"; return 0; }
+
+// Streams, events, graphs: everything is done when a call returns -----------------------------------------------------------
+Result cudaStreamCreate(void** stream) { *stream = nullptr; return 0; }
+Result cudaStreamCreateWithFlags(void** stream, unsigned) { *stream = nullptr; return 0; }
+Result cudaStreamDestroy(void*) { return 0; }
+Result cudaStreamSynchronize(void*) { return 0; }
+Result cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
+Result cudaStreamBeginCapture(void*, int) { return 801; }
+Result cudaStreamEndCapture(void*, void**) { return 801; }
+Result cudaGraphInstantiate(void**, void*, unsigned long long) { return 801; }
+Result cudaGraphLaunch(void*, void*) { return 801; }
+Result cudaGraphDestroy(void*) { return 0; }
+Result cudaGraphExecDestroy(void*) { return 0; }
+Result cudaEventCreate(void** event) { *event = nullptr; return 0; }
+Result cudaEventDestroy(void*) { return 0; }
+Result cudaEventRecord(void*, void*) { return 0; }
+Result cudaEventSynchronize(void*) { return 0; }
+Result cudaEventElapsedTime(float* time, void*, void*) { *time = 0; return 0; }
+
+// Modules and kernels --------------------------------------------------------------------------------------------------
+Result cuModuleLoadData(void** module, const void* image) {
+  *module = dlopen(static_cast<const char*>(image), RTLD_NOW | RTLD_LOCAL);
+  if (!*module) std::fprintf(stderr, "CUDA emulator: %s\n", dlerror());
+  return *module ? 0 : 200;
+}
+Result cuModuleUnload(void*) { return 0; }
+Result cuModuleGetFunction(void** function, void* module, const char* name) {
+  char symbol[512];
+  std::snprintf(symbol, sizeof symbol, "cat_emulated_%s", name);
+  *function = dlsym(module, symbol);
+  return *function ? 0 : 500;
+}
+Result cuFuncSetAttribute(void*, int, int) { return 0; }
+Result cuTensorMapEncodeTiled() { return 801; }
+struct LaunchConfig {
+  unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared;
+  void* stream;
+  void* attributes;
+  unsigned count;
+};
+Result cuLaunchKernelEx(const LaunchConfig* c, void* function, void** parameters, void**) {
+  if (!c->grid_x || !c->grid_y || !c->grid_z || c->grid_y > 65535 || c->grid_z > 65535) return 1;
+  using Launch = void (*)(const unsigned*, void**);
+  reinterpret_cast<Launch>(function)(&c->grid_x, parameters);
+  return 0;
+}
+}

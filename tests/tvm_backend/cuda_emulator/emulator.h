@@ -1,0 +1,192 @@
+// Runs CUDA kernels on one CPU thread, to check indexing and barriers where there is no GPU.
+//
+// A block's threads are fibers; one runs until it meets a barrier or a warp-wide operation. So whatever one thread reads
+// before a barrier that another writes after it in program order is found out in one of the two orders in which fibers
+// can be resumed (CAT_EMULATOR_ORDER=reverse). Blocks run one after the other, in the order of their index or against it.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#include <vector>
+#include <ucontext.h>
+
+#define CAT_EMULATOR 1
+#define __global__
+#define __device__
+#define __host__
+#define __align__(n) alignas(n)
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+
+namespace cat {
+struct dim { unsigned x, y, z; };
+enum State { ready, at_block, at_warp, done };
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  State state;
+  dim thread;
+  unsigned lane, warp;
+};
+struct Machine {
+  std::vector<Fiber> fibers;
+  Fiber* self = nullptr;
+  ucontext_t scheduler;
+  dim block, grid, threads;
+  char exchange[32][32][128];  // warp, lane, bytes
+  void (*entry)(void*) = nullptr;
+  void* argument = nullptr;
+};
+inline Machine& machine() { static Machine one; return one; }
+[[noreturn]] inline void fail(const char* what) {
+  Machine& m = machine();
+  std::fprintf(stderr, "CUDA emulator: %s (block %u %u %u)\n", what, m.block.x, m.block.y, m.block.z);
+  std::abort();
+}
+inline void wait(State state) {
+  Machine& m = machine();
+  Fiber* self = m.self;
+  self->state = state;
+  swapcontext(&self->context, &m.scheduler);
+}
+inline void trampoline() {
+  Machine& m = machine();
+  m.entry(m.argument);
+  m.self->state = done;
+  swapcontext(&m.self->context, &m.scheduler);
+}
+inline bool backwards() {
+  const char* order = std::getenv("CAT_EMULATOR_ORDER");
+  return order && std::strcmp(order, "reverse") == 0;
+}
+inline void run_block() {
+  Machine& m = machine();
+  const unsigned count = m.threads.x * m.threads.y * m.threads.z;
+  const bool reverse = backwards();
+  if (m.fibers.size() < count) m.fibers.resize(count);
+  for (unsigned i = 0; i < count; ++i) {
+    Fiber& f = m.fibers[i];
+    f.stack.resize(1 << 16);
+    f.state = ready;
+    f.thread = {i % m.threads.x, i / m.threads.x % m.threads.y, i / m.threads.x / m.threads.y};
+    f.lane = i % 32;
+    f.warp = i / 32;
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.data();
+    f.context.uc_stack.ss_size = f.stack.size();
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, trampoline, 0);
+  }
+  for (;;) {
+    bool progressed = false;
+    for (unsigned k = 0; k < count; ++k) {
+      Fiber& f = m.fibers[reverse ? count - 1 - k : k];
+      if (f.state != ready) continue;
+      m.self = &f;
+      swapcontext(&m.scheduler, &f.context);
+      progressed = true;
+    }
+    for (unsigned w = 0; w * 32 < count; ++w) {
+      const unsigned last = std::min(count, w * 32 + 32);
+      unsigned waiting = 0;
+      for (unsigned i = w * 32; i < last; ++i) waiting += m.fibers[i].state == at_warp;
+      if (waiting == last - w * 32)
+        for (unsigned i = w * 32; i < last; ++i) m.fibers[i].state = ready, progressed = true;
+    }
+    unsigned waiting = 0, finished = 0;
+    for (unsigned i = 0; i < count; ++i) {
+      waiting += m.fibers[i].state == at_block;
+      finished += m.fibers[i].state == done;
+    }
+    if (finished == count) return;
+    if (waiting == count) {
+      for (unsigned i = 0; i < count; ++i) m.fibers[i].state = ready;
+    } else if (!progressed) {
+      fail(finished ? "a barrier waits for threads that have returned" : "threads wait at different barriers");
+    }
+  }
+}
+inline void run_grid(dim grid, dim threads, void (*entry)(void*), void* argument) {
+  Machine& m = machine();
+  m.grid = grid, m.threads = threads, m.entry = entry, m.argument = argument;
+  if (threads.x * threads.y * threads.z > 1024 || !threads.x) fail("a block has 1 to 1024 threads");
+  const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+  for (uint64_t k = 0; k < blocks; ++k) {
+    const uint64_t b = backwards() ? blocks - 1 - k : k;
+    m.block = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
+    run_block();
+  }
+}
+// Every lane's value, after all lanes of the warp have given theirs.
+template <class V> inline void share(const V& value) {
+  static_assert(sizeof(V) <= 128, "an exchanged value has 128 bytes at most");
+  Machine& m = machine();
+  std::memcpy(m.exchange[m.self->warp][m.self->lane], &value, sizeof(V));
+  wait(at_warp);
+}
+template <class V> inline V of_lane(unsigned lane) {
+  V value;
+  std::memcpy(&value, machine().exchange[machine().self->warp][lane], sizeof(V));
+  return value;
+}
+template <class... A, std::size_t... I>
+void call(void (*kernel)(A...), void** p, std::index_sequence<I...>) {
+  kernel(*reinterpret_cast<std::remove_reference_t<A>*>(p[I])...);
+}
+template <class... A> void launch(void (*kernel)(A...), dim grid, dim threads, void** parameters) {
+  struct Both { void (*kernel)(A...); void** parameters; } both{kernel, parameters};
+  run_grid(grid, threads, [](void* b) {
+    call(static_cast<Both*>(b)->kernel, static_cast<Both*>(b)->parameters, std::index_sequence_for<A...>{});
+  }, &both);
+}
+}  // namespace cat
+
+#define threadIdx (cat::machine().self->thread)
+#define blockIdx (cat::machine().block)
+#define blockDim (cat::machine().threads)
+#define gridDim (cat::machine().grid)
+
+inline void __syncthreads() { cat::wait(cat::at_block); }
+inline void __syncwarp(unsigned = ~0u) { cat::wait(cat::at_warp); }
+template <class V> inline V __shfl_xor_sync(unsigned, V value, int mask, int = 32) {
+  cat::share(value);
+  const V other = cat::of_lane<V>(cat::machine().self->lane ^ mask);
+  cat::wait(cat::at_warp);
+  return other;
+}
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline int __float2int_rn(float v) { return int(std::nearbyint(v)); }
+inline float __int2float_rn(int v) { return float(v); }
+template <class A, class B> inline auto max(A a, B b) { return a > b ? a : b; }
+template <class A, class B> inline auto min(A a, B b) { return a < b ? a : b; }
+
+#define CAT_VECTOR(name, type)                                                                            \
+  struct alignas(2 * sizeof(type)) name##2 { type x, y; };                                                \
+  struct name##3 { type x, y, z; };                                                                       \
+  struct alignas(4 * sizeof(type)) name##4 { type x, y, z, w; };                                          \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                                        \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+CAT_VECTOR(float, float)
+CAT_VECTOR(int, int32_t)
+CAT_VECTOR(uint, uint32_t)
+CAT_VECTOR(char, signed char)
+CAT_VECTOR(uchar, unsigned char)
+CAT_VECTOR(short, short)
+CAT_VECTOR(ushort, unsigned short)
+
+template <class A, class B> inline int cat_bytes(int word, unsigned i) {
+  (void)sizeof(B);
+  return int(A(uint8_t(uint32_t(word) >> (8 * i))));
+}
+inline int __dp4a(int a, int b, int c) {
+  for (unsigned i = 0; i < 4; ++i) c += cat_bytes<int8_t, void*>(a, i) * cat_bytes<int8_t, void*>(b, i);
+  return c;
+}

@@ -1,0 +1,2 @@
+// The emulator brings what the kernels need.
+#pragma once

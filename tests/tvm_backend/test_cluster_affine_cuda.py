@@ -1,0 +1,155 @@
+"""The CUDA kernels of the cluster-affine step, on an emulated device and as machine code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
+
+from cat_plugin.errors import CompileError  # noqa: E402
+from tests.tvm_backend import cuda_tools  # noqa: E402
+from tvm_backend import cuda_build  # noqa: E402
+from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec, lower, reference  # noqa: E402
+from tvm_backend.kernels.cluster_affine_cuda import FEW_ROWS, fits_tile  # noqa: E402
+
+DIAGONAL, LOWRANK, FULL = OPS
+emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cuda_tools.available()))
+
+
+def executable(spec: ClusterAffineSpec) -> object:
+    function = lower(spec, cuda_tools.target()).with_attr("global_symbol", "main")
+    return tvm.compile(tvm.IRModule({"main": function}), target=cuda_tools.target())
+
+
+def arrays_for(spec: ClusterAffineSpec, rows: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(rows)
+    shapes = [(tuple(rows if e is None else e for e in shape), dtype) for _, shape, dtype in spec.arguments()]
+    arrays = [rng.standard_normal(shape).astype(dtype) for shape, dtype in shapes[:-1]]
+    return [*arrays, np.full(shapes[-1][0], np.nan, shapes[-1][1])]
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    assert np.isfinite(got).all()
+    return float(np.abs(got.astype(np.float64) - expected).max() / np.abs(expected).max())
+
+
+FEW, MANY = 5, FEW_ROWS + 9
+
+
+@emulated
+@pytest.mark.parametrize(
+    ("spec", "rows"),
+    [
+        (ClusterAffineSpec(DIAGONAL, 1000, 64, 50), MANY),
+        (ClusterAffineSpec(DIAGONAL, 1000, 64, 50, batch=FEW), FEW),
+        (ClusterAffineSpec(DIAGONAL, 10, 64, 0), MANY),
+        (ClusterAffineSpec(DIAGONAL, 10, 70, 0), FEW),
+        (ClusterAffineSpec(DIAGONAL, 129, 33, 7), MANY),
+        (ClusterAffineSpec(DIAGONAL, 131, 5, 65, n_distance_components=9), MANY),
+        (ClusterAffineSpec(DIAGONAL, 1, 1, 1), MANY),
+        (ClusterAffineSpec(LOWRANK, 200, 6, 10, rank=8), FEW),
+        (ClusterAffineSpec(LOWRANK, 61, 6, 10, rank=33, n_distance_components=3), MANY),
+        (ClusterAffineSpec(LOWRANK, 24, 6, 0, rank=4), MANY),
+        (ClusterAffineSpec(LOWRANK, 24, 6, 0, rank=4), FEW),
+        (ClusterAffineSpec(FULL, 21, 6, 0), FEW),
+        (ClusterAffineSpec(FULL, 10, 5, 4, n_features=13), FEW),
+        (ClusterAffineSpec(FULL, 10, 5, 0, n_features=64), FEW),
+    ],
+    ids=lambda value: (
+        f"{value.op.split('_')[-1]}-{value.width}-{value.n_components}" if hasattr(value, "op") else value
+    ),
+)
+def test_against_the_reference(spec: ClusterAffineSpec, rows: int, tmp_path: Path) -> None:
+    """In both orders of threads and blocks: a missing barrier shows in one of them."""
+    library = cuda_tools.export(executable(spec), tmp_path / "kernel.so")
+    arrays = arrays_for(spec, rows)
+    (expected,) = reference(spec, *arrays[:-1])
+    for got in cuda_tools.run([cuda_tools.Call(library, arrays, reverse) for reverse in (False, True)]):
+        assert relative(got[-1], expected) < 1e-5
+
+
+@emulated
+@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("components", [0, 3])
+def test_ties_go_to_the_lower_index(components: int, rows: int, tmp_path: Path) -> None:
+    clusters, classes = 70, 3
+    spec = ClusterAffineSpec(DIAGONAL, classes, clusters, components, alpha=1.0)
+    library = cuda_tools.export(executable(spec), tmp_path / "kernel.so")
+    rng = np.random.default_rng(0)
+    logits = np.zeros((rows, classes), np.float32)
+    gamma = np.ones((clusters, classes), np.float32)
+    beta = np.repeat(np.arange(clusters, dtype=np.float32)[:, None], classes, axis=1)
+    places = [(0, 1), (3, 35), (31, 32), (40, 69), (5, 64)]
+    calls = []
+    for low, high in places:
+        centroids = rng.uniform(5, 9, (clusters, classes)).astype(np.float32)
+        centroids[low] = [1, -2, 0.5]
+        centroids[high] = [-1, -2, -0.5]
+        eye = np.eye(classes, dtype=np.float32)[:components]
+        arrays = [
+            logits,
+            np.zeros(classes, np.float32),
+            eye,
+            centroids,
+            gamma,
+            beta,
+            np.full_like(logits, np.nan),
+        ]
+        calls.append(cuda_tools.Call(library, arrays))
+    for (low, _), got in zip(places, cuda_tools.run(calls), strict=True):
+        np.testing.assert_array_equal(got[-1], np.full_like(logits, low))
+
+
+@emulated
+@pytest.mark.parametrize("rows", [FEW, MANY])
+def test_float16_logits(rows: int, tmp_path: Path) -> None:
+    spec = ClusterAffineSpec(DIAGONAL, 100, 16, 10, dtype="float16")
+    library = cuda_tools.export(executable(spec), tmp_path / "kernel.so")
+    arrays = arrays_for(spec, rows)
+    (expected,) = reference(spec, *arrays[:-1])
+    got = cuda_tools.run([cuda_tools.Call(library, arrays)])[0][-1]
+    assert got.dtype == np.float16
+    np.testing.assert_allclose(got.astype(np.float64), expected, rtol=1e-3, atol=1e-3)
+
+
+def _without_barrier(number: int) -> Callable[[str, str], tuple[str, bytes]]:
+    """A compiler that drops one barrier of the source."""
+
+    def compile_source(source: str, arch: str) -> tuple[str, bytes]:
+        places = [match.start() for match in re.finditer(r"__syncthreads\(\);", source)]
+        start = places[number]
+        return cuda_tools.emulate(source[:start] + source[start + len("__syncthreads();") :], arch)
+
+    return compile_source
+
+
+@emulated
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_emulator_finds_a_missing_barrier(number: int, tmp_path: Path) -> None:
+    """The kernel for few rows with one barrier removed gives wrong results in some order."""
+    spec = ClusterAffineSpec(DIAGONAL, 300, 40, 20, batch=3)
+    arrays = arrays_for(spec, 3)
+    path = tmp_path / "kernel.so"
+    packer = cuda_build.pack_imports("sm_90", _without_barrier(number))
+    executable(spec).export_library(str(path), fpack_imports=packer)  # type: ignore[attr-defined]
+    (expected,) = reference(spec, *arrays[:-1])
+    results = cuda_tools.run([cuda_tools.Call(path, arrays, reverse) for reverse in (False, True)])
+    assert not all(np.allclose(got[-1], expected, rtol=1e-4, atol=1e-4) for got in results)
+
+
+def test_what_is_only_fused_on_a_cpu() -> None:
+    with pytest.raises(CompileError, match="softmax"):
+        lower(ClusterAffineSpec(DIAGONAL, 10, 4, 0, finish="softmax"), cuda_tools.target())
+    with pytest.raises(CompileError, match="shared memory"):
+        lower(ClusterAffineSpec(DIAGONAL, 20000, 4, 0), cuda_tools.target())
+
+
+def test_large_projections_go_row_by_row() -> None:
+    assert fits_tile(ClusterAffineSpec(DIAGONAL, 1000, 64, 50))
+    assert not fits_tile(ClusterAffineSpec(DIAGONAL, 1000, 64, 500))
+    assert not fits_tile(ClusterAffineSpec(FULL, 1000, 64, 50))
