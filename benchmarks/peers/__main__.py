@@ -12,28 +12,14 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from benchmarks.peers.environments import CACHE, PEERS, run_peer
+from benchmarks.tables import table
 
 COLUMNS = {
-    "accuracy": ("peer", "version", "model", "w_bits", "a_bits", "method", "top1", "seconds"),
-    "speed": ("peer", "version", "model", "batch", "precision", "ms", "error"),
+    "accuracy": ["peer", "version", "model", "w_bits", "a_bits", "method", "seconds", "top1"],
+    "speed": ["peer", "version", "model", "batch", "precision", "error", "ms"],
 }
-
-
-def table(rows: list[dict[str, Any]], kind: str) -> str:
-    """Return the rows as a Markdown table; a row without numbers shows its reason."""
-    columns = COLUMNS[kind]
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    number = "top1" if kind == "accuracy" else "ms"
-    for row in rows:
-        cells = [str(row.get(column, "")) for column in columns]
-        if row.get(number) is None:
-            reason = str(row.get("reason", "no reason given")).replace("|", "/").replace("\n", " ")
-            cells[columns.index(number)] = reason[:120]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -68,7 +54,7 @@ def main() -> None:
         )
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps({"kind": options.kind, "results": results}, indent=1) + "\n")
-    print(table([row for result in results for row in result["rows"]], options.kind))
+    print(table([row for result in results for row in result["rows"]], COLUMNS[options.kind]))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from benchmarks.models import MODELS, Split, top1
 from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of
 
-METHODS = ("rtn", "gptq", "gpfq", "learned-round")
-NAMES = {
-    "rtn": "rounding to nearest",
-    "gptq": "GPTQ, bias correction",
-    "gpfq": "GPFQ, bias correction",
-    "learned-round": "AdaRound, bias correction",
+METHODS = {
+    "rtn": "rounding to nearest, MSE ranges",
+    "gptq": "GPTQ, MSE ranges, bias correction",
+    "gpfq": "GPFQ, MSE ranges, bias correction",
+    "gpfq-stats": "GPFQ, percentile ranges, bias correction",
+    "learned-round": "AdaRound, MSE ranges, bias correction",
 }
 
 
@@ -47,6 +47,7 @@ def quantize(
     from brevitas.inject import value
 
     steps = _recipes()
+    ranges = "stats" if method.endswith("-stats") else "mse"
     model = preprocess_for_quantize(model, equalize_iters=options.equalize, merge_bn=True)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     ends = {id(layers[0]), id(layers[-1])}
@@ -73,7 +74,7 @@ def quantize(
         dtype=torch.float32,
         bias_bit_width=32 if options.bias_int32 else None,
         weight_bit_width=weight_bits,
-        weight_param_method=options.weight_range,
+        weight_param_method=ranges,
         weight_scale_type="float_scale",
         weight_quant_type=options.weight_type,
         weight_quant_granularity="per_channel",
@@ -83,7 +84,7 @@ def quantize(
         act_bit_width=input_bits,
         act_scale_type="float_scale",
         act_scale_computation_type="static",
-        act_param_method=options.input_range,
+        act_param_method=ranges,
         act_quant_type="asym",
         act_quant_granularity="per_tensor",
         act_quant_percentile=options.percentile,
@@ -97,7 +98,7 @@ def quantize(
         steps.apply_gptq(
             loader, quantized, act_order=True, use_quant_activations=True, create_weight_orig=True
         )
-    elif method == "gpfq":
+    elif method.startswith("gpfq"):
         steps.apply_gpfq(loader, quantized, act_order=True)
     elif method == "learned-round":
         _learn_rounding(quantized, calibration, options)
@@ -130,7 +131,7 @@ def measure(rows: Rows, name: str, split: Split, options: Namespace) -> None:
     for bits in options.bits or ACCURACY_BITS[name]:
         w_bits, a_bits = bits_of(bits)
         for method in options.methods:
-            key = {"model": name, "w_bits": w_bits, "a_bits": a_bits, "method": NAMES[method]}
+            key = {"model": name, "w_bits": w_bits, "a_bits": a_bits, "method": METHODS[method]}
             with rows.row(**key, first_last_bits=8, calibration=len(split.calibration)) as row:
                 torch.manual_seed(0)
                 start = time.perf_counter()
@@ -143,13 +144,11 @@ def measure(rows: Rows, name: str, split: Split, options: Namespace) -> None:
 
 def main() -> None:
     """Measure what the command line asks for."""
-    parser = accuracy_parser(__doc__, METHODS)
+    parser = accuracy_parser(__doc__, tuple(METHODS))
     parser.add_argument(
         "--equalize", type=int, help="iterations of equalization (default: 20 for MobileNetV2, else 0)"
     )
-    parser.add_argument("--weight-range", choices=("stats", "mse"), default="mse")
     parser.add_argument("--weight-type", choices=("sym", "asym"), default="sym")
-    parser.add_argument("--input-range", choices=("stats", "mse"), default="mse")
     parser.add_argument("--percentile", type=float, default=99.999)
     parser.add_argument("--bias-int32", action="store_true", help="quantize biases to 32 bits")
     parser.add_argument("--iterations", type=int, default=1000, help="of learned rounding, a layer")

@@ -100,7 +100,8 @@ def environment(name: str, cache: Path = CACHE, timeout: float = 1800.0) -> Path
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"pip did not finish within {timeout:.0f} s") from None
     if done.returncode:
-        raise RuntimeError(f"pip: {_tail(done.stderr or done.stdout)}")
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise RuntimeError(f"pip: {_tail(lines[-1] if lines else done.stderr)}")
     stamp.write_text(wanted)
     return python
 
