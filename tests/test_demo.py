@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("demo")
     script = ROOT / "examples" / "digits" / "run.py"
-    subprocess.run([sys.executable, str(script), "--output", str(output)], check=True, cwd=output)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # so that it also runs where nothing is installed
+    subprocess.run(
+        [sys.executable, str(script), "--output", str(output)], check=True, cwd=output, env=environment
+    )
     assert (output / "results.png").read_bytes().startswith(b"\x89PNG")
     loaded = json.loads((output / "results.json").read_text())
     loaded["output"] = output
