@@ -15,13 +15,12 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from cat_plugin.cluster_affine import validation
-from cat_plugin.cluster_affine.fitting import Party, Plan, Settings, collect, complete, fit_stream, make_plan
-from cat_plugin.cluster_affine.maps import Geometry
+from cat_plugin.cluster_affine.fitting import Party, Plan, Settings, fit_stream
 from cat_plugin.cluster_affine.parameters import AffineParameters
 from cat_plugin.cluster_affine.sketch import row_limit
-from cat_plugin.cluster_affine.statistics import ClusterStatistics
+from cat_plugin.cluster_affine.stream import StreamState
 from cat_plugin.cluster_affine.workbench import Rows
-from cat_plugin.errors import CATValueError
+from cat_plugin.errors import CATError, CATValueError
 
 __all__ = ["ClusterAffine"]
 
@@ -101,15 +100,13 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
     True
     """
 
+    n_features_in_: int
     n_rows_seen_: int
     cv_results_: dict[str, Any]
     best_index_: int
     best_params_: dict[str, Any]
     _parameters: AffineParameters | None
-    _buffer: list[Rows] | None
-    _plan: Plan
-    _statistics: ClusterStatistics
-    _stream_settings: Settings
+    _stream: StreamState
     _flat: bool
     _n_extra: int | None
     _n_targets: int
@@ -257,13 +254,24 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
 
         if hasattr(self, "n_features_in_"):
             del self.n_features_in_
-        first = next(checked(), None)
+        try:
+            first = next(checked(), None)
+        except CATError:
+            if party is None:
+                raise
+            # The pass over all batches meets it again, and tells the other processes.
+            first = None
         if first is None and party is None:
             raise CATValueError("the batches held no rows; give at least one batch of logits.")
         width = 0 if first is None else first.z_q.shape[1] + first.z_fp.shape[1] + first.n_features
         if party is not None:
-            width = int(party.widest(width))
+            width = party.widest(width)
         parameters, plan, seen = fit_stream(checked, settings, sketch_rows or row_limit(width), party)
+        if first is None:
+            # All rows were another process's.
+            rows = plan.bench.rows
+            self.n_features_in_ = rows.z_q.shape[1]
+            self._flat, self._n_targets, self._n_extra = False, rows.z_fp.shape[1], rows.n_features or None
         self._warn_of_few(seen)
         self._keep(parameters, plan, seen)
         return self
@@ -294,25 +302,16 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         ClusterAffine
             The estimator itself.
         """
-        fresh = not hasattr(self, "_buffer")
-        if fresh:
+        stream = self._stream if hasattr(self, "_stream") else None
+        first_row = 0 if stream is None else stream.n_rows
+        rows = self._rows(X, y, features, reset=stream is None, first_row=first_row)
+        if stream is None:
+            settings = self._settings()
             self._forget()
-        rows = self._rows(X, y, features, reset=fresh, first_row=0 if fresh else self.n_rows_seen_)
-        if fresh:
-            self._buffer = []
-            self._stream_settings = self._settings()
-            self.n_rows_seen_ = 0
-        self.n_rows_seen_ += len(rows)
+            stream = self._stream = StreamState(settings)
         limit = sketch_rows or row_limit(rows.z_q.shape[1] + rows.z_fp.shape[1] + rows.n_features)
-        if self._buffer is not None:
-            self._buffer.append(rows)
-            if self.n_rows_seen_ > limit:
-                self._plan = make_plan(self._buffered(), self._stream_settings)
-                self._adopt(self._plan)
-                self._statistics = collect(self._plan, self._geometry(), self._plan.bench.rows)
-                self._buffer = None
-        else:
-            self._statistics = self._statistics + collect(self._plan, self._geometry(), rows)
+        stream.add(rows, limit)
+        self.n_rows_seen_ = stream.n_rows
         self._parameters = None
         return self
 
@@ -366,16 +365,21 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         """The fitted arrays."""
         parameters = getattr(self, "_parameters", None)
         if parameters is None:
-            if getattr(self, "_buffer", None):
-                plan = make_plan(self._buffered(), self._stream_settings)
-                self._adopt(plan)
-                parameters = plan.fit()
-            elif hasattr(self, "_statistics"):
-                parameters = complete(self._plan, self._geometry(), self._statistics)
-            else:
+            if not hasattr(self, "_stream"):
                 raise AttributeError("parameters_: this estimator is not fitted yet; call fit first.")
+            parameters, plan = self._stream.fit()
+            self._adopt(plan)
             self._parameters = parameters
         return parameters
+
+    def adopt_parameters(self, parameters: AffineParameters) -> None:
+        """Replace the fitted arrays, by those of another process for example.
+
+        Parameters
+        ----------
+        parameters : AffineParameters
+        """
+        self._parameters = parameters
 
     def __sklearn_is_fitted__(self) -> bool:
         """Whether rows have been seen."""
@@ -436,10 +440,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
             )
 
     def _forget(self) -> None:
-        for name in ("_buffer", "_plan", "_statistics", "_stream_settings", "n_rows_seen_"):
-            if hasattr(self, name):
-                delattr(self, name)
-        for name in ("cv_results_", "best_index_", "best_params_"):
+        for name in ("_stream", "n_rows_seen_", "cv_results_", "best_index_", "best_params_"):
             if hasattr(self, name):
                 delattr(self, name)
         self._parameters = None
@@ -455,10 +456,3 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         self._adopt(plan)
         self._parameters = parameters
         self.n_rows_seen_ = seen
-
-    def _buffered(self) -> Rows:
-        self._buffer = [Rows.concatenated(self._buffer or [])]
-        return self._buffer[0]
-
-    def _geometry(self) -> Geometry:
-        return self._plan.bench.geometry(self._plan.candidate.n_clusters, self._plan.candidate.n_components)

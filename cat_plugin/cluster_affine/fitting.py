@@ -17,6 +17,7 @@ from cat_plugin.cluster_affine.selection import best_candidate, candidates, cros
 from cat_plugin.cluster_affine.sketch import RowSketch
 from cat_plugin.cluster_affine.statistics import ClusterStatistics
 from cat_plugin.cluster_affine.workbench import Candidate, Rows, Workbench, build, regressors
+from cat_plugin.errors import CATError
 
 __all__ = [
     "LocalParty",
@@ -25,7 +26,6 @@ __all__ = [
     "Settings",
     "collect",
     "complete",
-    "fit_rows",
     "fit_stream",
     "make_plan",
 ]
@@ -85,6 +85,9 @@ class Party(Protocol):
     def widest(self, width: int) -> int:
         """Return the largest of the processes' numbers."""
 
+    def settle(self, failure: CATError | None) -> None:
+        """Raise on every process if reading failed on one of them."""
+
 
 class LocalParty:
     """The only process there is."""
@@ -105,6 +108,11 @@ class LocalParty:
         """Return the number."""
         return width
 
+    def settle(self, failure: CATError | None) -> None:
+        """Raise the failure, if there is one."""
+        if failure is not None:
+            raise failure
+
 
 def canonical(rows: Rows) -> Rows:
     """Sort rows by content, so that the order in which they came changes nothing.
@@ -116,13 +124,15 @@ def canonical(rows: Rows) -> Rows:
     return rows.take(np.lexsort(keys))
 
 
-def make_plan(rows: Rows, settings: Settings) -> Plan:
+def make_plan(rows: Rows, settings: Settings, party: Party | None = None) -> Plan:
     """Decide what to fit, in ``auto`` mode by cross-validation.
 
     Parameters
     ----------
     rows : Rows
     settings : Settings
+    party : Party, optional
+        Other processes that plan with the same rows; the first one's choice stands.
 
     Returns
     -------
@@ -141,6 +151,8 @@ def make_plan(rows: Rows, settings: Settings) -> Plan:
         listed = candidates(rows, clusters, settings.alpha, settings.n_components)
         results = cross_validate(rows, listed, settings.seed)
         best = best_candidate(results)
+        if party is not None:
+            best = int(party.agree(np.array([float(best)]))[0])
         chosen = listed[best]
         if not chosen.tuned_rows and rows.tuned is not None:
             rows = rows.take(~rows.tuned)
@@ -153,12 +165,6 @@ def make_plan(rows: Rows, settings: Settings) -> Plan:
         settings.mode, clusters, d, settings.alpha, rank=d if settings.mode == "lowrank" and d else 0
     )
     return Plan(candidate, Workbench(rows, settings.seed, unit))
-
-
-def fit_rows(rows: Rows, settings: Settings) -> tuple[AffineParameters, Plan]:
-    """Fit to rows that are all in memory and few enough to be looked at together."""
-    plan = make_plan(rows, settings)
-    return plan.fit(), plan
 
 
 def collect(plan: Plan, geometry: Geometry, batch: Rows) -> ClusterStatistics:
@@ -207,10 +213,16 @@ def fit_stream(
     """
     party = party or LocalParty()
     sketch = RowSketch(limit)
-    for batch in batches():
-        sketch.add(batch)
+    failure: CATError | None = None
+    try:
+        for batch in batches():
+            sketch.add(batch)
+    except CATError as error:
+        # Not raised here: other processes would wait for this one for ever.
+        failure = error
+    party.settle(failure)
     sketch = party.gather(sketch)
-    plan = make_plan(sketch.rows(), settings)
+    plan = make_plan(sketch.rows(), settings, party)
     if sketch.complete:
         return plan.fit(), plan, sketch.seen
 

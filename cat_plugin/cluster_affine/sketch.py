@@ -82,6 +82,19 @@ class RowSketch:
         if order.size == self.limit:
             self._ceiling = keys[order[-1]]
 
+    @classmethod
+    def of(cls, rows: Rows, limit: int, seen: int) -> RowSketch:
+        """Rebuild a sketch from the rows that it kept and the number that it saw."""
+        made = cls(limit)
+        made.seen, made._held = seen, len(rows)
+        made._parts, made._keys = [rows], [_content_keys(rows)]
+        return made
+
+    @property
+    def empty(self) -> bool:
+        """Whether there were no rows."""
+        return self.seen == 0
+
     @property
     def complete(self) -> bool:
         """Whether no row was left out."""
