@@ -20,6 +20,7 @@ _WATCHED = {
     "neural_compressor.torch.quantization": "cat_plugin.hosts.inc3",
     "neural_compressor.config": "cat_plugin.hosts.inc2",
     "neural_compressor.strategy.strategy": "cat_plugin.hosts.inc2",
+    "neural_compressor.quantization": "cat_plugin.hosts.inc2",
     "neural_compressor.conf.config": "cat_plugin.hosts.inc2",
     "neural_compressor.experimental.strategy.strategy": "cat_plugin.hosts.inc2",
     "neural_compressor.experimental.quantization": "cat_plugin.hosts.inc2",

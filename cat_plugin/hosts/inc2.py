@@ -36,7 +36,9 @@ _log = logging.getLogger("cat_plugin")
 _patches = Patches()
 _PARAMS = "cat_params"
 _SAMPLES = 1024
-_NO_BASE = {"static_quant": {}}
+# Errors of strategies that ran, for the functions that the host returns from.
+_raised: list[Exception] = []
+_NO_BASE: dict[str, Any] = {"static_quant": {}}
 
 
 class _State:
@@ -115,20 +117,28 @@ def _traverse(original: Callable[..., Any]) -> Callable[..., Any]:
                 )
             self.next_tune_cfg = functools.partial(_configurations, state, self.next_tune_cfg)
             self._tune_cfg_converter = functools.partial(_converted, state, self._tune_cfg_converter)
+            if state.run is not None:
+                self.stop = functools.partial(_stop, state.run, self.stop)
             return original(self)
         except Exception as error:
             # The host prints whatever is raised here and returns None. What came from CAT is raised again
             # where the host returns; the rest stays with the host.
             if isinstance(error, CATError) or (state is not None and error is state.error):
                 self._cat_error = error
+                _raised.append(error)
             raise
 
     return traverse
 
 
 def _configurations(state: _State, original: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """The host's configurations, each once for every configuration of CAT; with the engine, only the first."""
-    if state.engine and state.exhausted:
+    """The host's configurations, each once for every configuration of CAT.
+
+    The engine has nothing to do with them, and a recipe for both generations means the first one; then
+    there is only one round.
+    """
+    one_round = state.engine or state.run is not None
+    if one_round and state.exhausted:
         return
     source = original()
     while True:
@@ -143,10 +153,16 @@ def _configurations(state: _State, original: Callable[[], Iterator[Any]]) -> Ite
                 return
             state.current = params
             yield configuration
-        if state.engine:
+        if one_round:
             state.current = None
             state.exhausted = True
             return
+
+
+def _stop(run: TuningRun, original: Callable[..., Any], *args: Any) -> bool:
+    """The host's bookkeeping, and the criterion of the recipe that it runs for."""
+    original(*args)
+    return run.done()
 
 
 def _converted(state: _State, original: Callable[[Any], Any], configuration: Any) -> Any:
@@ -276,6 +292,20 @@ def _raising(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_best_qmodel
 
 
+def _fit(original: Callable[..., Any]) -> Callable[..., Any]:
+    def fit(*args: Any, **kwargs: Any) -> Any:
+        _raised.clear()
+        try:
+            result = original(*args, **kwargs)
+            if _raised:
+                raise _raised[-1]
+            return result
+        finally:
+            _raised.clear()
+
+    return fit
+
+
 def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
     def execute(self: Any) -> Any:
         result = original(self)
@@ -340,6 +370,22 @@ def _fold_algorithm(section: dict[str, Any]) -> dict[str, Any]:
     return section
 
 
+def _read_cfg(original: Callable[..., Any]) -> Callable[..., Any]:
+    def read(self: Any, cfg_fname: Any) -> Any:
+        try:
+            return original(self, cfg_fname)
+        except RuntimeError as error:
+            # The host says only that the file is not correct; what CAT said about it lies underneath.
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, CATError):
+                    raise cause from None
+                cause = cause.__cause__ or cause.__context__
+            raise
+
+    return read
+
+
 class _Schema:
     """The host's YAML schema, with CAT's words in the section ``quantization``."""
 
@@ -350,7 +396,7 @@ class _Schema:
 
     def extend(self, schema: Any) -> None:
         """Put a section that also knows CAT in the place of the host's."""
-        from schema import And, Optional, Use
+        from schema import And, Optional, Use  # type: ignore[import-not-found]
 
         owner = schema._schema
         key = next((key for key in owner if getattr(key, "schema", key) == "quantization"), None)
@@ -398,11 +444,14 @@ def attach(host_module: ModuleType) -> None:
         _patches.replace(host_module.TuneStrategy, "get_best_qmodel", _raising, ("self",))
     elif name == "neural_compressor.experimental.strategy.strategy":
         _patches.replace(host_module.TuneStrategy, "traverse", _traverse, ("self",))
+    elif name == "neural_compressor.quantization":
+        _patches.replace(host_module, "fit", _fit, ("model", "conf"))
     elif name == "neural_compressor.experimental.quantization":
         _patches.replace(host_module.Quantization, "execute", _execute, ("self",))
     elif name == "neural_compressor.conf.config":
         _yaml.restore()
         _yaml.extend(host_module.schema)
+        _patches.replace(host_module.Conf, "_read_cfg", _read_cfg, ("self", "cfg_fname"))
 
 
 def detach() -> None:

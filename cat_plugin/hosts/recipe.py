@@ -254,10 +254,12 @@ def _host_runner() -> Callable[..., nn.Module]:
             "pip install 'neural-compressor[pt]', or use cat_plugin.ptq.quantize and cat_plugin.correct without it"
         )
     if importlib.util.find_spec("neural_compressor.torch") is not None:
-        from cat_plugin.hosts.run3 import run
+        from cat_plugin.hosts.run3 import run as run3
 
-        return run
-    raise HostError("this Neural Compressor has no torch API that recipes can be run with")
+        return run3
+    from cat_plugin.hosts.run2 import run as run2
+
+    return run2
 
 
 def load_recipe(path: str | Path) -> Recipe:

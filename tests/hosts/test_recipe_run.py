@@ -11,7 +11,7 @@ import torch
 import cat_plugin
 from cat_plugin.errors import CalibrationError, CATTypeError, HostError, RecipeError
 
-from .conftest import INC, needs_pt2e
+from .conftest import INC
 
 needs_host = pytest.mark.skipif(INC == (0, 0), reason="no Neural Compressor is installed")
 
@@ -112,7 +112,7 @@ def test_sampling_size_cuts_the_calibration(task, recipe):
     assert torch.equal(task.logits(cut), task.logits(expected))
 
 
-@pytest.mark.skipif(INC < (3, 0), reason=f"needs Neural Compressor 3.x, found {INC[0]}.{INC[1]}")
+@needs_host
 def test_weight_only_base(task, recipe):
     made = recipe("algorithm: cat\nrtn: {bits: [3, 4], group_size: 16}\ncat: {num_clusters: 4}\n")
     best = made.run(task.net, task.batches, task.accuracy)
@@ -120,7 +120,10 @@ def test_weight_only_base(task, recipe):
     assert {trial.config["base"]["rtn"]["group_size"] for trial in made.trials} == {16}
 
 
-@needs_pt2e
+@pytest.mark.skipif(
+    (3, 0) <= INC < (3, 9), reason=f"static int8 in Neural Compressor {INC[0]}.{INC[1]} fails with torch 2.13"
+)
+@needs_host
 def test_static_int8_base(task, recipe):
     made = recipe("quantization: {approach: static, algorithm: cat, cat: {num_clusters: 4}}\n")
     best = made.run(task.net, task.batches)
