@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CalibrationError, CATTypeError
+from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
-from cat_plugin.ptq.closed_form import calibrate
+from cat_plugin.ptq.checkpoint import Checkpoint, fingerprint
+from cat_plugin.ptq.equalization import equalize
 from cat_plugin.ptq.fold import fold_batch_norm
-from cat_plugin.ptq.insert import insert_quantizers
+from cat_plugin.ptq.insert import Prepared, insert_quantizers
 from cat_plugin.ptq.lower import lower
 from cat_plugin.ptq.ops import BATCH_NORM, is_call, layer_name
+from cat_plugin.ptq.progress import Progress
 from cat_plugin.ptq.report import QuantReport
 from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.stages import run_stages
 from cat_plugin.ptq.trace import eval_mode, trace
 
 __all__ = ["quantize"]
@@ -31,7 +38,9 @@ def quantize(
     spec: QuantSpec,
     calibration: Iterable[Any] | Tensor,
     *,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    device: str | torch.device | None = None,
+    resume: str | Path | None = None,
 ) -> tuple[fx.GraphModule, QuantReport]:
     """Quantize a trained classifier to 2..8 bits from unlabelled inputs.
 
@@ -44,7 +53,12 @@ def quantize(
     calibration : iterable
         Input batches (a tensor, or a tuple whose first item is the input).
     progress : callable or None
-        Called with (layer name, layers done, layers in all).
+        Called with a :class:`~cat_plugin.ptq.progress.Progress` now and then, and after every unit.
+    device : str, torch.device or None
+        Where to compute; None is where the model is.  The result is on the model's device.
+    resume : path or None
+        Directory for the state after each unit; an interrupted run that is started again with the same arguments goes
+        on from there and gives the same result.
 
     Returns
     -------
@@ -58,7 +72,7 @@ def quantize(
     CalibrationError
         If the calibration inputs, or what the model makes of them, cannot be used.
     QuantizationError
-        If the model cannot be traced or has nothing to quantize.
+        If the model cannot be traced or has nothing to quantize, or the checkpoint is another run's.
     """
     if not isinstance(spec, QuantSpec):
         raise CATTypeError(f"spec is a {type(spec).__name__}; expected a QuantSpec.")
@@ -67,26 +81,35 @@ def quantize(
     started = time.perf_counter()
     inputs = gather_inputs(calibration, spec.num_samples)
     parameter = next(model.parameters(), None)
-    if parameter is not None:
-        inputs = inputs.to(parameter.device)
-    with eval_mode(model), torch.no_grad():
+    home = parameter.device if parameter is not None else inputs.device
+    inputs = inputs.to(home)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(eval_mode(model))
+        stack.enter_context(torch.no_grad())
         _check_finite(model, inputs, spec.batch_size)
         module = trace(model, inputs[:2])
         fold_batch_norm(module)
+        if spec.equalization:
+            equalize(module)
         prepared = insert_quantizers(module, spec)
-        layers = calibrate(prepared, inputs, spec, progress)
-        result = lower(module)
+        checkpoint = None
+        if resume is not None:
+            checkpoint = Checkpoint(Path(resume), fingerprint(model, spec.to_dict(), inputs))
+        target = torch.device(device) if device is not None else home
+        module.to(target)
+        budget = None if spec.memory_mb is None else spec.memory_mb << 20
+        store = stack.enter_context(TensorStore(budget))
+        layers, units, notes = run_stages(prepared, inputs.to(target), spec, store, progress, checkpoint)
+        result = lower(module).to(home)
     report = QuantReport(
         layers=layers,
-        unquantized=prepared.unquantized
-        + [
-            f"{layer_name(n)} (batch_norm): no convolution or linear layer to fold it into"
-            for n in module.graph.nodes
-            if is_call(n, BATCH_NORM)
-        ],
+        units=units,
+        unquantized=_unquantized(prepared),
         spec=spec.to_dict(),
         num_samples=len(inputs),
         seconds=time.perf_counter() - started,
+        notes=notes,
+        cache=dataclasses.asdict(_cache_use(store)),
     )
     if len(inputs) < spec.num_samples:
         report.notes.append(
@@ -97,13 +120,29 @@ def quantize(
     return result, report
 
 
+@dataclasses.dataclass(frozen=True)
+class _CacheUse:
+    peak_bytes: int
+    file_bytes: int
+
+
+def _cache_use(store: TensorStore) -> _CacheUse:
+    return _CacheUse(store.peak, store.on_disk)
+
+
+def _unquantized(prepared: Prepared) -> list[str]:
+    norms = [n for n in prepared.module.graph.nodes if is_call(n, BATCH_NORM)]
+    return prepared.unquantized + [
+        f"{layer_name(n)} (batch_norm): no convolution or linear layer to fold it into" for n in norms
+    ]
+
+
 def _check_finite(model: nn.Module, inputs: Tensor, batch_size: int) -> None:
-    with torch.no_grad():
-        for start in range(0, len(inputs), batch_size):
-            logits = model(inputs[start : start + batch_size])
-            if isinstance(logits, Tensor) and not bool(torch.isfinite(logits).all()):
-                raise CalibrationError(
-                    f"the full-precision model gives NaN or infinite logits on calibration batch "
-                    f"{start // batch_size} (inputs {start}..{min(start + batch_size, len(inputs)) - 1}); "
-                    "repair the model or remove these inputs."
-                )
+    for start in range(0, len(inputs), batch_size):
+        logits = model(inputs[start : start + batch_size])
+        if isinstance(logits, Tensor) and not bool(torch.isfinite(logits).all()):
+            raise CalibrationError(
+                f"the full-precision model gives NaN or infinite logits on calibration batch "
+                f"{start // batch_size} (inputs {start}..{min(start + batch_size, len(inputs)) - 1}); "
+                "repair the model or remove these inputs."
+            )

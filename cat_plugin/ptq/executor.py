@@ -12,7 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-__all__ = ["Executor"]
+from cat_plugin.ptq.cache import TensorStore
+
+__all__ = ["Executor", "is_batched", "last_uses"]
+
+
+def is_batched(node: Any) -> bool:
+    """Whether the first axis of the node's value is the batch, and nothing but the batch."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim == 0 or node.op == "get_attr":
+        return False
+    first = value.shape[0]
+    return not isinstance(first, int) and str(first).isidentifier()
 
 
 class Executor:
@@ -26,58 +37,94 @@ class Executor:
         (N, ...) calibration inputs.
     batch_size : int
         Rows in one forward pass.
+    store : TensorStore
+        Where values are kept.
     """
 
-    def __init__(self, module: fx.GraphModule, inputs: Tensor, batch_size: int) -> None:
-        self.module = module
-        self.batch_size = batch_size
-        self.count = len(inputs)
+    def __init__(self, module: fx.GraphModule, inputs: Tensor, batch_size: int, store: TensorStore) -> None:
+        self.module, self.batch_size, self.store = module, batch_size, store
+        self.count, self.device = len(inputs), inputs.device
         placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
-        value = placeholder.meta["val"]
-        self.batch_symbol = value.shape[0]
-        self.values: dict[fx.Node, Tensor] = {placeholder: inputs}
+        self.values: dict[Any, Tensor] = {placeholder: inputs}
 
-    def batched(self, node: fx.Node) -> bool:
-        """Whether the first axis of the node's value is the batch."""
-        value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.ndim == 0 or node.op == "get_attr":
-            return False
-        return str(value.shape[0]) == str(self.batch_symbol) and not isinstance(value.shape[0], int)
+    def _batches(self) -> list[slice]:
+        starts = range(0, self.count, self.batch_size)
+        return [slice(start, min(start + self.batch_size, self.count)) for start in starts]
 
     def value(self, node: Any, rows: slice) -> Any:
         """Value of ``node`` for some rows; what is not kept is recomputed from what is."""
         return self._value(node, rows, {})
 
-    def _value(self, node: Any, rows: slice, memo: dict[fx.Node, Any]) -> Any:
+    def _value(self, node: Any, rows: slice, memo: dict[Any, Any]) -> Any:
         if node in self.values:
-            return self.values[node][rows]
+            return self.values[node][rows].to(self.device)
         if node in memo:
             return memo[node]
         if node.op == "get_attr":
-            return getattr(self.module, node.target)
+            return getattr(self.module, str(node.target))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, rows, memo))
         if node.op == "call_module":
-            result = self.module.get_submodule(node.target)(*args, **kwargs)
-        elif node.op == "call_method":
-            result = getattr(args[0], node.target)(*args[1:], **kwargs)
+            result = self.module.get_submodule(str(node.target))(*args, **kwargs)
         else:
             result = node.target(*args, **kwargs)
         memo[node] = result
         return result
 
-    @torch.no_grad()
-    def run(self, node: fx.Node, compute: Callable[[fx.Node, slice], Any] | None = None) -> None:
-        """Compute and keep a node's value for all rows (nothing is kept if its first axis is not the batch)."""
-        if node.op in ("placeholder", "get_attr", "output") or not self.batched(node):
-            return
-        self.values.pop(node, None)
-        parts = []
-        for start in range(0, self.count, self.batch_size):
-            rows = slice(start, min(start + self.batch_size, self.count))
-            parts.append(compute(node, rows) if compute else self.value(node, rows))
-        self.values[node] = parts[0] if len(parts) == 1 else torch.cat(parts)
+    def set(self, node: Any, value: Tensor) -> None:
+        """Keep a tensor, which may be another node's, as the node's value."""
+        self.values[node] = value
 
-    def drop(self, nodes: list[fx.Node]) -> None:
+    @torch.no_grad()
+    def run(self, node: Any, compute: Callable[[Any, slice], Any] | None = None) -> None:
+        """Compute and keep a node's value for all rows (nothing is kept if its first axis is not the batch)."""
+        if node.op in ("placeholder", "get_attr", "output") or not is_batched(node):
+            return
+        self.drop([node])
+        kept: Tensor | None = None
+        for rows in self._batches():
+            part = compute(node, rows) if compute else self.value(node, rows)
+            if kept is None:
+                kept = self.store.allocate((self.count, *part.shape[1:]), part.dtype, part.device)
+            kept[rows] = part
+        assert kept is not None
+        self.values[node] = kept
+
+    def run_stretch(self, nodes: list[Any], output: Any) -> None:
+        """Compute ``output`` anew from what stands before ``nodes``, without keeping what lies between."""
+        self.drop(nodes)
+        self.run(output)
+
+    def drop(self, nodes: list[Any]) -> None:
         """Forget values."""
         for node in nodes:
-            self.values.pop(node, None)
+            value = self.values.pop(node, None)
+            if value is not None and not any(value is other for other in self.values.values()):
+                self.store.release(value)
+
+
+def last_uses(graph: fx.Graph, extended: dict[Any, Any]) -> dict[Any, list[Any]]:
+    """Node -> nodes whose kept values nobody needs after it.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        In order of execution.
+    extended : dict
+        Node -> another node whose value must live until then.
+    """
+    final: dict[Any, Any] = {}
+    behind: dict[Any, set[Any]] = {}
+    for node in graph.nodes:
+        direct: set[Any] = set(node.all_input_nodes)
+        for source in list(direct):
+            direct |= behind.get(source, set())
+        if node in extended:
+            direct.add(extended[node])
+        # a value that is not kept is recomputed by its readers, so what it reads must live as long as it does
+        behind[node] = set() if is_batched(node) else direct
+        for source in direct:
+            final[source] = node
+    out: dict[Any, list[Any]] = {}
+    for source, node in final.items():
+        out.setdefault(node, []).append(source)
+    return out

@@ -35,6 +35,10 @@ class QuantOp(nn.Module):
     ----------
     scale, zero_point : Tensor
         (O,) float32 and int64 grid of the weight; one for each output channel.
+    weight, bias : Tensor
+        What is approximated: the trained weight, or the one refitted to quantized inputs, and the bias in use.
+    float_weight, float_bias : Tensor
+        The trained ones; full-precision values are computed with these.
     q_weight : Tensor or None
         (O, ...) int8 integers once chosen; None computes with the float weight.
     """
@@ -44,6 +48,8 @@ class QuantOp(nn.Module):
     scale: Tensor
     zero_point: Tensor
     q_weight: Tensor | None
+    float_weight: Tensor
+    float_bias: Tensor | None
 
     def __init__(
         self,
@@ -60,6 +66,8 @@ class QuantOp(nn.Module):
         self.w_bits, self.a_bits = w_bits, a_bits
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        self.register_buffer("float_weight", weight)
+        self.register_buffer("float_bias", bias)
         self.register_buffer("scale", torch.ones(len(weight)))
         self.register_buffer("zero_point", torch.zeros(len(weight), dtype=torch.int64))
         self.register_buffer("q_weight", None)

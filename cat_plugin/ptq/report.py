@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["LayerReport", "QuantReport"]
+__all__ = ["LayerReport", "QuantReport", "UnitReport"]
 
 
 @dataclass
@@ -36,6 +36,32 @@ class LayerReport:
 
 
 @dataclass
+class UnitReport:
+    """One trained stage.
+
+    Attributes
+    ----------
+    name : str
+        Of the unit; ``model`` and ``refinement`` for the stages on the logits.
+    kind : str
+        ``unit``, ``model`` or ``refinement``.
+    loss_before, loss_after : float
+        Relative mean squared error of the unit's output, or divergence of the logits.
+    steps : int
+        Gradient steps taken.
+    note : str
+        Why it kept its initial values, if it did.
+    """
+
+    name: str
+    kind: str
+    loss_before: float
+    loss_after: float
+    steps: int
+    note: str = ""
+
+
+@dataclass
 class QuantReport:
     """Result of :func:`cat_plugin.ptq.quantize`.
 
@@ -43,6 +69,8 @@ class QuantReport:
     ----------
     layers : list of LayerReport
         In the order of execution.
+    units : list of UnitReport
+        What was trained, in order.
     unquantized : list of str
         Layers and operations that stay in floating point, each with the reason.
     spec : dict
@@ -51,15 +79,19 @@ class QuantReport:
         Calibration inputs used.
     seconds : float
         Wall-clock time.
+    cache : dict
+        ``peak_bytes`` of cached activations in memory, ``file_bytes`` written to files.
     notes : list of str
         Whatever else the user should know.
     """
 
     layers: list[LayerReport] = field(default_factory=list)
+    units: list[UnitReport] = field(default_factory=list)
     unquantized: list[str] = field(default_factory=list)
     spec: dict[str, Any] = field(default_factory=dict)
     num_samples: int = 0
     seconds: float = 0.0
+    cache: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

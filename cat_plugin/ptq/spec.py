@@ -14,6 +14,19 @@ from cat_plugin.errors import CATTypeError, CATValueError
 __all__ = ["LayerOverride", "QuantSpec"]
 
 _OVERRIDE_KEYS = ("w_bits", "a_bits", "skip")
+_CHOICES = {
+    "preset": ("fast", "balanced", "best"),
+    "rounding": ("straight_through", "adaround", "none"),
+    "unit": ("layer", "block", "pack"),
+    "loss": ("mse", "fisher"),
+}
+_RANGES = {
+    "drop_probability": (0.0, 1.0),
+    "guidance": (0.0, 1e6),
+    "refinement_penalty": (0.0, 1e6),
+    "temperature": (1e-3, 1e3),
+    "weight_budget": (2.0, 8.0),
+}
 
 
 def _check_bits(name: str, bits: Any) -> None:
@@ -78,6 +91,47 @@ class QuantSpec:
         Inputs per forward pass while calibrating.
     seed : int, default=0
         Seed of every random choice.
+    compensation : bool, default=True
+        Error-compensated rounding (:mod:`cat_plugin.ptq.compensation`) instead of rounding to nearest.
+    refit : bool, default=True
+        Least-squares refit of the weights to quantized inputs before rounding (only with ``compensation``).
+    bias_correction : bool, default=True
+        See :mod:`cat_plugin.ptq.bias_correction`.
+    equalization : bool, default=False
+        See :mod:`cat_plugin.ptq.equalization`.
+    rounding : {"straight_through", "adaround", "none"}, default="straight_through"
+        How the rounding is learned (:mod:`cat_plugin.ptq.learned_rounding`).
+    learned_steps : bool, default=True
+        Learn activation steps with it (:mod:`cat_plugin.ptq.learned_steps`).
+    drop_probability : float or None, default=None
+        QDrop's share of unquantized elements while units are trained; None as the preset says.
+    unit : {"layer", "block", "pack"}, default="block"
+        What is reconstructed at a time (:mod:`cat_plugin.ptq.units`, :mod:`cat_plugin.ptq.packs`).
+    units : tuple of str, default=()
+        Name patterns of modules that are to be one unit each.
+    unit_steps : int or None, default=None
+        Gradient steps for each unit; None as the preset says.
+    loss : {"mse", "fisher"}, default="mse"
+        Loss of the reconstruction (:mod:`cat_plugin.ptq.task_loss`).
+    guidance : float, default=0.0
+        Weight of the prediction difference (PD-Quant) in a unit's loss.
+    model_steps : int or None, default=None
+        Gradient steps of the whole-model stage (:mod:`cat_plugin.ptq.logit_training`).
+    augment : bool or None, default=None
+        Mirrored and shifted inputs in that stage; None for (N, 3, H, W) inputs from 16 x 16 on.
+    refinement_steps : int or None, default=None
+        Gradient steps of CAT's refinement (:mod:`cat_plugin.ptq.refinement`).
+    refinement_penalty : float, default=0.01
+        Its ``lambda_p``.
+    temperature : float, default=2.0
+        ``T`` of the divergence in both.
+    weight_budget : float or None, default=None
+        Mean bits of a weight that ``w_bits`` is replaced by, chosen for each unit
+        (:mod:`cat_plugin.ptq.mixed_precision`).
+    weight_candidates : tuple of int, default=(2, 3, 4, 6, 8)
+        Bit-widths to choose from.
+    memory_mb : int or None, default=None
+        What cached activations may take, in MiB; beyond, they lie in files mapped into memory.
 
     Raises
     ------
@@ -99,6 +153,26 @@ class QuantSpec:
     num_samples: int = 1024
     batch_size: int = 64
     seed: int = 0
+    compensation: bool = True
+    refit: bool = True
+    bias_correction: bool = True
+    equalization: bool = False
+    rounding: str = "straight_through"
+    learned_steps: bool = True
+    drop_probability: float | None = None
+    unit: str = "block"
+    units: tuple[str, ...] = ()
+    unit_steps: int | None = None
+    loss: str = "mse"
+    guidance: float = 0.0
+    model_steps: int | None = None
+    augment: bool | None = None
+    refinement_steps: int | None = None
+    refinement_penalty: float = 0.01
+    temperature: float = 2.0
+    weight_budget: float | None = None
+    weight_candidates: tuple[int, ...] = (2, 3, 4, 6, 8)
+    memory_mb: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("w_bits", "a_bits", "residual_bits", "branch_bits"):
@@ -106,17 +180,32 @@ class QuantSpec:
         for name in ("first_bits", "last_bits"):
             if getattr(self, name) is not None:
                 _check_bits(name, getattr(self, name))
-        presets = ("fast", "balanced", "best")
-        if self.preset not in presets:
-            raise CATValueError(f"preset is {self.preset!r}; expected one of {', '.join(presets)}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise CATValueError(
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}."
+                )
         for name in ("num_samples", "batch_size"):
+            self._check_count(name, 1)
+        for name in ("unit_steps", "model_steps", "refinement_steps", "memory_mb"):
+            if getattr(self, name) is not None:
+                self._check_count(name, 0)
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise CATValueError(f"{name} is {value!r}; expected a positive integer.")
-        if isinstance(self.skip, str):
-            raise CATTypeError(f"skip is the string {self.skip!r}; expected a list of name patterns.")
-        object.__setattr__(self, "skip", tuple(self.skip))
+            if value is not None and not (isinstance(value, int | float) and low <= value <= high):
+                raise CATValueError(f"{name} is {value!r}; expected a number from {low} to {high}.")
+        for name in ("skip", "units", "weight_candidates"):
+            if isinstance(getattr(self, name), str):
+                raise CATTypeError(f"{name} is the string {getattr(self, name)!r}; expected a list.")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for bits in self.weight_candidates:
+            _check_bits("weight_candidates", bits)
         object.__setattr__(self, "overrides", {k: self._override(k, v) for k, v in self.overrides.items()})
+
+    def _check_count(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise CATValueError(f"{name} is {value!r}; expected an integer of at least {least}.")
 
     @staticmethod
     def _override(pattern: str, value: Any) -> LayerOverride:
@@ -149,7 +238,8 @@ class QuantSpec:
         """The spec as plain, JSON-able values."""
         out = dataclasses.asdict(self)
         out["overrides"] = {k: dataclasses.asdict(v) for k, v in self.overrides.items()}
-        out["skip"] = list(self.skip)
+        for name in ("skip", "units", "weight_candidates"):
+            out[name] = list(out[name])
         return out
 
     def layer_bits(self, name: str, *, first: bool, last: bool) -> tuple[int, int] | None:

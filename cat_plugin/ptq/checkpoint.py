@@ -1,0 +1,126 @@
+"""Interrupted runs: what has been chosen so far, on disk after every unit, and read back.
+
+Tensors are in safetensors, the rest in JSON; a fingerprint of model, specification and calibration inputs guards
+against going on with another run's numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, fx, nn
+
+from cat_plugin.errors import QuantizationError
+from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.quantizers import ActQuantizer
+
+__all__ = ["Checkpoint", "fingerprint"]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def fingerprint(model: nn.Module, spec: dict[str, Any], inputs: Tensor) -> str:
+    """SHA-256 over everything that decides the result."""
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    digest.update(torch.__version__.encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(_bytes(value))
+    digest.update(_bytes(inputs))
+    return digest.hexdigest()
+
+
+class Checkpoint:
+    """State of one run in a directory.
+
+    Parameters
+    ----------
+    directory : Path
+        Made if missing.
+    key : str
+        The run's fingerprint.
+
+    Attributes
+    ----------
+    finished : list of str
+        Stages that are done, in order.
+    records : dict
+        What the report will say of them.
+    """
+
+    def __init__(self, directory: Path, key: str) -> None:
+        self.directory, self.key = directory, key
+        self.finished: list[str] = []
+        self.records: dict[str, Any] = {"layers": [], "units": []}
+        self._tensors: dict[str, Tensor] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        if self._json.exists():
+            self._read()
+
+    @property
+    def _json(self) -> Path:
+        return self.directory / "state.json"
+
+    def _read(self) -> None:
+        try:
+            state = json.loads(self._json.read_text())
+            tensors = load_file(self.directory / state["tensors"])
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise QuantizationError(
+                f"the checkpoint in {self.directory} cannot be read ({error}); delete the directory to start anew."
+            ) from error
+        if state["fingerprint"] != self.key:
+            raise QuantizationError(
+                f"the checkpoint in {self.directory} belongs to another model, specification or calibration set; "
+                "delete it, or give another directory."
+            )
+        self.finished, self.records, self._tensors = state["finished"], state["records"], tensors
+
+    def restore(self, module: fx.GraphModule) -> None:
+        """Put what was saved into the graph's layers and quantizers."""
+        for name, child in module.named_modules():
+            if isinstance(child, QuantOp) and f"{name}.q_weight" in self._tensors:
+                for part in ("weight", "q_weight", "scale", "zero_point"):
+                    setattr(child, part, self._tensors[f"{name}.{part}"].to(child.weight.device))
+                bias = self._tensors.get(f"{name}.bias")
+                child.bias = None if bias is None else bias.to(child.weight.device)
+                child.w_bits = int(self._tensors[f"{name}.w_bits"])
+            elif isinstance(child, ActQuantizer) and f"{name}.grid" in self._tensors:
+                zero_point, signed = self._tensors[f"{name}.grid"].tolist()
+                child.set_range(float(self._tensors[f"{name}.scale"]), zero_point, bool(signed))
+
+    def save(self, module: fx.GraphModule, stage: str) -> None:
+        """Write the state after ``stage``; a crash in between leaves the state before it."""
+        tensors: dict[str, Tensor] = {}
+        for name, child in module.named_modules():
+            if isinstance(child, QuantOp) and child.q_weight is not None:
+                for part in ("weight", "q_weight", "scale", "zero_point", "bias"):
+                    value = getattr(child, part)
+                    if value is not None:
+                        tensors[f"{name}.{part}"] = value.detach().cpu().clone().contiguous()
+                tensors[f"{name}.w_bits"] = torch.tensor(child.w_bits)
+            elif isinstance(child, ActQuantizer) and child.ready:
+                tensors[f"{name}.grid"] = torch.tensor([child.zero_point, int(child.signed)])
+                tensors[f"{name}.scale"] = child.scale.detach().cpu().clone()
+        self.finished.append(stage)
+        name = f"state_{len(self.finished)}.safetensors"
+        save_file(tensors, self.directory / name)
+        state = {
+            "fingerprint": self.key,
+            "finished": self.finished,
+            "tensors": name,
+            "records": self.records,
+        }
+        staged = self.directory / "state.json.part"
+        staged.write_text(json.dumps(state))
+        os.replace(staged, self._json)
+        (self.directory / f"state_{len(self.finished) - 1}.safetensors").unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""One layer in closed form: range, integers and bias from the moments of its inputs and target outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cat_plugin.ptq.bias_correction import corrected_bias
+from cat_plugin.ptq.compensation import fit_integers, least_squares_weight
+from cat_plugin.ptq.executor import Executor
+from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.moments import measure
+from cat_plugin.ptq.observers import search_weight_range
+from cat_plugin.ptq.report import LayerReport
+from cat_plugin.ptq.spec import QuantSpec
+
+__all__ = ["fit_layer"]
+
+_ROWS = 1 << 16
+_RIDGE = 0.01
+
+
+def _relative_error(y: Tensor, reference: Tensor) -> float:
+    power = float(reference.square().mean())
+    error = float(F.mse_loss(y.to(reference.device), reference))
+    return error / power if power > 0 else error
+
+
+def fit_layer(
+    node: Any, layer: QuantOp, full: Executor, quantized: Executor, spec: QuantSpec, generator: torch.Generator
+) -> LayerReport:
+    """Choose grid, integers and bias of a layer, in place, and compute its outputs.
+
+    Parameters
+    ----------
+    node : fx.Node
+        The layer's node.
+    layer : QuantOp
+        Not quantized yet.
+    full, quantized : Executor
+        Values before the node, in full precision and quantized; the full-precision output is there already.
+    spec : QuantSpec
+        Which methods to use.
+    generator : torch.Generator
+        Draws output positions.
+
+    Returns
+    -------
+    LayerReport
+        With the relative output error of rounding to nearest and of what was chosen.
+    """
+    reference = full.values[node]
+    symmetric = spec.symmetric_weights or layer.w_bits == 8
+    layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
+    layer.q_weight = layer.round_to_nearest()
+    quantized.run(node)
+    before = after = _relative_error(quantized.values[node], reference)
+    if spec.compensation or spec.bias_correction:
+        source = quantized.values[node.args[0]]
+        moments = measure(layer, source, reference, _ROWS, spec.batch_size, generator)
+        if spec.compensation:
+            grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
+            target = least_squares_weight(grouped, moments, _RIDGE) if spec.refit else grouped.double()
+            scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
+            shape = grouped.shape[:2]
+            integers, scale = fit_integers(
+                target, moments, scale.reshape(shape), zero_point.reshape(shape), layer.qrange
+            )
+            layer.weight = target.reshape(layer.weight.shape).to(layer.weight.dtype)
+            layer.q_weight = integers.reshape(layer.weight.shape)
+            layer.scale, layer.zero_point = scale.reshape(-1), zero_point
+        if spec.bias_correction:
+            layer.bias = corrected_bias(layer, moments)
+        quantized.run(node)
+        after = _relative_error(quantized.values[node], reference)
+    return LayerReport(
+        layer.name, layer.kind, layer.w_bits, layer.a_bits, tuple(layer.weight.shape), before, after
+    )

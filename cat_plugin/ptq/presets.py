@@ -1,0 +1,54 @@
+"""What ``fast``, ``balanced`` and ``best`` mean: how much work each stage does.
+
+``fast`` takes no gradient step: searched ranges, least squares, error-compensated rounding, bias correction.
+``balanced`` trains each unit and refines the grids; ``best`` trains longer and then the whole model on its logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cat_plugin.ptq.spec import QuantSpec
+
+__all__ = ["Plan", "plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of each stage, resolved from a specification.
+
+    Attributes
+    ----------
+    unit_steps, model_steps, refinement_steps : int
+        Gradient steps for each unit, of the whole-model stage and of the refinement; 0 leaves a stage out.
+    drop_probability : float
+        Of the units' training.
+    """
+
+    unit_steps: int
+    model_steps: int
+    refinement_steps: int
+    drop_probability: float
+
+
+_PRESETS = {
+    "fast": Plan(0, 0, 0, 0.0),
+    "balanced": Plan(400, 0, 150, 0.5),
+    "best": Plan(1000, 1500, 300, 0.5),
+}
+
+
+def plan(spec: QuantSpec) -> Plan:
+    """The preset's stages with what the specification says instead."""
+    base = _PRESETS[spec.preset]
+
+    def chosen(name: str) -> int:
+        value = getattr(spec, name)
+        return int(getattr(base, name) if value is None else value)
+
+    return Plan(
+        0 if spec.rounding == "none" and not spec.learned_steps else chosen("unit_steps"),
+        chosen("model_steps"),
+        chosen("refinement_steps"),
+        base.drop_probability if spec.drop_probability is None else float(spec.drop_probability),
+    )

@@ -1,0 +1,78 @@
+"""What a caller is told while a model is quantized."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Progress", "Reporter"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report.
+
+    Attributes
+    ----------
+    stage : str
+        Name of the unit, ``model`` or ``refinement``.
+    fraction : float
+        Share of all the work that is done, 0..1.
+    loss_before, loss_after : float or None
+        Of the unit just finished; None while it is being trained.
+    seconds_left : float or None
+        Estimate from the pace so far.
+    """
+
+    stage: str
+    fraction: float
+    loss_before: float | None = None
+    loss_after: float | None = None
+    seconds_left: float | None = None
+
+
+class Reporter:
+    """Turns work done into reports.
+
+    Parameters
+    ----------
+    callback : callable or None
+        Gets each :class:`Progress`; None is silent.
+    total : float
+        All the work, in units of the caller's choice.
+    """
+
+    def __init__(self, callback: Callable[[Progress], None] | None, total: float) -> None:
+        self.callback, self.total = callback, max(total, 1e-9)
+        self.done = 0.0
+        self.skipped = 0.0
+        self.started = time.monotonic()
+        self.spoken = self.started
+
+    def skip(self, work: float) -> None:
+        """Work that an earlier run has done: it counts as done and says nothing about the pace."""
+        self.done += work
+        self.skipped += work
+
+    def advance(self, stage: str, work: float) -> None:
+        """Part of a stage is done; reported at most four times a second."""
+        self.done += work
+        now = time.monotonic()
+        if self.callback is not None and now - self.spoken > 0.25:
+            self.spoken = now
+            self._report(stage, None, None)
+
+    def finish(self, stage: str, before: float | None, after: float | None) -> None:
+        """A stage is done."""
+        if self.callback is not None:
+            self._report(stage, before, after)
+
+    def _report(self, stage: str, before: float | None, after: float | None) -> None:
+        assert self.callback is not None
+        fresh = self.done - self.skipped
+        elapsed = time.monotonic() - self.started
+        left = elapsed / fresh * (self.total - self.done) if fresh > 0 else None
+        self.callback(
+            Progress(stage, min(self.done / self.total, 1.0), before, after, None if left is None else max(left, 0.0))
+        )

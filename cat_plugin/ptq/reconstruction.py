@@ -1,0 +1,209 @@
+"""Reconstruction of one unit: gradient steps that bring its quantized output to the full-precision one.
+
+The unit's inputs and full-precision outputs are cached; each step draws a batch, mixes quantized and full-precision
+inputs element by element when dropping is on (QDrop, arXiv 2203.05740, section 3.3), and descends the mean squared
+error, optionally weighted by the squared gradient of the task loss (the diagonal Fisher information of BRECQ, arXiv
+2102.05426, equation 10).  Losses are relative to the mean square of the full-precision output, so that learning rates
+mean the same in every unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from cat_plugin.ptq.learned_rounding import SoftLayer
+from cat_plugin.ptq.learned_steps import DropMask
+from cat_plugin.ptq.soft_unit import SoftUnit
+from cat_plugin.ptq.units import Unit
+
+__all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct"]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Settings of :func:`reconstruct`.
+
+    Attributes
+    ----------
+    steps, batch_size : int
+        Gradient steps and rows in each.
+    method : str
+        Relaxation of the rounding.
+    learn_rounding, learn_steps : bool
+        False leaves the integers, or the activations' steps, as they are.
+    weight_rate, scale_rate, step_rate, bias_rate : float
+        Adam's learning rates of the latent weights (grid units), the weights' scales and the activations' steps
+        (relative) and the biases (relative to the layer's output).
+    drop_probability : float
+        See :mod:`~cat_plugin.ptq.learned_steps`.
+    input_mix : float
+        Share of full-precision elements in the unit's input.
+    regularization : float
+        Weight of AdaRound's regulariser.
+    """
+
+    steps: int = 500
+    batch_size: int = 32
+    method: str = "straight_through"
+    learn_rounding: bool = True
+    learn_steps: bool = True
+    weight_rate: float = 5e-3
+    scale_rate: float = 1e-3
+    step_rate: float = 1e-3
+    bias_rate: float = 1e-3
+    drop_probability: float = 0.5
+    input_mix: float = 0.5
+    regularization: float = 1e-4
+
+
+@dataclass
+class Outcome:
+    """Losses of a unit before and after, relative to the output's mean square, and why it stopped."""
+
+    before: float
+    after: float
+    steps: int
+    note: str = ""
+
+
+def _rows(x: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Rows of a cached tensor, which may lie in a file, where they are computed on."""
+    return _layout(x[rows.to(x.device)].to(device))
+
+
+def _layout(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+
+
+@torch.no_grad()
+def _evaluate(soft: SoftUnit, x: Tensor, y: Tensor, batch_size: int) -> float:
+    error = power = 0.0
+    for start in range(0, len(x), batch_size):
+        rows = slice(start, start + batch_size)
+        device = next(iter(soft.layers)).weight.device if soft.layers else x.device
+        out = soft.run(_layout(x[rows].to(device)))
+        error += float(F.mse_loss(out, y[rows].to(device), reduction="sum"))
+        power += float(y[rows].square().sum())
+    return error / max(power, 1e-20)
+
+
+def reconstruct(
+    module: fx.GraphModule,
+    unit: Unit,
+    inputs: Tensor,
+    full_inputs: Tensor,
+    targets: Tensor,
+    settings: Reconstruction,
+    generator: torch.Generator,
+    *,
+    weights: Tensor | None = None,
+    guidance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Train a unit, in place.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        The prepared graph.
+    unit : Unit
+        With ranges and integers chosen.
+    inputs, full_inputs : Tensor
+        (N, ...) what the quantized and the full-precision network feed to the unit.
+    targets : Tensor
+        (N, ...) the unit's full-precision output.
+    settings : Reconstruction
+        How to train.
+    generator : torch.Generator
+        CPU generator of every random choice.
+    weights : Tensor or None
+        (1, ...) non-negative weights of the output's elements.
+    guidance : callable or None
+        (output, rows) -> additional loss.
+    tick : callable or None
+        Called with the number of each finished step.
+
+    Returns
+    -------
+    Outcome
+        A unit whose loss turns NaN, or that gets worse, keeps its initial values, and says so.
+    """
+    soft = SoftUnit(module, unit, lambda layer: SoftLayer(layer, settings.method))
+    initial = soft.state()
+    check = slice(0, min(len(inputs), 128))
+    before = _evaluate(soft, inputs[check], targets[check], settings.batch_size)
+    count, device = len(inputs), unit.layers[0].weight.device if unit.layers else inputs.device
+    power = float(targets.square().mean())
+    if not soft.layers or power == 0.0 or settings.steps < 1:
+        return Outcome(before, before, 0, "nothing to train" if not soft.layers else "")
+    groups = parameter_groups(soft, settings)
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), foreach=True)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    mask = DropMask(settings.drop_probability, generator, device)
+    mix = DropMask(settings.input_mix, generator, device)
+    order = torch.empty(0, dtype=torch.long)
+    batch = min(settings.batch_size, count)
+    for step in range(settings.steps):
+        if len(order) < batch:
+            order = torch.randperm(count, generator=generator)
+        rows, order = order[:batch], order[batch:]
+        x = _rows(inputs, rows, device)
+        keep = mix.like(x)
+        if keep is not None:
+            x = torch.lerp(_rows(full_inputs, rows, device), x, keep)
+        y = soft.run(x, mask.like)
+        error = (y - _rows(targets, rows, device)).square()
+        if weights is not None:
+            error = error * weights
+        loss = error.mean() / power
+        if guidance is not None:
+            loss = loss + guidance(y, rows)
+        share = step / settings.steps
+        beta = 20.0 - 18.0 * share
+        if settings.method == "adaround" and share > 0.1:
+            for layer in soft.layers.values():
+                penalty = layer.regularizer(beta)
+                if penalty is not None:
+                    loss = loss + settings.regularization * penalty
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not math.isfinite(float(loss.detach())):
+            soft.restore(initial)
+            return Outcome(before, before, step, "the loss became NaN or infinite: initial values kept")
+        optimizer.step()
+        if tick is not None:
+            tick(step + 1)
+    soft.harden()
+    hard = SoftUnit(module, unit, lambda layer: SoftLayer(layer, "straight_through"))
+    after = _evaluate(hard, inputs[check], targets[check], batch)
+    if not after <= before:
+        soft.restore(initial)
+        return Outcome(before, before, settings.steps, "training made the unit worse: initial values kept")
+    return Outcome(before, after, settings.steps)
+
+
+def parameter_groups(soft: SoftUnit, settings: Reconstruction) -> list[dict[str, Any]]:
+    """Adam's parameter groups for what is to be learned of a unit."""
+    groups: list[dict[str, Any]] = []
+    layers = list(soft.layers.values())
+    if settings.learn_rounding:
+        groups.append({"params": [layer.latent for layer in layers], "lr": settings.weight_rate})
+    groups.append({"params": [layer.log_scale for layer in layers], "lr": settings.scale_rate})
+    if settings.learn_steps and soft.activations:
+        steps = [activation.log_scale for activation in soft.activations.values()]
+        groups.append({"params": steps, "lr": settings.step_rate})
+    for layer in layers:
+        if layer.bias is not None:
+            # Adam moves by the rate whatever the gradient's size, so the rate carries the output's scale
+            spread = float(layer.layer.weight.flatten(1).norm(dim=1).mean())
+            groups.append({"params": [layer.bias], "lr": settings.bias_rate * max(spread, 1e-3)})
+    return groups

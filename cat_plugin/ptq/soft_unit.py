@@ -1,0 +1,148 @@
+"""A unit of the graph made differentiable: runs its nodes with learned weights and steps, or in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from cat_plugin.ptq.learned_steps import SoftActivation
+from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.quantizers import ActQuantizer
+from cat_plugin.ptq.units import Unit
+
+__all__ = ["SoftUnit", "run_float", "run_nodes"]
+
+
+def run_nodes(
+    module: fx.GraphModule, nodes: list[Any], env: dict[Any, Any], call: Callable[[Any, Tensor], Any]
+) -> None:
+    """Execute ``nodes`` in order on the values in ``env``; ``call`` runs layers and quantizers.
+
+    Nodes outside the list (constants, batch sizes) are evaluated when they are read.
+    """
+
+    def value(node: Any) -> Any:
+        if node not in env:
+            if node.op == "get_attr":
+                return getattr(module, str(node.target))
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            env[node] = node.target(*args, **kwargs)
+        return env[node]
+
+    for node in nodes:
+        if node.op == "call_module":
+            env[node] = call(module.get_submodule(str(node.target)), value(node.args[0]))
+        elif node.op != "get_attr":
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
+            env[node] = node.target(*args, **kwargs)
+
+
+def _float_call(child: Any, x: Tensor) -> Tensor:
+    if isinstance(child, QuantOp):
+        return child.compute(x, child.float_weight, child.float_bias)
+    return x
+
+
+def run_float(module: fx.GraphModule, nodes: list[Any], source: Any, x: Tensor, output: Any) -> Tensor:
+    """Value of ``output`` in full precision when ``source`` has the value ``x``."""
+    env = {source: x}
+    run_nodes(module, nodes, env, _float_call)
+    return env[output]
+
+
+def _copied(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.clone()
+
+
+class SoftUnit:
+    """A unit whose rounding, steps and biases are being learned.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        The prepared graph.
+    unit : Unit
+        With ranges and integers chosen.
+    make_layer : callable
+        Makes the relaxation of a layer, for instance a
+        :class:`~cat_plugin.ptq.learned_rounding.SoftLayer`.
+    make_activation : callable
+        Makes the relaxation of an activation quantizer.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        unit: Unit,
+        make_layer: Callable[[QuantOp], Any],
+        make_activation: Callable[[ActQuantizer], Any] = SoftActivation,
+    ) -> None:
+        self.module, self.unit = module, unit
+        self.layers: dict[QuantOp, Any] = {layer: make_layer(layer) for layer in unit.layers if layer.q_weight is not None}
+        self.activations: dict[ActQuantizer, Any] = {q: make_activation(q) for q in unit.quantizers if q.ready and q.enabled}
+
+    def run(
+        self,
+        x: Tensor,
+        mask: Callable[[Tensor], Tensor | None] | None = None,
+        taps: dict[Any, Tensor] | None = None,
+    ) -> Tensor:
+        """Output of the unit for the input ``x``.
+
+        Parameters
+        ----------
+        x : Tensor
+            Value of the unit's source.
+        mask : callable or None
+            Gives the drop mask of an activation; None drops nothing.
+        taps : dict or None
+            Its keys are nodes of the unit whose values are to be filled in.
+        """
+
+        def call(child: Any, value: Tensor) -> Any:
+            if isinstance(child, ActQuantizer):
+                soft = self.activations.get(child)
+                if soft is None:
+                    return child(value)
+                # at 8 bits there is nothing to flatten, and a mask costs as much as the quantizer
+                return soft(value, mask(value) if mask is not None and child.bits < 8 else None)
+            soft_layer = self.layers.get(child)
+            if soft_layer is None:
+                return child(value)
+            return child.compute(value, soft_layer.weight(), soft_layer.bias)
+
+        env = {self.unit.source: x}
+        run_nodes(self.module, self.unit.nodes, env, call)
+        if taps is not None:
+            for node in taps:
+                taps[node] = env[node]
+        return env[self.unit.output]
+
+    def harden(self) -> None:
+        """Write everything learned into the modules."""
+        for layer in self.layers.values():
+            layer.harden()
+        with torch.no_grad():
+            for activation in self.activations.values():
+                activation.harden()
+
+    def state(self) -> list[Any]:
+        """Copy of what :meth:`harden` would write over, to go back to."""
+        layers = [
+            (layer, {name: _copied(getattr(layer, name)) for name in ("q_weight", "scale", "zero_point", "bias")})
+            for layer in self.layers
+        ]
+        return [layers, [(q, q.scale.clone(), q.zero_point) for q in self.activations]]
+
+    @staticmethod
+    def restore(state: list[Any]) -> None:
+        """Undo what happened to the modules since :meth:`state`."""
+        for layer, values in state[0]:
+            for name, value in values.items():
+                setattr(layer, name, value)
+        for quantizer, scale, zero_point in state[1]:
+            quantizer.scale.copy_(scale)
+            quantizer.zero_point = zero_point
