@@ -331,7 +331,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         """
         check_is_fitted(self)
         inputs = validation.check_inputs(self, X)
-        further = validation.check_features(features, inputs.shape[0], self._n_extra)
+        further = validation.check_features(features, inputs.shape[0], self._n_extra or 0)
         if further is not None:
             inputs = np.concatenate([inputs, further.astype(inputs.dtype, copy=False)], axis=1)
         corrected = self.parameters_.apply(inputs)
@@ -415,7 +415,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
 
     def _rows(self, z_q: Any, z_fp: Any, features: Any, *, reset: bool, first_row: int = 0) -> Rows:
         inputs, targets, flat = validation.check_pair(self, z_q, z_fp, reset=reset, first_row=first_row)
-        expected = None if reset else self._n_extra
+        expected = None if reset else self._n_extra or 0
         further = validation.check_features(features, inputs.shape[0], expected)
         if reset:
             self._flat = flat

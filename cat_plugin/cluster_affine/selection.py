@@ -25,6 +25,7 @@ FULL_COLUMNS: Final = 256
 SCORE_TEMPERATURE: Final = 0.3
 N_FOLDS: Final = 5
 _REFINE_COLUMNS: Final = 512
+_LEVEL: Final = 1e-9
 
 
 def _cluster_counts(limit: int, rows: int, rows_each: int) -> list[int]:
@@ -233,7 +234,11 @@ def best_candidate(results: dict[str, Any]) -> int:
     else:
         score = np.where((agree >= agree[identity]) & (kl <= kl[identity]), -kl, -np.inf)
     results["mean_test_score"] = score
-    order = np.argsort(-score, kind="stable")
+    # Maps that are the same but for rounding (a cluster's shrunk onto the global one) are level: the first,
+    # which is the simplest, wins.
+    best = score.max()
+    level = np.where(score >= best - _LEVEL * abs(best), best, score)
+    order = np.argsort(-level, kind="stable")
     rank = np.empty(len(score), dtype=np.int32)
     rank[order] = np.arange(1, len(score) + 1)
     results["rank_test_score"] = rank

@@ -96,8 +96,10 @@ def _ridge(
     energy = np.maximum(yy - 2 * (prior * xy).sum(1) + (prior * (xx @ prior)).sum(1), 0.0)
     values, axes = np.linalg.eigh(xx)
     values = np.maximum(values, 0.0)
-    scale = np.maximum(values.mean(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    kept = values > _NEGLIGIBLE * np.maximum(values.max(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    scale = values.mean(axis=1, keepdims=True)
+    # Regressors that do not vary say nothing; any scale will do for them.
+    scale = np.where(scale > 1e-290, scale, 1.0)
+    kept = values > _NEGLIGIBLE * scale
     rotated = np.swapaxes(axes, 1, 2) @ cross
     power = (rotated**2).sum(axis=2) * kept
     strengths = GLOBAL_STRENGTHS[:, None, None] * scale
@@ -106,8 +108,7 @@ def _ridge(
     freedom = 1.0 + (kept * values / damped).sum(axis=2).mean(axis=1)
     error = np.maximum(energy.sum() + gain, 0.0)
     score = _score(error, freedom, rows, energy.sum())
-    best = int(np.argmin(score[::-1]))
-    best = len(score) - 1 - best
+    best = len(score) - 1 - int(np.argmin(score[::-1]))
     inverse = kept / (values + GLOBAL_STRENGTHS[best] * scale)
     weight = prior + axes @ (inverse[..., None] * rotated)
     whiten = axes * np.where(kept, 1.0 / np.sqrt(np.where(kept, values / rows, 1.0)), 0.0)[:, None, :]

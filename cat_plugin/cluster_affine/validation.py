@@ -177,7 +177,7 @@ def check_features(features: Any, rows: int, expected: int | None = None) -> Flo
     rows : int
         Number of rows of logits beside them.
     expected : int, optional
-        Number of columns seen in fitting.
+        Number of columns seen in fitting, 0 if there were none; None before fitting.
 
     Returns
     -------
@@ -190,6 +190,8 @@ def check_features(features: Any, rows: int, expected: int | None = None) -> Flo
                 "pass the same layer's output as `features`."
             )
         return None
+    if expected == 0:
+        raise CATValueError("this correction was fitted without features and was given some; leave them out.")
     array = np.asarray(as_array(features))
     if array.dtype.kind not in "fiu" or array.ndim != 2:
         raise CATValueError(

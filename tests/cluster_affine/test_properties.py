@@ -1,0 +1,101 @@
+"""What must hold for any data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cat_plugin.cluster_affine import ClusterAffine
+from tests.cluster_affine.conftest import distorted
+
+MODES = ("diagonal", "lowrank", "full")
+FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+seeds = st.integers(0, 10_000)
+
+
+def made(mode, seed=0):
+    return ClusterAffine(mode, n_clusters=4, alpha=0.8, random_state=seed)
+
+
+@FEW
+@given(seeds, st.sampled_from(MODES))
+def test_permuting_the_rows_changes_nothing_but_rounding(seed, mode):
+    z_q, z_fp = distorted(90, classes=4, seed=seed)
+    order = np.random.default_rng(seed + 1).permutation(90)
+    first = made(mode).fit(z_q, z_fp).predict(z_q)
+    second = made(mode).fit(z_q[order], z_fp[order]).predict(z_q)
+    np.testing.assert_allclose(second, first, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=4, deadline=None)
+@given(seeds)
+def test_permuting_the_rows_changes_nothing_in_auto_mode(seed):
+    z_q, z_fp = distorted(120, classes=4, seed=seed)
+    order = np.random.default_rng(seed + 1).permutation(120)
+    first = ClusterAffine(n_clusters=4, random_state=0).fit(z_q, z_fp)
+    second = ClusterAffine(n_clusters=4, random_state=0).fit(z_q[order], z_fp[order])
+    assert first.best_params_ == second.best_params_
+    np.testing.assert_allclose(second.predict(z_q), first.predict(z_q), rtol=1e-9, atol=1e-9)
+
+
+@FEW
+@given(seeds, st.sampled_from((*MODES, "paper")), st.floats(1e-3, 1e3))
+def test_scaling_both_logits_scales_the_output(seed, mode, factor):
+    z_q, z_fp = distorted(90, classes=4, seed=seed)
+    first = made(mode).fit(z_q, z_fp).predict(z_q)
+    second = made(mode).fit(factor * z_q, factor * z_fp).predict(factor * z_q)
+    np.testing.assert_allclose(second, factor * first, rtol=1e-7, atol=1e-7 * factor)
+
+
+@settings(max_examples=4, deadline=None)
+@given(seeds, st.sampled_from([0.01, 3.0, 250.0]))
+def test_scaling_both_logits_scales_the_output_in_auto_mode(seed, factor):
+    z_q, z_fp = distorted(120, classes=4, seed=seed)
+    first = ClusterAffine(n_clusters=4, random_state=0).fit(z_q, z_fp)
+    second = ClusterAffine(n_clusters=4, random_state=0).fit(factor * z_q, factor * z_fp)
+    assert first.best_params_ == second.best_params_
+    np.testing.assert_allclose(
+        second.predict(factor * z_q), factor * first.predict(z_q), rtol=1e-6, atol=1e-6 * factor
+    )
+
+
+@FEW
+@given(seeds, st.sampled_from((*MODES, "paper", "auto")))
+def test_identity_data_give_the_identity(seed, mode):
+    z, _ = distorted(90, classes=4, seed=seed)
+    corrected = made(mode).fit(z, z).predict(z)
+    np.testing.assert_allclose(corrected, z, rtol=1e-7, atol=1e-7)
+
+
+@FEW
+@given(seeds, st.integers(1, 200), st.sampled_from((*MODES, "paper")))
+def test_batches_are_the_whole(seed, size, mode):
+    z_q, z_fp = distorted(150, classes=4, seed=seed)
+    batches = [(z_q[i : i + size], z_fp[i : i + size]) for i in range(0, 150, size)]
+    whole = made(mode).fit(z_q, z_fp).predict(z_q)
+    np.testing.assert_allclose(made(mode).fit_batches(batches).predict(z_q), whole, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        made(mode).fit_batches(iter(batches)).predict(z_q), whole, rtol=1e-9, atol=1e-9
+    )
+
+
+@FEW
+@given(seeds, st.permutations(range(5)), st.sampled_from(MODES))
+def test_order_of_a_stream_does_not_matter(seed, order, mode):
+    z_q, z_fp = distorted(250, classes=4, seed=seed)
+    batches = [(z_q[i : i + 50], z_fp[i : i + 50]) for i in range(0, 250, 50)]
+    first = made(mode).fit_batches(batches, sketch_rows=100).predict(z_q)
+    second = made(mode).fit_batches([batches[i] for i in order], sketch_rows=100).predict(z_q)
+    np.testing.assert_allclose(second, first, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("mode", (*MODES, "paper", "auto"))
+def test_duplicated_rows_are_no_trouble(mode):
+    z_q, z_fp = distorted(40, classes=4)
+    twice = made(mode).fit(np.repeat(z_q, 3, axis=0), np.repeat(z_fp, 3, axis=0))
+    assert np.isfinite(twice.predict(z_q)).all()
+    if mode == "paper":
+        once = made(mode).fit(z_q, z_fp)
+        assert once.parameters_.n_clusters == twice.parameters_.n_clusters
