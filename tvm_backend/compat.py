@@ -38,7 +38,7 @@ def version() -> tuple[int, int]:
 
 
 _structural_equal = getattr(tvm.ir, "structural_equal", None) or tvm_ffi.structural_equal
-_NEW_NAMES = hasattr(relax, "TensorType")
+_NEW_NAMES = version() >= (0, 26)
 _Tensor = relax.TensorType if _NEW_NAMES else relax.TensorStructInfo
 _Constant: Any = relax.Constant if hasattr(relax, "Constant") else tvm.ir.GenericConst
 

@@ -5,7 +5,8 @@ string.  So it prints, parses and compares in TVMScript, needs no registration, 
 No library holds one: :mod:`tvm_backend.passes.lower_kernels` replaces each by a call of a PrimFunc.
 
 - ``cat.quantize(x, QParams)``, ``cat.dequantize(q, QParams)``: per tensor;
-- ``cat.dequantize_per_channel(q, scales, zero_points, {"axis", "qmin", "qmax"})``;
+- ``cat.quantize_per_channel(w, scales, zero_points, {"axis", "qmin", "qmax", "dtype"})`` and its inverse,
+  ``cat.dequantize_per_channel``, of weights;
 - ``cat.kernel(data, ..., KernelSpec)``: an integer kernel, arguments as in :mod:`tvm_backend.kernels.spec`, but for
   convolutions and linear layers ``data, weight, scale, bias[, residual]`` with the weight unpacked;
 - ``cat.cluster_affine(logits, ..., {"alpha": ...})`` and the other correction operators.
@@ -53,6 +54,7 @@ __all__ = [
     "output_kinds",
     "output_shape",
     "quantize",
+    "quantize_per_channel",
     "shape_of",
 ]
 
@@ -157,7 +159,13 @@ def dequantize(x: Any, q: QParams) -> Any:
     return _call("dequantize", [x], q, [compat.tensor_type(shape_of(x), "float32")])
 
 
-def dequantize_per_channel(x: Any, scales: Any, zero_points: Any, attributes: dict[str, int]) -> Any:
+def quantize_per_channel(x: Any, scales: Any, zero_points: Any, attributes: dict[str, Any]) -> Any:
+    """``cat.quantize_per_channel``: float32 to integers; `attributes` as for the inverse, with ``dtype``."""
+    kind = compat.tensor_type(shape_of(x), attributes["dtype"])
+    return _call("quantize_per_channel", [x, scales, zero_points], attributes, [kind])
+
+
+def dequantize_per_channel(x: Any, scales: Any, zero_points: Any, attributes: dict[str, Any]) -> Any:
     """``cat.dequantize_per_channel``: integers to float32 with one scale and zero point for each index of an axis.
 
     `attributes` holds ``axis``, ``qmin`` and ``qmax``.

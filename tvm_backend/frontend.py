@@ -76,13 +76,18 @@ def _dequantize_per_tensor(node: Any, importer: Any) -> Any:
     return importer.block_builder.emit(dialect.dequantize(x, _qparams(node, importer)))
 
 
-def _dequantize_per_channel(node: Any, importer: Any) -> Any:
+def _per_channel(node: Any, importer: Any) -> Any:
     x, scales, zero_points = (importer.env[arg] if arg is not None else None for arg in node.args[:3])
     if zero_points is None:
-        raise CompileError(f"{_where(node)}: dequantize_per_channel without zero points cannot be compiled")
+        raise CompileError(f"{_where(node)}: per-channel quantization without zero points cannot be compiled")
     names = {"axis": "axis", "quant_min": "qmin", "quant_max": "qmax"}
-    attributes = {short: int(_argument(node, 3 + i, long)) for i, (long, short) in enumerate(names.items())}
-    return importer.block_builder.emit(dialect.dequantize_per_channel(x, scales, zero_points, attributes))
+    attributes: dict[str, Any] = {
+        short: int(_argument(node, 3 + i, long)) for i, (long, short) in enumerate(names.items())
+    }
+    attributes["dtype"] = _dtype_name(_argument(node, 6, "dtype"))
+    inverse = "dequantize" in node.target.__name__
+    make = dialect.dequantize_per_channel if inverse else dialect.quantize_per_channel
+    return importer.block_builder.emit(make(x, scales, zero_points, attributes))
 
 
 def _correction(name: str) -> Converter:
@@ -102,7 +107,8 @@ CONVERTERS: dict[str, Converter] = {
     "quantize_per_tensor.tensor": _quantize_per_tensor,
     "dequantize_per_tensor.default": _dequantize_per_tensor,
     "dequantize_per_tensor.tensor": _dequantize_per_tensor,
-    "dequantize_per_channel.default": _dequantize_per_channel,
+    "quantize_per_channel.default": _per_channel,
+    "dequantize_per_channel.default": _per_channel,
     **{f"{name}.default": _correction(name) for name in dialect.CORRECTIONS},
 }
 
