@@ -92,7 +92,7 @@ def with_prelude(source: str) -> str:
     """CUDA source with the device functions that it calls in front of it."""
     from tvm_backend.kernels.cuda.prelude import PRELUDE
 
-    return PRELUDE + source if "cat_mma" in source else source
+    return PRELUDE + source if "cat_" in source else source
 
 
 def _run(command: list[str]) -> str:

@@ -24,7 +24,17 @@ template <class A> inline void cat_mma_emulated(int* sums, const int* a, const i
 }
 inline void cat_mma_s8(int* sums, const int* a, const int* b) { cat_mma_emulated<int8_t>(sums, a, b); }
 inline void cat_mma_u8(int* sums, const int* a, const int* b) { cat_mma_emulated<uint8_t>(sums, a, b); }
+inline int cat_dp4a_u8(int a, int b, int c) {
+  for (unsigned i = 0; i < 4; ++i) c += cat_bytes<uint8_t, void*>(a, i) * cat_bytes<int8_t, void*>(b, i);
+  return c;
+}
 #else
+// Four products of unsigned by signed bytes, for which CUDA C++ has no intrinsic.
+static __device__ __forceinline__ int cat_dp4a_u8(int a, int b, int c) {
+  int sum;
+  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
 #define CAT_MMA(name, type)                                                                               \\
   static __device__ __forceinline__ void name(int* sums, const int* a, const int* b) {                    \\
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type ".s8.s32 "                                 \\

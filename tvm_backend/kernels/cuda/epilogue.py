@@ -1,0 +1,73 @@
+"""The epilogue of one value on a CUDA device: the same arithmetic as on a CPU, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tvm_backend.kernels.cuda import device
+from tvm_backend.kernels.ir import Expr
+from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
+
+__all__ = ["dequantized", "finish", "finish_sum", "quantized"]
+
+
+def dequantized(raw: Expr, kind: TensorKind, onto: Expr | None = None) -> Expr:
+    """The real value of a stored one, added to `onto` by fused multiply-add if that is given."""
+    if not isinstance(kind, QParams):
+        return raw if onto is None else device.plus(onto, raw)
+    shifted = device.cast(device.cast(raw, "int32") - device.constant(kind.zero_point, "int32"), "float32")
+    step = device.constant(kind.step, "float32")
+    return device.times(shifted, step) if onto is None else device.fma(shifted, step, onto)
+
+
+def quantized(value: Expr, kind: TensorKind, clip: tuple[float | None, float | None] = (None, None)) -> Expr:
+    """Clip a float32 value and quantize it, or leave it float32; see the CPU's epilogue for why clips commute."""
+    low, high = clip
+    if not isinstance(kind, QParams):
+        if low is not None:
+            value = device.larger(value, device.constant(float(np.float32(low)), "float32"))
+        if high is not None:
+            value = device.smaller(value, device.constant(float(np.float32(high)), "float32"))
+        return value
+    inverse = np.float32(kind.inverse)
+    least, most = np.float32(kind.qmin - kind.zero_point), np.float32(kind.qmax - kind.zero_point)
+    if low is not None:
+        least = np.clip(np.float32(low) * inverse, least, most)
+    if high is not None:
+        most = np.clip(np.float32(high) * inverse, least, most)
+    scaled = device.times(value, device.constant(float(inverse), "float32"))
+    scaled = device.larger(scaled, device.constant(float(least), "float32"))
+    scaled = device.smaller(scaled, device.constant(float(most), "float32"))
+    integer = device.rounded(scaled) + device.constant(kind.zero_point, "int32")
+    return device.cast(integer, kind.dtype)
+
+
+def finish(
+    value: Expr, epilogue: Epilogue, residual: Any, outputs: Sequence[Any], indices: Sequence[Expr]
+) -> None:
+    """Add the residual to a float32 value, clip it and store it to every output at `indices`."""
+    if epilogue.residual is not None:
+        value = dequantized(device.load(residual, indices), epilogue.residual, onto=value)
+    held = device.local(1, "float32")
+    device.store(held, value, [0])
+    for output, kind in zip(outputs, epilogue.outputs, strict=True):
+        device.store(output, quantized(held[0], kind, epilogue.clip), indices)
+
+
+def finish_sum(
+    total: Expr,
+    channel: Expr,
+    buffers: dict[str, Any],
+    epilogue: Epilogue,
+    outputs: Sequence[Any],
+    indices: Sequence[Expr],
+) -> None:
+    """Compensation, scale and bias of an int32 sum of products, then the rest."""
+    shifted = device.cast(total + device.load(buffers["compensation"], [channel]), "float32")
+    value = device.fma(
+        shifted, device.load(buffers["scale"], [channel]), device.load(buffers["bias"], [channel])
+    )
+    finish(value, epilogue, buffers.get("residual"), outputs, indices)

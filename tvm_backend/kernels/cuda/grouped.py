@@ -1,0 +1,100 @@
+"""Depthwise and grouped convolutions: a thread for each output value, neighbours in neighbouring channels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_backend.kernels.cuda import device
+from tvm_backend.kernels.cuda.epilogue import finish_sum
+from tvm_backend.kernels.epilogue import output_arguments, residual_argument
+from tvm_backend.kernels.ir import Argument, Expr, batch_extent
+from tvm_backend.kernels.spec import ConvSpec
+
+__all__ = ["Grouped"]
+
+_THREADS = 256
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        What to compute.
+    """
+
+    spec: ConvSpec
+
+    @property
+    def stored_zero(self) -> int:
+        """The zero point of the activations as they are multiplied."""
+        return self.spec.input.zero_point
+
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Taps and inputs first, output channels last; one byte a weight."""
+        ordered = np.asarray(weight, np.int8).transpose(2, 3, 1, 0)
+        return np.ascontiguousarray(ordered).reshape(-1)
+
+    def arguments(self, batch: Expr) -> list[Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        per_channel = (spec.out_channels,)
+        out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
+        return [
+            ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
+            ("weight", (math.prod(spec.weight_shape),), "int8"),
+            ("compensation", per_channel, "int32"),
+            ("scale", per_channel, "float32"),
+            ("bias", per_channel, "float32"),
+            *residual_argument(spec.epilogue, out_shape),
+            *output_arguments(spec.epilogue, out_shape),
+        ]
+
+    def build(self) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = batch_extent(spec.batch)
+        arguments = self.arguments(batch)
+        with device.Function() as function:
+            buffers = dict(zip([name for name, _, _ in arguments], function.buffers(arguments), strict=True))
+            size = spec.out_height * spec.out_width * spec.out_channels
+            total = batch * size
+            with device.threads([(total + _THREADS - 1) // _THREADS], _THREADS) as ((block,), thread):
+                flat = block * _THREADS + thread
+                with device.when(flat < total):
+                    place = device.cast(flat % size, "int32")
+                    pixel, channel = place // spec.out_channels, place % spec.out_channels
+                    self._value(
+                        buffers, flat // size, pixel // spec.out_width, pixel % spec.out_width, channel
+                    )
+        return function.result
+
+    def _value(self, buffers: dict[str, Any], image: Expr, y: Expr, x: Expr, channel: Expr) -> None:
+        spec = self.spec
+        inputs = spec.in_channels // spec.groups
+        first = channel // (spec.out_channels // spec.groups) * inputs
+        total = device.local(1, "int32")
+        device.store(total, device.constant(0, "int32"), [0])
+        zero = device.constant(spec.input.zero_point, "int32")
+        for i in range(spec.kernel[0]):
+            for j in range(spec.kernel[1]):
+                row = y * spec.stride[0] - spec.padding[0] + i * spec.dilation[0]
+                column = x * spec.stride[1] - spec.padding[1] + j * spec.dilation[1]
+                row_in = device.smaller(device.larger(row, 0), spec.height - 1)
+                column_in = device.smaller(device.larger(column, 0), spec.width - 1)
+                inside = device.all_of(row == row_in, column == column_in)
+                with device.loop(inputs) as c:
+                    raw = device.load(buffers["data"], [image, row_in, column_in, first + c])
+                    value = device.pick(inside, device.cast(raw, "int32"), zero)
+                    tap = (i * spec.kernel[1] + j) * inputs + c
+                    weight = device.load(buffers["weight"], [tap * spec.out_channels + channel])
+                    device.store(total, total[0] + value * device.cast(weight, "int32"), [0])
+        outputs = [buffers[f"output{i}"] for i in range(len(spec.epilogue.outputs))]
+        finish_sum(total[0], channel, buffers, spec.epilogue, outputs, [image, y, x, channel])

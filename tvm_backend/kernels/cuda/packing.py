@@ -1,0 +1,114 @@
+"""Weights for the tiled CUDA kernels: whole tiles in reading order, at their own bit-width.
+
+A weight is a matrix of output channels by products.  It is cut into tiles of ``columns`` channels by 64 products, each
+stored channel after channel, so that a block of threads reads a tile as one contiguous piece.  Below 8 bits a piece of
+16 products shares 4 or 8 bytes: product ``4 s + b`` lies in byte b, shifted by ``bits * s``, so that four products are
+unpacked by one shift and one mask.  A code is the weight minus its channel's lowest value, kept behind the codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cat_plugin.errors import CompileError
+
+__all__ = ["CHUNK", "TileLayout"]
+
+CHUNK = 64
+"""Products, and bytes of activations, in a tile."""
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """Where each weight lies.
+
+    Parameters
+    ----------
+    channels : int
+        Output channels.
+    products : int
+        Products summed for one output, padding between taps included.
+    columns : int
+        Channels of a tile.
+    bits : int
+        2, 4 or 8.
+    """
+
+    channels: int
+    products: int
+    columns: int
+    bits: int
+
+    @property
+    def chunks(self) -> int:
+        """Tiles along the products."""
+        return -(-self.products // CHUNK)
+
+    @property
+    def blocks(self) -> int:
+        """Tiles along the channels."""
+        return -(-self.channels // self.columns)
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of a packed tile."""
+        return self.columns * CHUNK * self.bits // 8
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of all tiles."""
+        return self.blocks * self.chunks * self.tile_bytes
+
+    @property
+    def length(self) -> int:
+        """Bytes of the packed weight."""
+        return self.code_bytes + (self.blocks * self.columns if self.bits < 8 else 0)
+
+    @property
+    def dtype(self) -> str:
+        """Element type of the packed weight."""
+        return "int8" if self.bits == 8 else "uint8"
+
+    def pack(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Pack a matrix of integers.
+
+        Parameters
+        ----------
+        weight : ndarray of int, shape (channels, products)
+            Within int8.
+
+        Returns
+        -------
+        ndarray of int8 or uint8, shape (length,)
+
+        Raises
+        ------
+        CompileError
+            If a channel's weights span more values than the bit-width has.
+        """
+        if weight.min() < -128 or weight.max() > 127:
+            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
+        padded = np.zeros((self.blocks * self.columns, self.chunks * CHUNK), np.int16)
+        padded[: self.channels, : self.products] = weight
+        lowest = np.minimum(padded.min(axis=1), 0)
+        if self.bits < 8:
+            span = int((padded.max(axis=1) - lowest).max()) + 1
+            if span > 1 << self.bits:
+                raise CompileError(
+                    f"a channel's weights span {span} values, more than {self.bits} bits hold; "
+                    "give the layer more weight bits"
+                )
+            padded -= lowest[:, None]
+        tiles = padded.reshape(self.blocks, self.columns, self.chunks, CHUNK).transpose(0, 2, 1, 3)
+        if self.bits == 8:
+            return np.ascontiguousarray(tiles.astype(np.int8).reshape(-1))
+        # (piece of 16, shift and word, byte): at 2 bits one word of four shifts, at 4 bits two words of two.
+        share = 8 // self.bits
+        pieces = tiles.astype(np.uint8).reshape(-1, 4 // share, share, 4)
+        shifts = (np.arange(share) * self.bits).astype(np.uint8)[None, None, :, None]
+        codes = np.bitwise_or.reduce(pieces << shifts, axis=2).reshape(-1)
+        return np.concatenate([codes.astype(np.uint8), lowest.astype(np.int8).view(np.uint8)])

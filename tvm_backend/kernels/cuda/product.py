@@ -1,0 +1,426 @@
+"""Convolution and linear layers as tiled integer matrix products, by tensor cores (int8 mma) or by dp4a.
+
+A convolution is an implicit product: rows are output pixels, columns output channels, and the long axis runs over taps
+and channels of the input, which are gathered while a tile is loaded.  A block of threads computes a tile of
+``rows x columns`` sums in chunks of 64 products: while the warps multiply one chunk out of shared memory, the next is
+on its way from memory into registers.  Rows of shared memory are 80 bytes apart, which keeps 16-byte alignment and
+puts the eight rows that a warp reads at once into different banks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_backend.kernels.cuda import device
+from tvm_backend.kernels.cuda.epilogue import finish_sum
+from tvm_backend.kernels.cuda.packing import CHUNK, TileLayout
+from tvm_backend.kernels.epilogue import output_arguments, residual_argument
+from tvm_backend.kernels.ir import Argument, Expr, batch_extent
+from tvm_backend.kernels.packing import storage_bits
+from tvm_backend.kernels.spec import ConvSpec, LinearSpec
+
+__all__ = ["Product", "Tile", "choose_tile"]
+
+_PITCH = CHUNK // 4 + 4
+"""Words from one row of shared memory to the next."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a block's tile of sums is shared among its warps.
+
+    Parameters
+    ----------
+    rows, columns : int
+        Pixels and channels of the tile.
+    warps : tuple of (int, int)
+        Warps along rows and columns.
+    """
+
+    rows: int
+    columns: int
+    warps: tuple[int, int]
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.warps[0] * self.warps[1]
+
+    @property
+    def fragments(self) -> tuple[int, int]:
+        """Tensor core fragments of a warp along rows (16) and columns (8)."""
+        return self.rows // self.warps[0] // 16, self.columns // self.warps[1] // 8
+
+
+_NARROW = {16: Tile(64, 16, (4, 1)), 32: Tile(64, 32, (4, 1)), 64: Tile(64, 64, (2, 2))}
+_WIDE = Tile(128, 128, (2, 4))
+_WAVE = 132
+"""Blocks that run at once; an H100 has as many multiprocessors."""
+
+
+def choose_tile(rows: int | None, channels: int, tensor_cores: bool) -> Tile:
+    """A tile for a product.
+
+    Parameters
+    ----------
+    rows : int or None
+        Output pixels, if the batch is known.
+    channels : int
+        Output channels.
+    tensor_cores : bool
+        Whether mma is used.
+    """
+    wide_blocks = (rows or 0) // _WIDE.rows * (channels // _WIDE.columns)
+    if tensor_cores and channels % _WIDE.columns == 0 and wide_blocks >= 2 * _WAVE:
+        return _WIDE
+    return _NARROW[16 if channels <= 16 else 32 if channels <= 32 else 64]
+
+
+@dataclass(frozen=True)
+class Product:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : ConvSpec or LinearSpec
+        What to compute; a convolution has one group.
+    tensor_cores : bool
+        Use int8 mma (compute capability 8.0 and later), else dp4a (6.1 and later).
+    """
+
+    spec: ConvSpec | LinearSpec
+    tensor_cores: bool
+
+    @property
+    def conv(self) -> ConvSpec:
+        """The specification as a convolution; a linear layer is one on a single pixel."""
+        spec = self.spec
+        if isinstance(spec, ConvSpec):
+            return spec
+        sizes = (spec.batch, 1, 1, spec.in_features, spec.out_features, (1, 1), spec.input, spec.epilogue)
+        return ConvSpec(*sizes, weight_bits=spec.weight_bits)
+
+    @property
+    def stored_zero(self) -> int:
+        """The zero point of the activations as they are multiplied."""
+        return self.spec.input.zero_point
+
+    @property
+    def unit(self) -> int:
+        """Activations loaded at once."""
+        channels = self.conv.in_channels
+        return 16 if channels % 16 == 0 else 4 if channels % 4 == 0 else 1
+
+    @property
+    def tap(self) -> int:
+        """Products of one tap, padded to whole words."""
+        return -(-self.conv.in_channels // 4) * 4
+
+    @property
+    def tile(self) -> Tile:
+        """The block's tile."""
+        conv = self.conv
+        rows = None if conv.batch is None else conv.batch * conv.out_height * conv.out_width
+        return choose_tile(rows, conv.out_channels, self.tensor_cores)
+
+    @property
+    def layout(self) -> TileLayout:
+        """How the weights are packed."""
+        conv = self.conv
+        products = conv.kernel[0] * conv.kernel[1] * self.tap
+        return TileLayout(conv.out_channels, products, self.tile.columns, storage_bits(conv.weight_bits))
+
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Pack weights of the specification's ``weight_shape``."""
+        conv = self.conv
+        matrix = np.zeros((conv.out_channels, *conv.kernel, self.tap), np.int16)
+        matrix[..., : conv.in_channels] = np.asarray(weight).reshape(conv.weight_shape).transpose(0, 2, 3, 1)
+        return self.layout.pack(matrix.reshape(conv.out_channels, -1))
+
+    def arguments(self, batch: Expr) -> list[Argument]:
+        """Arguments of the kernel."""
+        spec, conv = self.spec, self.conv
+        per_channel = (conv.out_channels,)
+        if isinstance(spec, ConvSpec):
+            in_shape: tuple[Expr, ...] = (batch, conv.height, conv.width, conv.in_channels)
+            out_shape: tuple[Expr, ...] = (batch, conv.out_height, conv.out_width, conv.out_channels)
+        else:
+            in_shape, out_shape = (batch, conv.in_channels), (batch, conv.out_channels)
+        return [
+            ("data", in_shape, spec.input.dtype),
+            ("weight", (self.layout.length,), self.layout.dtype),
+            ("compensation", per_channel, "int32"),
+            ("scale", per_channel, "float32"),
+            ("bias", per_channel, "float32"),
+            *residual_argument(spec.epilogue, out_shape),
+            *output_arguments(spec.epilogue, out_shape),
+        ]
+
+    def build(self) -> Any:
+        """The PrimFunc."""
+        conv, tile = self.conv, self.tile
+        batch = batch_extent(conv.batch)
+        arguments = self.arguments(batch)
+        with device.Function() as function:
+            buffers = dict(zip([name for name, _, _ in arguments], function.buffers(arguments), strict=True))
+            total = batch * (conv.out_height * conv.out_width)
+            blocks = [(total + tile.rows - 1) // tile.rows, self.layout.blocks]
+            with device.threads(blocks, tile.threads) as (block, thread):
+                _Emitter(self, buffers, total, block, thread).emit()
+        return function.result
+
+
+class _Emitter:
+    """Writes the body of one kernel."""
+
+    def __init__(
+        self, product: Product, buffers: dict[str, Any], total: Expr, block: list[Expr], thread: Expr
+    ) -> None:
+        self.product, self.conv, self.layout, self.tile = product, product.conv, product.layout, product.tile
+        # 32-bit offsets count units of a load: a tensor may hold 2**31 of them.
+        self.buffers, self.total, self.thread = buffers, device.cast(total, "int32"), thread
+        self.first = device.cast(block[0], "int32") * self.tile.rows
+        self.column_block = device.cast(block[1], "int32")
+        self.warp, self.lane = thread // 32, thread % 32
+        # The last axis of the data is indexed for all: a pixel's channels are contiguous.
+        self.lead = [0] * (len(buffers["data"].shape) - 1)
+        self.unit = product.unit
+        if self.unit > 1:
+            pixels = buffers["data"].shape[0] * (self.conv.height * self.conv.width)
+            self.data_words = device.words(buffers["data"], pixels * self.conv.in_channels // 4)
+        self.weight_words = device.words(buffers["weight"], self.layout.length // 4)
+        self.left = device.shared(self.tile.rows * _PITCH, "int32")
+        self.right = device.shared(self.tile.columns * _PITCH, "int32")
+
+    def emit(self) -> None:
+        """The loop over chunks, then the epilogue."""
+        tile = self.tile
+        per_row = 4 if self.product.unit == 16 else 16
+        self.words = 16 // per_row
+        self.pieces = tile.rows * per_row // tile.threads
+        self.per_row = per_row
+        self.activations = device.local(self.pieces * self.words, "int32")
+        self.weight_pieces = -(-tile.columns * 4 // tile.threads)
+        self.weights = device.local(4 * self.weight_pieces, "int32")
+        self._locate()
+        sums = tile.rows * tile.columns // tile.threads
+        self.sums = device.local(sums, "int32")
+        for i in range(sums):
+            device.store(self.sums, device.constant(0, "int32"), [i])
+        self._fetch(0)
+        chunks = self.layout.chunks
+        with device.loop(chunks) as chunk:
+            device.barrier()
+            self._deposit()
+            device.barrier()
+            with device.when(chunk + 1 < chunks):
+                self._fetch(chunk + 1)
+            if self.product.tensor_cores:
+                self._multiply_by_mma()
+            else:
+                self._multiply_by_dp4a()
+        if self.product.tensor_cores:
+            self._finish_mma()
+        else:
+            self._finish_dp4a()
+
+    # Loading ----------------------------------------------------------------------------------------------------
+
+    def _piece(self, i: int) -> tuple[Expr, Expr]:
+        """Row of the tile and place in it of the thread's i-th piece of activations."""
+        step = self.tile.threads // self.per_row
+        return self.thread // self.per_row + i * step, self.thread % self.per_row
+
+    def _locate(self) -> None:
+        """Where the windows of the thread's rows start: offset of the image, first row and column."""
+        conv = self.conv
+        self.image = device.local(self.pieces, "int32")
+        self.corner = device.local(2 * self.pieces, "int32")
+        for i in range(self.pieces):
+            # Behind the last pixel it is loaded again, and not stored.
+            pixel = device.smaller(self.first + self._piece(i)[0], self.total - 1)
+            place = pixel % (conv.out_height * conv.out_width)
+            image = pixel // (conv.out_height * conv.out_width)
+            device.store(self.image, image * (conv.height * conv.width * conv.in_channels // self.unit), [i])
+            top = place // conv.out_width * conv.stride[0] - conv.padding[0]
+            left = place % conv.out_width * conv.stride[1] - conv.padding[1]
+            device.store(self.corner, top, [2 * i])
+            device.store(self.corner, left, [2 * i + 1])
+
+    def _fetch(self, chunk: Expr) -> None:
+        for i in range(self.pieces):
+            self._fetch_activations(chunk, i)
+        for i in range(self.weight_pieces):
+            self._fetch_weights(chunk, i)
+
+    def _fetch_activations(self, chunk: Expr, i: int) -> None:
+        conv, tap, words = self.conv, self.product.tap, self.words
+        place = chunk * CHUNK + self._piece(i)[1] * (4 * words)
+        channel, number = place % tap, place // tap
+        y = self.corner[2 * i] + number // conv.kernel[1] * conv.dilation[0]
+        x = self.corner[2 * i + 1] + number % conv.kernel[1] * conv.dilation[1]
+        pixel = (y * conv.width + x) * (conv.in_channels // self.unit)
+        data, dtype = self.buffers["data"], conv.input.dtype
+        # Padding is the zero point. Places behind the last tap meet zero weights, whatever is loaded there.
+        zero = np.full(4, conv.input.zero_point).astype(dtype).view(np.int32)[0]
+        inside = device.all_of(y >= 0, y < conv.height, x >= 0, x < conv.width)
+        with device.choose(inside) as (load, pad):
+            with load:
+                start = self.image[i] + pixel
+                if self.unit == 1:
+                    self._gather(data, start, channel, i)
+                else:
+                    # Counting in units and multiplying last shows TVM that the load is aligned.
+                    raw = device.load(self.data_words, [(start + channel // self.unit) * words], words)
+                    device.store(self.activations, raw, [words * i], words)
+            with pad:
+                for word in range(words):
+                    device.store(self.activations, device.constant(int(zero), "int32"), [words * i + word])
+
+    def _gather(self, data: Any, start: Expr, channel: Expr, i: int) -> None:
+        """A word of single bytes; behind the last channel that one again, for it meets a zero weight."""
+        total: Expr = None
+        for byte in range(4):
+            place = device.smaller(channel + byte, self.conv.in_channels - 1)
+            value = device.cast(
+                device.cast(device.load(data, [*self.lead, start + place]), "uint8"), "uint32"
+            )
+            value = value << device.constant(8 * byte, "uint32")
+            total = value if total is None else total | value
+        device.store(self.activations, device.reinterpret("int32", total), [i])
+
+    def _weight_piece(self, i: int) -> tuple[Expr, Expr, Expr]:
+        """Number, channel and place of the thread's i-th piece of 16 weights."""
+        number = self.thread + i * self.tile.threads
+        return number, number // 4, number % 4
+
+    def _existing(self, number: Expr) -> Any:
+        return device.when(number < self.tile.columns * 4)
+
+    def _fetch_weights(self, chunk: Expr, i: int) -> None:
+        layout, weight = self.layout, self.buffers["weight"]
+        number, channel, _ = self._weight_piece(i)
+        start = (self.column_block * layout.chunks + chunk) * layout.tile_bytes + number * (2 * layout.bits)
+        with self._existing(number):
+            if layout.bits == 8:
+                device.store(self.weights, device.load(self.weight_words, [start // 4], 4), [4 * i], 4)
+                return
+            # Codes and, in the last word, the channel's lowest weight in every byte.
+            for word in range(layout.bits // 2):
+                device.store(self.weights, self.weight_words[start // 4 + word], [4 * i + word])
+            place = layout.code_bytes + self.column_block * layout.columns + channel
+            lowest = device.cast(device.load(weight, [place]), "uint32") * device.constant(
+                0x01010101, "uint32"
+            )
+            device.store(self.weights, device.reinterpret("int32", lowest), [4 * i + 3])
+
+    def _unpacked(self, i: int, word: int) -> Expr:
+        """Four weights out of the registers."""
+        bits = self.layout.bits
+        if bits == 8:
+            return self.weights[4 * i + word]
+        share = 8 // bits
+        source = device.reinterpret("uint32", self.weights[4 * i + word // share])
+        mask = device.constant(((1 << bits) - 1) * 0x01010101, "uint32")
+        codes = (source >> device.constant(bits * (word % share), "uint32")) & mask
+        lowest = device.reinterpret("uint32", self.weights[4 * i + 3])
+        # Bytes are added without a carry from one to the next: codes leave the highest bit free.
+        low, sign = device.constant(0x7F7F7F7F, "uint32"), device.constant(0x80808080, "uint32")
+        return device.reinterpret("int32", (codes + (lowest & low)) ^ (lowest & sign))
+
+    def _deposit(self) -> None:
+        for i in range(self.pieces):
+            row, place = self._piece(i)
+            where = row * _PITCH + place * self.words
+            value = device.load(self.activations, [self.words * i], self.words)
+            device.store(self.left, value, [where], self.words)
+        for i in range(self.weight_pieces):
+            number, channel, place = self._weight_piece(i)
+            with self._existing(number):
+                for word in range(4):
+                    device.store(self.right, self._unpacked(i, word), [channel * _PITCH + place * 4 + word])
+
+    # Multiplying ------------------------------------------------------------------------------------------------
+
+    def _warp_corner(self) -> tuple[Expr, Expr]:
+        """First row and column of the warp's part of the tile."""
+        along_rows, along_columns = self.tile.warps
+        rows, columns = self.tile.rows // along_rows, self.tile.columns // along_columns
+        return self.warp // along_columns * rows, self.warp % along_columns * columns
+
+    def _multiply_by_mma(self) -> None:
+        across, down = self.tile.fragments
+        row, column = self._warp_corner()
+        group, member = self.lane // 4, self.lane % 4
+        a, b = device.local(4 * across, "int32"), device.local(2, "int32")
+        name = "cat_mma_s8" if self.conv.input.signed else "cat_mma_u8"
+        for step in range(CHUNK // 32):
+            word = step * 8 + member
+            for m in range(across):
+                for i in range(4):
+                    place = (row + m * 16 + group + i % 2 * 8) * _PITCH + word + i // 2 * 4
+                    device.store(a, self.left[place], [4 * m + i])
+            for n in range(down):
+                for i in range(2):
+                    place = (column + n * 8 + group) * _PITCH + word + i * 4
+                    device.store(b, self.right[place], [i])
+                for m in range(across):
+                    device.emit(name, (self.sums, (m * down + n) * 4), (a, 4 * m), (b, 0))
+
+    def _finish_mma(self) -> None:
+        across, down = self.tile.fragments
+        row, column = self._warp_corner()
+        group, member = self.lane // 4, self.lane % 4
+        for m in range(across):
+            for half in range(2):
+                pixel = self.first + row + m * 16 + group + half * 8
+                with device.when(pixel < self.total):
+                    for n in range(down):
+                        for i in range(2):
+                            channel = column + n * 8 + member * 2 + i
+                            self._finish(self.sums[(m * down + n) * 4 + 2 * half + i], pixel, channel)
+
+    def _dp4a_share(self) -> tuple[int, int]:
+        """Rows and columns of a thread."""
+        return self.tile.rows // (self.tile.threads // 16), self.tile.columns // 16
+
+    def _multiply_by_dp4a(self) -> None:
+        rows, columns = self._dp4a_share()
+        row, column = self.thread // 16 * rows, self.thread % 16
+        a, b = device.local(4 * rows, "int32"), device.local(4, "int32")
+        name = "__dp4a" if self.conv.input.signed else "cat_dp4a_u8"
+        with device.loop(CHUNK // 16) as step:
+            for i in range(rows):
+                place = (row + i) * _PITCH + step * 4
+                device.store(a, device.load(self.left, [place], 4), [4 * i], 4)
+            for j in range(columns):
+                place = (column + 16 * j) * _PITCH + step * 4
+                device.store(b, device.load(self.right, [place], 4), [0], 4)
+                for i in range(rows):
+                    slot = i * columns + j
+                    for word in range(4):
+                        total = device.call("int32", name, a[4 * i + word], b[word], self.sums[slot])
+                        device.store(self.sums, total, [slot])
+
+    def _finish_dp4a(self) -> None:
+        rows, columns = self._dp4a_share()
+        for i in range(rows):
+            pixel = self.first + self.thread // 16 * rows + i
+            with device.when(pixel < self.total):
+                for j in range(columns):
+                    self._finish(self.sums[i * columns + j], pixel, self.thread % 16 + 16 * j)
+
+    def _finish(self, total: Expr, pixel: Expr, column: Expr) -> None:
+        conv = self.conv
+        channel = self.column_block * self.tile.columns + column
+        outputs = [self.buffers[f"output{i}"] for i in range(len(conv.epilogue.outputs))]
+        where = [*self.lead, pixel * conv.out_channels + channel]
+        if conv.out_channels % self.tile.columns == 0:
+            finish_sum(total, channel, self.buffers, conv.epilogue, outputs, where)
+            return
+        with device.when(channel < conv.out_channels):
+            finish_sum(total, channel, self.buffers, conv.epilogue, outputs, where)
