@@ -2,7 +2,7 @@
 
 It takes 4 bits, as its description of Intel's NPU has them (depthwise convolutions: 4-bit weights only), and nothing lower.
 It has no bit-width by layer; below 8 bits the first and the last layer are therefore left in float, which is in its
-favour. ``fast`` corrects biases from statistics of the float model (the default of NNCF), ``accurate`` layer by layer.
+favour. Biases are corrected from statistics of the float model, the one way that NNCF has for torch.
 
 Run in an environment that holds nncf, from the checkout::
 
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from benchmarks.models import MODELS, top1
 from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of
 
-METHODS = ("fast", "accurate")
+METHODS = ("fast",)
 
 
 def quantize(
     model: nn.Module, w_bits: int, a_bits: int, calibration: Tensor, method: str, batch: int
 ) -> nn.Module:
-    """Quantize `model` on the exported graph, which is where NNCF has both kinds of bias correction."""
+    """Quantize `model` post training."""
     import nncf
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, QuantizationParameters
 
