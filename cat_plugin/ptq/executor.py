@@ -13,17 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.ops import is_batch_size, is_batched
 
-__all__ = ["Executor", "is_batched", "last_uses"]
-
-
-def is_batched(node: Any) -> bool:
-    """Whether the first axis of the node's value is the batch, and nothing but the batch."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.ndim == 0 or node.op == "get_attr":
-        return False
-    first = value.shape[0]
-    return not isinstance(first, int) and str(first).isidentifier()
+__all__ = ["Executor", "last_uses"]
 
 
 class Executor:
@@ -39,10 +31,19 @@ class Executor:
         Rows in one forward pass.
     store : TensorStore
         Where values are kept.
+    call : callable
+        (module, input) -> output, for layers and quantizers.
     """
 
-    def __init__(self, module: fx.GraphModule, inputs: Tensor, batch_size: int, store: TensorStore) -> None:
-        self.module, self.batch_size, self.store = module, batch_size, store
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        inputs: Tensor,
+        batch_size: int,
+        store: TensorStore,
+        call: Callable[[Any, Tensor], Any],
+    ) -> None:
+        self.module, self.batch_size, self.store, self.call = module, batch_size, store, call
         self.count, self.device = len(inputs), inputs.device
         placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
         self.values: dict[Any, Tensor] = {placeholder: inputs}
@@ -60,11 +61,13 @@ class Executor:
             return self.values[node][rows].to(self.device)
         if node in memo:
             return memo[node]
+        if is_batch_size(node):
+            return rows.stop - rows.start
         if node.op == "get_attr":
             return getattr(self.module, str(node.target))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, rows, memo))
         if node.op == "call_module":
-            result = self.module.get_submodule(str(node.target))(*args, **kwargs)
+            result = self.call(self.module.get_submodule(str(node.target)), args[0])
         else:
             result = node.target(*args, **kwargs)
         memo[node] = result
@@ -75,19 +78,27 @@ class Executor:
         self.values[node] = value
 
     @torch.no_grad()
-    def run(self, node: Any, compute: Callable[[Any, slice], Any] | None = None) -> None:
+    def run(self, node: Any) -> None:
         """Compute and keep a node's value for all rows (nothing is kept if its first axis is not the batch)."""
         if node.op in ("placeholder", "get_attr", "output") or not is_batched(node):
             return
         self.drop([node])
         kept: Tensor | None = None
         for rows in self._batches():
-            part = compute(node, rows) if compute else self.value(node, rows)
+            part = self.value(node, rows)
             if kept is None:
                 kept = self.store.allocate((self.count, *part.shape[1:]), part.dtype, part.device)
             kept[rows] = part
         assert kept is not None
         self.values[node] = kept
+
+    @torch.no_grad()
+    def gathered(self, node: Any) -> Tensor:
+        """All of a node's value; where the batch is not the first axis, as rows of the last axis."""
+        if node in self.values:
+            return self.values[node]
+        parts = [self.value(node, rows) for rows in self._batches()]
+        return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
     def run_stretch(self, nodes: list[Any], output: Any) -> None:
         """Compute ``output`` anew from what stands before ``nodes``, without keeping what lies between."""
@@ -115,7 +126,7 @@ def last_uses(graph: fx.Graph, extended: dict[Any, Any]) -> dict[Any, list[Any]]
     final: dict[Any, Any] = {}
     behind: dict[Any, set[Any]] = {}
     for node in graph.nodes:
-        direct: set[Any] = set(node.all_input_nodes)
+        direct: set[Any] = set() if is_batch_size(node) else set(node.all_input_nodes)
         for source in list(direct):
             direct |= behind.get(source, set())
         if node in extended:

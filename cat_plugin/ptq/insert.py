@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq.modules import QuantOp
-from cat_plugin.ptq.ops import JOINING, KIND, MOVING, WEIGHTED, is_call, layer_name
+from cat_plugin.ptq.ops import FLOAT_ONLY, JOINING, KIND, MOVING, PRODUCTS, WEIGHTED, is_call, layer_name
 from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
 
@@ -170,6 +170,12 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
                 node.replace_input_with(source, quantizer)
             else:
                 reader.replace_input_with(source, quantizer)
+    for node in list(graph.nodes):
+        if is_call(node, PRODUCTS) and spec.attention_bits is not None:
+            for operand in dict.fromkeys(node.args[: PRODUCTS[node.target]]):
+                node.replace_input_with(operand, placer.quantized(operand, spec.attention_bits))
+        elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
+            prepared.unquantized.append(f"{layer_name(node)} ({node.target}): computed in float")
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     graph.lint()

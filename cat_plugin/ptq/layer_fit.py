@@ -52,14 +52,14 @@ def fit_layer(
     LayerReport
         With the relative output error of rounding to nearest and of what was chosen.
     """
-    reference = full.values[node]
+    reference = full.gathered(node)
     symmetric = spec.symmetric_weights or layer.w_bits == 8
     layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
     layer.q_weight = layer.round_to_nearest()
     quantized.run(node)
-    before = after = _relative_error(quantized.values[node], reference)
+    before = after = _relative_error(quantized.gathered(node), reference)
     if spec.compensation or spec.bias_correction:
-        source = quantized.values[node.args[0]]
+        source = quantized.gathered(node.args[0])
         moments = measure(layer, source, reference, _ROWS, spec.batch_size, generator)
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
@@ -75,7 +75,7 @@ def fit_layer(
         if spec.bias_correction:
             layer.bias = corrected_bias(layer, moments)
         quantized.run(node)
-        after = _relative_error(quantized.values[node], reference)
+        after = _relative_error(quantized.gathered(node), reference)
     return LayerReport(
         layer.name, layer.kind, layer.w_bits, layer.a_bits, tuple(layer.weight.shape), before, after
     )

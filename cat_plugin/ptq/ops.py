@@ -7,7 +7,20 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-__all__ = ["BATCH_NORM", "INPLACE", "JOINING", "KIND", "MOVING", "WEIGHTED", "is_call", "layer_name"]
+__all__ = [
+    "BATCH_NORM",
+    "FLOAT_ONLY",
+    "INPLACE",
+    "JOINING",
+    "KIND",
+    "MOVING",
+    "PRODUCTS",
+    "WEIGHTED",
+    "is_batch_size",
+    "is_batched",
+    "is_call",
+    "layer_name",
+]
 
 _aten = torch.ops.aten
 
@@ -88,10 +101,48 @@ JOINING = frozenset(
     }
 )
 
+#: Products of two activations (attention); quantized only where ``attention_bits`` asks for it.
+PRODUCTS: dict[Any, int] = {
+    _aten.matmul.default: 2,
+    _aten.bmm.default: 2,
+    _aten.scaled_dot_product_attention.default: 3,
+}
+
+#: Operations with weights that stay in float, for the report.
+FLOAT_ONLY = frozenset(
+    {
+        _aten.conv3d.default,
+        _aten.conv3d.padding,
+        _aten.conv_transpose1d.default,
+        _aten.conv_transpose2d.input,
+        _aten.conv_transpose3d.input,
+        _aten.embedding.default,
+        _aten.lstm.input,
+        _aten.gru.input,
+        _aten.addmm.default,
+        _aten.baddbmm.default,
+        _aten.einsum.default,
+    }
+)
+
 
 def is_call(node: Any, targets: Any) -> bool:
     """Whether ``node`` is a graph node that calls one of ``targets``."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def is_batched(node: Any) -> bool:
+    """Whether the first axis of the node's value is the batch, and nothing but the batch."""
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.ndim == 0 or node.op == "get_attr":
+        return False
+    first = value.shape[0]
+    return not isinstance(first, int) and str(first).isidentifier()
+
+
+def is_batch_size(node: Any) -> bool:
+    """Whether the node's value is the number of rows in the batch."""
+    return is_call(node, {torch.ops.aten.sym_size.int}) and node.args[1] == 0 and is_batched(node.args[0])
 
 
 def layer_name(node: Node) -> str:

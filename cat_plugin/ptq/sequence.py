@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.observers import search_activation_range, subsample
 from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
+from cat_plugin.ptq.soft_unit import float_call
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.units import Unit
 
@@ -73,29 +73,25 @@ def quantize_in_order(
         (N, C) full-precision result.
     """
     module = prepared.module
-    full = Executor(module, inputs, spec.batch_size, store)
-    quantized = Executor(module, inputs, spec.batch_size, store)
+    full = Executor(module, inputs, spec.batch_size, store, float_call)
+    quantized = Executor(module, inputs, spec.batch_size, store, lambda child, x: child(x))
     reports = [] if reports is None else reports
     ends = {unit.output: unit for unit in units}
     uses = last_uses(module.graph, {unit.output: unit.source for unit in units})
     logits: Tensor | None = None
-
-    def in_float(node: Any, rows: slice) -> Any:
-        layer = module.get_submodule(str(node.target))
-        assert isinstance(layer, QuantOp)
-        return layer.compute(full.value(node.args[0], rows), layer.float_weight, layer.float_bias)
 
     for node in module.graph.nodes:
         child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(child, ActQuantizer):
             source = node.args[0]
             if not child.ready:
-                sample = subsample(quantized.values[source], _SAMPLE, generator_for(spec.seed, node.name))
+                sample = subsample(quantized.gathered(source), _SAMPLE, generator_for(spec.seed, node.name))
                 child.set_range(*search_activation_range(sample, child.bits, spec.symmetric_activations))
-            full.set(node, full.values[source])
+            if source in full.values:
+                full.set(node, full.values[source])
             quantized.run(node)
         elif isinstance(child, QuantOp):
-            full.run(node, in_float)
+            full.run(node)
             if child.q_weight is None:
                 generator = generator_for(spec.seed, child.name)
                 reports.append(fit_layer(node, child, full, quantized, spec, generator))

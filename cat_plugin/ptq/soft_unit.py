@@ -10,10 +10,11 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.learned_steps import SoftActivation
 from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.ops import is_batch_size
 from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.units import Unit
 
-__all__ = ["SoftUnit", "run_float", "run_nodes"]
+__all__ = ["SoftUnit", "float_call", "run_float", "run_nodes"]
 
 
 def run_nodes(
@@ -24,8 +25,12 @@ def run_nodes(
     Nodes outside the list (constants, batch sizes) are evaluated when they are read.
     """
 
+    count = len(next(iter(env.values())))
+
     def value(node: Any) -> Any:
         if node not in env:
+            if is_batch_size(node):
+                return count
             if node.op == "get_attr":
                 return getattr(module, str(node.target))
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
@@ -35,12 +40,13 @@ def run_nodes(
     for node in nodes:
         if node.op == "call_module":
             env[node] = call(module.get_submodule(str(node.target)), value(node.args[0]))
-        elif node.op != "get_attr":
+        elif node.op != "get_attr" and not is_batch_size(node):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
             env[node] = node.target(*args, **kwargs)
 
 
-def _float_call(child: Any, x: Tensor) -> Tensor:
+def float_call(child: Any, x: Tensor) -> Any:
+    """What a layer or quantizer of a prepared graph does in full precision."""
     if isinstance(child, QuantOp):
         return child.compute(x, child.float_weight, child.float_bias)
     return x
@@ -49,7 +55,7 @@ def _float_call(child: Any, x: Tensor) -> Tensor:
 def run_float(module: fx.GraphModule, nodes: list[Any], source: Any, x: Tensor, output: Any) -> Tensor:
     """Value of ``output`` in full precision when ``source`` has the value ``x``."""
     env = {source: x}
-    run_nodes(module, nodes, env, _float_call)
+    run_nodes(module, nodes, env, float_call)
     return env[output]
 
 

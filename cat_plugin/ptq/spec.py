@@ -76,6 +76,9 @@ class QuantSpec:
         which a block's output has one quantizer for the next layer and the shortcut.
     branch_bits : int, default=8
         The same where the tensor is a layer's own output, requantized inside that layer's kernel.
+    attention_bits : int or None, default=None
+        Bits of the inputs of products of two activations (queries, keys, values, attention); None leaves them in
+        float.
     overrides : mapping of str to mapping, default={}
         Shell-style name pattern -> ``{"w_bits": .., "a_bits": .., "skip": ..}``; the last match wins.
     skip : tuple of str, default=()
@@ -146,6 +149,7 @@ class QuantSpec:
     last_bits: int | None = 8
     residual_bits: int = 8
     branch_bits: int = 8
+    attention_bits: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     symmetric_weights: bool = False
@@ -177,7 +181,7 @@ class QuantSpec:
     def __post_init__(self) -> None:
         for name in ("w_bits", "a_bits", "residual_bits", "branch_bits"):
             _check_bits(name, getattr(self, name))
-        for name in ("first_bits", "last_bits"):
+        for name in ("first_bits", "last_bits", "attention_bits"):
             if getattr(self, name) is not None:
                 _check_bits(name, getattr(self, name))
         for name, choices in _CHOICES.items():

@@ -90,6 +90,8 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
             f"the model maps a batch of {len(example)} to a result of shape {tuple(result.shape)}; expected one "
             "row for each input."
         )
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it would hide attention's linear layers in one operation
     try:
         graph_module = _export(model, example)
     except Exception as error:
@@ -101,6 +103,8 @@ def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
                 f"the model ({type(model).__name__}) can be traced neither by torch.export nor by torch.fx: {error}. "
                 "Remove control flow that depends on the data, or code that fixes the batch size."
             ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
     return _plain(graph_module)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.ops import is_batched
 from cat_plugin.ptq.quantizers import ActQuantizer
 
 __all__ = ["Unit", "find_units", "whole_model"]
@@ -99,7 +100,7 @@ def _cuts(graph: fx.Graph) -> list[Any]:
             reach[node] = max(reach[node], len(order) if user.op == "output" else position.get(user, position[node]))
     cuts, furthest = [], -1
     for i, node in enumerate(order):
-        if furthest <= i:
+        if furthest <= i and is_batched(node):
             cuts.append(node)
         furthest = max(furthest, reach[node])
     return cuts

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Block", "Gelu1d", "GroupedNet", "SmallResNet", "randomise", "small_inputs"]
+__all__ = ["Attention", "Block", "Gelu1d", "GroupedNet", "SmallResNet", "randomise", "small_inputs"]
 
 
 class Block(nn.Module):
@@ -94,3 +94,33 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def small_inputs(*shape: int, seed: int = 1) -> Tensor:
     """Seeded normal inputs."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Attention(nn.Module):
+    """One transformer block on patches, with a class token."""
+
+    def __init__(self, product: str = "sdpa") -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 16, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(5)) * 0.1)
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 4)
+        self.product = product
+
+    def attend(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.product == "sdpa":
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            y = torch.softmax(q @ k.transpose(-2, -1) / (c // 2) ** 0.5, -1) @ v
+        return self.proj(y.transpose(1, 2).reshape(n, t, c))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+        x = x + self.attend(self.norm1(x))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.head(x[:, 0])
