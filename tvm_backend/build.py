@@ -17,7 +17,7 @@ from typing import Any
 import tvm
 
 from cat_plugin.errors import CATError, CATTypeError, CompileError
-from tvm_backend import compat, dialect, linker
+from tvm_backend import compat, cuda_build, dialect, linker
 from tvm_backend.frontend import batch_variable, function_inputs, import_program
 from tvm_backend.kernels.spec import ConvSpec, LinearSpec
 from tvm_backend.passes.lower_kernels import LowerKernels
@@ -141,7 +141,8 @@ def _build_library(mod: Any, target: Any, path: Path) -> list[KernelEntry]:
         raise
     except Exception as error:
         raise CompileError(f"TVM {tvm.__version__} could not build for {target}: {error}") from error
-    linker.export(executable, path)
+    pack = cuda_build.pack_imports(cuda_build.architecture(target)) if is_cuda(target) else None
+    linker.export(executable, path, pack)
     return lower.calls("main")
 
 

@@ -55,7 +55,7 @@ _link.output_format = "so"  # type: ignore[attr-defined]
 _link.object_format = "o"  # type: ignore[attr-defined]
 
 
-def export(executable: Any, path: Path) -> None:
+def export(executable: Any, path: Path, pack_imports: Any = None) -> None:
     """Write a compiled executable as a shared library.
 
     Parameters
@@ -64,5 +64,8 @@ def export(executable: Any, path: Path) -> None:
         What ``tvm.compile`` returned.
     path : pathlib.Path
         The library to write.
+    pack_imports : callable, optional
+        For CUDA targets, from :func:`tvm_backend.cuda_build.pack_imports`: compiles the device code.
     """
-    executable.export_library(str(path), fcompile=_link)
+    options = {} if pack_imports is None else {"fpack_imports": pack_imports}
+    executable.export_library(str(path), fcompile=_link, **options)

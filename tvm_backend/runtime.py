@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -119,6 +120,26 @@ def _permit_amx() -> None:
         )
 
 
+def _load_cuda_runtime(tvm: Any) -> None:
+    """TVM's CUDA part, which its runtime-only mode leaves out; it needs the driver and the CUDA runtime."""
+    candidates = [str(Path(entry) / "cu13" / "lib" / "libcudart.so.13") for entry in _nvidia_packages()]
+    for candidate in filter(os.path.exists, candidates):
+        ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+    try:
+        ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
+    except OSError as error:
+        raise LibraryError(
+            f"the library runs on a CUDA device, whose runtime cannot be loaded here ({error}); it needs NVIDIA's driver "
+            "and the CUDA 13 runtime (pip install nvidia-cuda-runtime). Compile with target='native' for the processor"
+        ) from error
+
+
+def _nvidia_packages() -> list[str]:
+    """Where pip puts NVIDIA's libraries."""
+    found = importlib.util.find_spec("nvidia")
+    return list(found.submodule_search_locations or ()) if found is not None else []
+
+
 class Library:
     """A compiled model; call it like a function.
 
@@ -138,6 +159,8 @@ class Library:
     def __init__(self, path: Path, manifest: dict[str, Any], variant: dict[str, Any], device: str) -> None:
         self._tvm = _import_tvm()
         self.path, self.manifest, self.variant = path, manifest, variant
+        if device == "cuda":
+            _load_cuda_runtime(self._tvm)
         self._device = self._tvm.cuda(0) if device == "cuda" else self._tvm.cpu()
         self._inputs: list[dict[str, Any]] = manifest["inputs"]
         self._batches = frozenset(manifest.get("batch_sizes", ()))

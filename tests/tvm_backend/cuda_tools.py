@@ -110,6 +110,7 @@ _RUNNER = """
 import ctypes, os, pathlib, sys
 import numpy as np
 import tvm
+import tvm.runtime.vm
 # The runtime-only mode of TVM does not load this by itself.
 ctypes.CDLL(str(pathlib.Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
 folder, name, kind = sys.argv[1:4]

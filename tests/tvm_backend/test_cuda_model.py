@@ -1,0 +1,73 @@
+"""Whole models on CUDA: through every pass, TVM's CUDA runtime and the virtual machine, on the emulated device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
+
+import cat_plugin.graph.op  # noqa: E402, F401
+import tvm_backend  # noqa: E402
+from tests.tvm_backend import cuda_tools, qdq_models  # noqa: E402
+from tvm_backend import cuda_build  # noqa: E402
+
+emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cuda_tools.available()))
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object, np.ndarray]:
+    """A small ResNet with a cluster-affine step, compiled with the emulator in the place of nvcc."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 16, 16)
+    model = qdq_models.calibrated(qdq_models.QResNet(), x)
+    path = tmp_path_factory.mktemp("cuda") / "model.so"
+    with pytest.MonkeyPatch.context() as patch:
+        real = cuda_build.pack_imports
+        patch.setattr(cuda_build, "pack_imports", lambda arch: real(arch, cuda_tools.emulate))
+        report = tvm_backend.compile(qdq_models.exported(model, x), target=cuda_tools.target(), out=path)
+    with torch.no_grad():
+        return path, report, model(x).numpy()
+
+
+@emulated
+def test_model_gives_what_torch_gives(library: tuple[Path, object, np.ndarray], tmp_path: Path) -> None:
+    """With host arrays in and out, in a process that has nothing but TVM's runtime."""
+    path, report, expected = library
+    assert {kernel.variant for kernel in report.kernels} >= {"cuda_mma"}  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    np.save(tmp_path / "x.npy", torch.randn(4, 3, 16, 16).numpy())
+    script = (
+        "import sys, numpy as np, tvm_backend\n"
+        "run = tvm_backend.load(sys.argv[1])\n"
+        "x = np.load(sys.argv[2])\n"
+        "np.savez(sys.argv[3], run(x), run(x[:1]))\n"
+    )
+    environment = dict(os.environ, LD_LIBRARY_PATH=str(cuda_tools.driver_folder()), TVM_USE_RUNTIME_LIB="1")
+    command = [sys.executable, "-c", script, str(path), str(tmp_path / "x.npy"), str(tmp_path / "y.npz")]
+    subprocess.run(command, check=True, env=environment, timeout=120)
+    with np.load(tmp_path / "y.npz") as found:
+        np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
+        np.testing.assert_allclose(found["arr_1"], expected[:1], atol=1e-6)
+
+
+@pytest.mark.skipif(bool(os.environ.get("LD_LIBRARY_PATH")), reason="a CUDA driver may be on the path")
+def test_without_a_driver_the_error_says_what_is_needed(library: tuple[Path, object, np.ndarray]) -> None:
+    script = "import sys, tvm_backend\ntvm_backend.load(sys.argv[1])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(library[0])],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    if done.returncode == 0:
+        pytest.skip("this machine has a CUDA driver")
+    assert "LibraryError" in done.stderr
+    assert "NVIDIA's driver" in done.stderr
