@@ -17,7 +17,7 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
+from types import MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cat_plugin.errors import CATError, HostError, RecipeError
@@ -279,6 +279,10 @@ def _corrected(
         wrapper.q_config = copy.deepcopy(tune_cfg)
         wrapper.tune_cfg = copy.deepcopy(tune_cfg)
     wrapper.is_quantized = True
+    from cat_plugin.hosts.saving import save
+
+    # The host's own save() pickles a state dict of the inner model's keys, which its load() then looks for in vain.
+    wrapper.__dict__["save"] = MethodType(save, wrapper)
     return wrapper
 
 

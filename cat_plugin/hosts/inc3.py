@@ -316,6 +316,18 @@ def _without_cat(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_all_config_cls_by_fwk_name
 
 
+def _load(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load(*args: Any, **kwargs: Any) -> Any:
+        from cat_plugin.hosts import saving
+
+        given = {**dict(zip(("model_name_or_path", "original_model"), args, strict=False)), **kwargs}
+        if saving.is_saved(given.get("model_name_or_path")):
+            return saving.load(given["model_name_or_path"], model=given.get("original_model"))
+        return original(*args, **kwargs)
+
+    return load
+
+
 def attach(host_module: ModuleType = _host) -> None:
     """Register with the host and extend it; a second call does nothing."""
     if algos_mapping.get(NAME) is cat_entry:
@@ -330,6 +342,10 @@ def attach(host_module: ModuleType = _host) -> None:
         _base_config.ConfigRegistry, "get_all_config_cls_by_fwk_name", _without_cat, ("cls", "fwk_name")
     )
     _patches.replace(autotune_file, "init_tuning", _init_tuning, ("tuning_config",))
+    loading = importlib.import_module("neural_compressor.torch.quantization.save_load_entry")
+    for place in (loading, _host):
+        # Its parameters are hidden by a decorator of the host's.
+        _patches.replace(place, "load", _load, ())
     _log.debug("registered with %s", host_module.__name__)
 
 

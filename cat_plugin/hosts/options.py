@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from itertools import product
@@ -54,8 +55,6 @@ _ESTIMATOR_NAMES = {
 MODES = ("auto", "diagonal", "lowrank", "full")
 _PRESET_COST = {"fast": 0, "balanced": 1, "best": 2}
 _BASE_COST = {"rtn": 0, "static_quant": 0, "hqq": 1}
-# Options whose own value is a list; only a list of lists is a choice between values.
-_SEQUENCES = ("skip",)
 
 
 def engine_defaults() -> dict[str, Any]:
@@ -82,11 +81,23 @@ def check_keys(given: Iterable[object], known: Iterable[str], where: str) -> Non
             raise RecipeError(f"unknown key {key!r} in {where}; {nearest(key, choices)}")
 
 
+@functools.cache
+def _sequences() -> frozenset[str]:
+    """Options whose own value is a list; for them only a list of lists is a choice between values."""
+    from cat_plugin.ptq.spec import QuantSpec
+
+    return frozenset(
+        f.name
+        for f in dataclasses.fields(QuantSpec)
+        if any(word in str(f.type).lower() for word in ("tuple", "list", "sequence"))
+    )
+
+
 def _is_choice(key: str, value: Any) -> bool:
     """Whether a value is a list of values to try."""
     if not isinstance(value, (list, tuple)):
         return False
-    return key not in _SEQUENCES or (bool(value) and all(isinstance(item, (list, tuple)) for item in value))
+    return key not in _sequences() or (bool(value) and all(isinstance(item, (list, tuple)) for item in value))
 
 
 def has_choices(params: Mapping[str, Any]) -> bool:
