@@ -100,7 +100,7 @@ def search_weight_range(weight: Tensor, bits: int, symmetric: bool) -> tuple[Ten
     low, high = flat.amin(1).clamp(max=0.0), flat.amax(1).clamp(min=0.0)
     # 2-bit symmetric weights have the levels -2..1: the sign of the grid cannot be turned, the scale decides
     reach = torch.maximum(high, -low).clamp(min=_TINY)
-    fractions = torch.linspace(0.2, 1.05, 60 if bits < 6 else 30).tolist()
+    fractions = (torch.linspace(0.2, 1.05, 60) if bits < 6 else torch.linspace(0.6, 1.02, 43)).tolist()
     best_error = torch.full((len(flat),), float("inf"), dtype=torch.float64, device=flat.device)
     best_scale = reach / max(qmax, 1)
     best_zero = torch.zeros_like(best_scale)

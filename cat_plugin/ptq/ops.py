@@ -8,6 +8,7 @@ import torch
 from torch.fx import Node
 
 __all__ = [
+    "ACTIVATIONS",
     "BATCH_NORM",
     "FLOAT_ONLY",
     "INPLACE",
@@ -80,6 +81,24 @@ MOVING = frozenset(
         _aten.alias.default,
         _aten.channel_shuffle.default,
         _aten.pixel_shuffle.default,
+    }
+)
+
+#: Functions of one value, which a layer's kernel can apply to its output.
+ACTIVATIONS = frozenset(
+    {
+        _aten.relu.default,
+        _aten.relu6.default,
+        _aten.hardtanh.default,
+        _aten.silu.default,
+        _aten.gelu.default,
+        _aten.hardswish.default,
+        _aten.hardsigmoid.default,
+        _aten.sigmoid.default,
+        _aten.tanh.default,
+        _aten.leaky_relu.default,
+        _aten.elu.default,
+        _aten.clamp.default,
     }
 )
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from cat_plugin.ptq.modules import QuantOp
-from cat_plugin.ptq.ops import is_batched
+from cat_plugin.ptq.ops import ACTIVATIONS, is_batched, is_call
 from cat_plugin.ptq.quantizers import ActQuantizer
 
 __all__ = ["Unit", "find_units", "whole_model"]
@@ -116,17 +116,19 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
     names : sequence of str
         Name patterns of modules that are to be one unit each.
     granularity : {"layer", "block", "model"}
-        ``layer`` cuts inside chains wherever it can, ``block`` joins what belongs to one block, ``model`` is a
-        single unit.
+        ``layer``: each layer with its input quantizer and the activation behind it; ``block``: the graph cut where
+        one tensor passes; ``model``: a single unit.
 
     Returns
     -------
     list of Unit
-        In the order of execution, each with at least one quantized layer; together they cover the graph.
+        In the order of execution, each with at least one quantized layer; blocks together cover the graph.
     """
     if granularity == "model":
         return [whole_model(module)]
     graph = module.graph
+    if granularity == "layer":
+        return [_single(module, node) for node in _layer_nodes(list(graph.nodes))]
     # a quantizer, and what only moves or activates, is no place to cut: the float tensor behind it is
     cuts = [n for n in _cuts(graph) if not _is_quantizer(module, n)]
     order = [n for n in graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
@@ -146,9 +148,19 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
             segments.append((source, rest))
         else:
             segments[-1][1].extend(rest)
-    if granularity == "block":
-        segments = _join(segments, names)
+    segments = _join(segments, names)
     return [_collect(module, src, nodes, f"unit{i}") for i, (src, nodes) in enumerate(segments)]
+
+
+def _single(module: fx.GraphModule, node: Any) -> Unit:
+    quantizer = node.args[0]
+    nodes = [quantizer, node]
+    while len(nodes[-1].users) == 1:
+        (user,) = nodes[-1].users
+        if not is_call(user, ACTIVATIONS):
+            break
+        nodes.append(user)
+    return _collect(module, quantizer.args[0], nodes, node.name)
 
 
 def _is_quantizer(module: fx.GraphModule, node: Any) -> bool:

@@ -1,0 +1,186 @@
+"""Moments, least squares, error-compensated rounding, ranges: against numpy and exhaustive search."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cat_plugin.ptq.bias_correction import corrected_bias
+from cat_plugin.ptq.compensation import fit_integers, least_squares_weight
+from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.moments import input_patches, measure
+from cat_plugin.ptq.observers import search_activation_range, search_weight_range
+from tests.ptq.models import small_inputs
+
+_ATEN = torch.ops.aten
+LAYERS = [
+    (_ATEN.conv2d.default, (6, 4, 3, 3), (5, 4, 9, 8), ([2, 1], [1, 2], [1, 2], 1)),
+    (_ATEN.conv2d.default, (6, 2, 3, 3), (5, 4, 7, 7), ([1, 1], [1, 1], [1, 1], 2)),
+    (_ATEN.conv2d.default, (4, 1, 3, 3), (5, 4, 7, 7), ([1, 1], [0, 0], [1, 1], 4)),
+    (_ATEN.conv2d.padding, (6, 4, 4, 3), (5, 4, 9, 8), ([1, 1], "same")),
+    (_ATEN.conv1d.default, (6, 4, 5), (5, 4, 17), ([2], [3], [1], 1)),
+    (_ATEN.linear.default, (6, 4), (5, 7, 4), ()),
+]
+
+
+def _layer(case, bits=4):
+    target, weight_shape, input_shape, extra = case
+    weight, bias = small_inputs(*weight_shape, seed=3), small_inputs(weight_shape[0], seed=4)
+    return QuantOp("layer", target, weight, bias, extra, bits, bits), small_inputs(*input_shape, seed=5)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_patches_times_weight_is_the_layer(case):
+    layer, x = _layer(case)
+    patches = input_patches(layer, x)
+    weight = layer.weight.reshape(layer.groups, -1, patches.shape[2])
+    rows = torch.einsum("gpk,grk->gpr", patches, weight)
+    y = layer.compute(x, layer.weight, None)
+    columns = y if layer.kind == "linear" else y.movedim(1, -1)
+    expected = columns.reshape(-1, layer.groups, weight.shape[1]).transpose(0, 1)
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_least_squares_finds_the_weight_that_made_the_outputs(case):
+    layer, _ = _layer(case)
+    shape = case[2]
+    x = small_inputs(200, *shape[1:], seed=9)
+    y = layer.compute(x, layer.weight, layer.bias)
+    moments = measure(layer, x, y, 1 << 30, 32, torch.Generator())
+    start = torch.zeros(layer.groups, len(layer.weight) // layer.groups, layer.weight[0].numel())
+    found = least_squares_weight(start, moments, 1e-9).reshape(layer.weight.shape)
+    torch.testing.assert_close(found.float(), layer.weight, rtol=1e-2, atol=2e-3)
+
+
+def test_least_squares_equals_numpys_ridge_regression():
+    layer, _ = _layer(LAYERS[-1])
+    x, y = small_inputs(300, 4, seed=1), small_inputs(300, 6, seed=2)
+    moments = measure(layer, x, y, 1 << 30, 64, torch.Generator())
+    found = least_squares_weight(layer.weight.unsqueeze(0), moments, 0.1)[0].numpy()
+    a = (x - x.mean(0)).double().numpy()
+    b = (y - y.mean(0)).double().numpy()
+    h = a.T @ a / len(a)
+    strength = 0.1 * np.trace(h) / 4
+    prior = layer.weight.double().numpy()
+    expected = np.linalg.solve(h + strength * np.eye(4), a.T @ b / len(a) + strength * prior.T).T
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_sampling_positions_keeps_the_moments():
+    layer, x = _layer(LAYERS[0])
+    x = small_inputs(64, *x.shape[1:], seed=7)
+    y = layer.compute(x, layer.weight, layer.bias)
+    everything = measure(layer, x, y, 1 << 30, 16, torch.Generator())
+    some = measure(layer, x, y, y.numel() // 6 // 3, 16, torch.Generator().manual_seed(0))
+    assert float((some.h - everything.h).norm() / everything.h.norm()) < 0.2
+
+
+def _loss(w, target, h):
+    error = (w - target).double().numpy()
+    return np.einsum("rk,kl,rl->r", error, h, error)
+
+
+def test_compensated_rounding_comes_near_the_exhaustive_optimum_and_beats_rounding():
+    k, rows, bits = 5, 12, 2
+    x = small_inputs(400, k, seed=11) @ small_inputs(k, k, seed=12)  # correlated inputs
+    layer = QuantOp("l", _ATEN.linear.default, small_inputs(rows, k, seed=13), None, (), bits, bits)
+    moments = measure(layer, x, x @ layer.weight.T, 1 << 30, 64, torch.Generator())
+    h = moments.h[0].numpy()
+    scale, zero = search_weight_range(layer.weight, bits, symmetric=False)
+    target = layer.weight.double()
+    nearest = (torch.clamp((layer.weight / scale[:, None]).round() + zero[:, None], -2, 1) - zero[:, None]) * scale[
+        :, None
+    ]
+    integers, fitted = fit_integers(
+        target.unsqueeze(0), moments, scale.unsqueeze(0), zero.unsqueeze(0), (-2, 1), factors=(1.0,)
+    )
+    found = (integers[0].float() - zero[:, None]) * fitted[0][:, None]
+    at_nearest, at_found = _loss(nearest, target, h), _loss(found, target, h)
+    # the best integers there are, each with its best scale
+    best = np.full(rows, np.inf)
+    for q in itertools.product(range(-2, 2), repeat=k):
+        centred = np.asarray(q, dtype=np.float64) - zero.numpy()[:, None]
+        through = centred @ h
+        power = (through * centred).sum(1)
+        pull = (through * target.numpy()).sum(1)
+        s = np.where(power > 0, np.maximum(pull, 0) / np.maximum(power, 1e-12), 0)
+        best = np.minimum(best, _loss(torch.tensor(centred * s[:, None]), target, h))
+    assert at_found.sum() < 0.7 * at_nearest.sum()
+    assert at_found.sum() < 1.35 * best.sum()
+    assert integers.dtype == torch.int8
+    assert int(integers.min()) >= -2
+    assert int(integers.max()) <= 1
+
+
+def test_more_starting_scales_never_do_worse():
+    layer, _ = _layer(LAYERS[1], bits=3)
+    x = small_inputs(64, 4, 7, 7, seed=2)
+    moments = measure(layer, x, layer.compute(x, layer.weight, None), 1 << 30, 16, torch.Generator())
+    target = layer.weight.reshape(2, 3, -1).double()
+    scale, zero = (v.reshape(2, 3) for v in search_weight_range(layer.weight, 3, symmetric=False))
+    losses = []
+    for factors in ((1.0,), (0.9, 1.0, 1.1)):
+        q, s = fit_integers(target, moments, scale, zero, (-4, 3), factors=factors)
+        error = (q.double() - zero.unsqueeze(2)) * s.unsqueeze(2) - target
+        losses.append(torch.einsum("grk,gkl,grl->gr", error, moments.h, error))
+    assert bool((losses[1] <= losses[0] * 1.02 + 1e-12).all())
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_corrected_bias_restores_the_mean_of_every_channel(case):
+    layer, _ = _layer(case, bits=2)
+    x = small_inputs(40, *case[2][1:], seed=8).abs()
+    y = layer.compute(x, layer.weight, layer.bias)
+    x_q = x + 0.3
+    layer.scale, layer.zero_point = search_weight_range(layer.weight, 2, symmetric=True)
+    layer.q_weight = layer.round_to_nearest()
+    layer.bias = corrected_bias(layer, measure(layer, x_q, y, 1 << 30, 8, torch.Generator()))
+    axes = [d for d in range(y.ndim) if d != (y.ndim - 1 if layer.kind == "linear" else 1)]
+    torch.testing.assert_close(layer(x_q).mean(axes), y.mean(axes), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weight_range_is_no_worse_than_min_max(bits, symmetric):
+    weight = small_inputs(6, 40, seed=21) ** 3 + (0.0 if symmetric else 0.8)
+    scale, zero = search_weight_range(weight, bits, symmetric)
+    qmin, qmax = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+    def error(s, z):
+        q = ((weight / s[:, None]).round() + z[:, None]).clamp(qmin, qmax)
+        return (((q - z[:, None]) * s[:, None] - weight) ** 2).sum(1)
+
+    plain = weight.abs().amax(1) / -qmin
+    assert bool((error(scale, zero) <= error(plain, torch.zeros(6)) * (1.3 if bits == 8 else 1.05)).all())
+    assert bool((scale > 0).all())
+    assert int(zero.min()) >= qmin
+    assert int(zero.max()) <= qmax
+    assert not symmetric or not bool(zero.any())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("make", [F.relu, F.gelu, lambda x: x - 3.0, lambda x: -x.abs()])
+def test_activation_range_fits_the_data(bits, make):
+    x = make(small_inputs(20000, seed=31))
+    scale, zero, signed = search_activation_range(x, bits, symmetric=False)
+    qmin, qmax = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    assert signed == bool((x < 0).any())
+    assert qmin <= zero <= qmax
+    assert signed or zero == 0
+    error = ((((x / scale).round() + zero).clamp(qmin, qmax) - zero) * scale - x).square().mean()
+    # a uniform quantizer over the whole range has at most a twelfth of the squared step
+    span = max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
+    assert float(error) <= 1.3 * (span / (qmax - qmin)) ** 2 / 12
+
+
+def test_constant_activations_are_represented_exactly():
+    for value in (0.0, 2.5, -2.5):
+        scale, zero, signed = search_activation_range(torch.full((100,), value), 4, symmetric=False)
+        qmin, qmax = (-8, 7) if signed else (0, 15)
+        q = np.clip(round(value / scale) + zero, qmin, qmax)
+        assert (q - zero) * scale == pytest.approx(value, abs=1e-6)
