@@ -150,7 +150,7 @@ def main() -> None:
     rows = Rows(options.out, "aimet-torch")
     _import_torchvision()
     for name in options.models:
-        split = split_of(name, options.data)
+        split = split_of(name, options.data, options.samples)
         for bits in options.bits or ACCURACY_BITS[name]:
             w_bits, a_bits = bits_of(bits)
             for method in options.methods:

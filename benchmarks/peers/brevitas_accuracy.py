@@ -113,7 +113,7 @@ def _learn_rounding(quantized: nn.Module, calibration: Tensor, options: Namespac
 
     pairs = torch.utils.data.TensorDataset(calibration, torch.zeros(len(calibration)))
     settings = Namespace(
-        learned_round="hard_sigmoid_round",
+        learned_round="hard_sigmoid",
         learned_round_loss="regularised_mse",
         learned_round_mode="layerwise",
         learned_round_lr_scheduler=None,
@@ -159,7 +159,7 @@ def main() -> None:
     equalize = options.equalize
     for name in options.models:
         options.equalize = equalize if equalize is not None else (20 if name == "mobilenet_v2" else 0)
-        measure(rows, name, split_of(name, options.data), options)
+        measure(rows, name, split_of(name, options.data, options.samples), options)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ def bits_of(name: str) -> tuple[int, int]:
     return int(weight), int(activation)
 
 
-def split_of(model: str, root: str | None) -> Split:
-    """Return the images that belong to a model, of which as many to calibrate as the tables use."""
+def split_of(model: str, root: str | None, samples: int | None = None) -> Split:
+    """Return the images that belong to a model, to calibrate as many as the tables use unless `samples` are asked."""
     split = imagenet_sample(root) if model == "mobilenet_v2" else cifar10(root)
-    count = CALIBRATION[model]
+    count = samples or CALIBRATION[model]
     return Split(
         split.calibration[:count], split.calibration_labels[:count], split.evaluation, split.evaluation_labels
     )
@@ -77,6 +77,7 @@ def accuracy_parser(description: str | None, methods: tuple[str, ...]) -> argpar
     """Return the options of an accuracy script; `methods` are the peer's own, all run unless told otherwise."""
     parser = _parser(description, tuple(ACCURACY_BITS))
     parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
+    parser.add_argument("--samples", type=int, help="to calibrate on (default: 1024 for ResNet-20, else 250)")
     parser.add_argument("--bits", nargs="+", help="such as w4a4 w2a2 (default: those of the table, by model)")
     return parser
 

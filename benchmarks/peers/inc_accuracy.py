@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = Rows(options.out, "neural-compressor")
     for name in options.models:
-        split = split_of(name, options.data)
+        split = split_of(name, options.data, options.samples)
         for bits in options.bits or ("w8a8", "w4a4"):
             w_bits, a_bits = bits_of(bits)
             key = {"model": name, "w_bits": w_bits, "a_bits": a_bits, "method": "static, pt2e"}

@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = Rows(options.out, "nncf")
     for name in options.models:
-        split = split_of(name, options.data)
+        split = split_of(name, options.data, options.samples)
         for bits in options.bits or dict.fromkeys(("w8a8", *ACCURACY_BITS[name])):
             w_bits, a_bits = bits_of(bits)
             for method in options.methods:
