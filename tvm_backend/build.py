@@ -10,13 +10,15 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import tvm
 
 from cat_plugin.errors import CATError, CATTypeError, CompileError
+from tvm_backend import cache as cache_of
 from tvm_backend import compat, cuda_build, dialect, linker
 from tvm_backend.frontend import batch_variable, function_inputs, import_program
 from tvm_backend.kernels.spec import ConvSpec, LinearSpec
@@ -31,12 +33,18 @@ __all__ = ["compile"]
 _log = logging.getLogger("tvm_backend")
 
 
+Progress = Callable[[int, int, str], None]
+"""Called with the steps done, their number and what comes next."""
+
+
 def compile(
     source: Any,
     target: Any = "native",
     out: str | os.PathLike[str] = "model.so",
     *,
     batch_sizes: Sequence[int] = (),
+    cache: bool = True,
+    progress: Progress | None = None,
 ) -> CompileReport:
     """Compile a quantized model to a library that runs without PyTorch.
 
@@ -48,9 +56,13 @@ def compile(
         ``"native"`` for this processor, ``"portable"`` for a library that carries variants for several, the LLVM name of
         a processor, or a TVM target.
     out : path, optional
-        The library; a ``.json`` of the same name is written beside it.
+        The library; a ``.json`` of the same name is written beside it, and further variants as ``name.variant.so``.
     batch_sizes : sequence of int, optional
         Batch sizes to generate code of their own for, beside the code for any batch size.
+    cache : bool, optional
+        Whether to take the result from the cache when the same graph was compiled before, and to keep it there.
+    progress : callable, optional
+        Called as ``progress(done, total, what)`` before each step.
 
     Returns
     -------
@@ -75,36 +87,71 @@ def compile(
         )
     variants = resolve(target)
     linker.find()
+    total = len(variants) + 2
+    step = progress or (lambda done, total, what: _log.info("%d/%d %s", done, total, what))
+    step(0, total, "importing the graph")
     imported = import_program(_program(source))
     batch_sizes = _check_batches(batch_sizes, imported)
+    step(1, total, "folding it into integer kernels")
     symbolic = compat.specialize_batch(imported, batch_sizes)
-    for step in INTEGER_PASSES:
-        symbolic = step(symbolic)
+    for rewrite in INTEGER_PASSES:
+        symbolic = rewrite(symbolic)
     _require_quantized(symbolic)
-    float_ops = _float_operators(symbolic)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    staging = _staging(path)
     try:
-        described: list[dict[str, Any]] = []
-        kernels: list[KernelEntry] = []
-        for name, tvm_target in variants.items():
-            file = path.name if not described else f"{path.stem}.{name}.so"
-            found = _build_library(symbolic, tvm_target, staging / file)
-            kernels = kernels or found
-            described.append(_describe(name, file, tvm_target, staging / file))
-        manifest = _manifest(imported, described, kernels, float_ops, batch_sizes)
-        json_path = path.with_suffix(".json")
-        (staging / json_path.name).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        # The description goes last, so that a half-replaced library is refused by its sha256.
-        for entry in described:
-            os.replace(staging / entry["file"], path.with_name(entry["file"]))
-        os.replace(staging / json_path.name, json_path)
+        name = cache_of.key(symbolic, [str(item) for item in variants.values()], batch_sizes) if cache else ""
+        manifest = cache_of.fetch(name, staging) if cache else None
+        cached = manifest is not None
+        if manifest is None:
+            manifest = _signatures(imported, _float_operators(symbolic), batch_sizes)
+            for i, (variant, tvm_target) in enumerate(variants.items()):
+                step(2 + i, total, f"generating code for {variant or target}")
+                kernels = _build_library(symbolic, tvm_target, staging / f"{i}.so")
+                if not i:
+                    manifest["kernels"] = [asdict(kernel) for kernel in kernels]
+                manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
+            if cache:
+                cache_of.store(name, staging, manifest)
+        manifest = _install(manifest, staging, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    seconds = time.perf_counter() - start
+    step(total, total, "done")
     return CompileReport(
-        path, str(target), tuple(described), tuple(kernels), tuple(float_ops), tuple(batch_sizes), seconds
+        path=path,
+        target=str(target),
+        variants=tuple(manifest["variants"]),
+        kernels=tuple(
+            KernelEntry(**{**kernel, "output": tuple(kernel["output"])}) for kernel in manifest["kernels"]
+        ),
+        float_ops=tuple(manifest["float_ops"]),
+        batch_sizes=tuple(batch_sizes),
+        seconds=time.perf_counter() - start,
+        cached=cached,
     )
+
+
+def _staging(path: Path) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise CompileError(
+            f"cannot write to {path.parent}: {error.strerror}; choose a writable place"
+        ) from error
+
+
+def _install(manifest: dict[str, Any], staging: Path, path: Path) -> dict[str, Any]:
+    """Put the finished files in their place, the description last: a half-replaced library fails its sha256."""
+    variants = []
+    for i, variant in enumerate(manifest["variants"]):
+        file = path.name if i == 0 else f"{path.stem}.{variant['variant']}.so"
+        os.replace(staging / variant["file"], path.with_name(file))
+        variants.append({**variant, "file": file})
+    manifest = {**manifest, "variants": variants}
+    written = staging / "library.json"
+    written.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(written, path.with_suffix(".json"))
+    return manifest
 
 
 def _program(source: Any) -> Any:
@@ -168,16 +215,17 @@ def _float_operators(symbolic: Any) -> list[str]:
     return [name for name in names if name and name not in _MOVES and name != "call_pure_packed"]
 
 
-def _describe(name: str, file: str, target: Any, built: Path) -> dict[str, Any]:
+def _describe(name: str, target: Any, built: Path, kernels: list[KernelEntry]) -> dict[str, Any]:
     with built.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
-        "file": file,
+        "file": built.name,
         "variant": name,
         "target": str(target.attrs.get("mcpu", "") or target.kind),
         "device": "cuda" if is_cuda(target) else "cpu",
         "machine": compat.target_machine(target) or platform.machine(),
         "features": required_features(target),
+        "amx": any("amx" in kernel.variant for kernel in kernels),
         "sha256": digest,
         "size": built.stat().st_size,
     }
@@ -190,13 +238,8 @@ def _signature(kind: Any, name: str) -> dict[str, Any]:
     return {"name": name, "shape": shape, "dtype": str(kind.dtype)}
 
 
-def _manifest(
-    mod: Any,
-    variants: list[dict[str, Any]],
-    kernels: list[KernelEntry],
-    float_ops: list[str],
-    batch_sizes: Sequence[int],
-) -> dict[str, Any]:
+def _signatures(mod: Any, float_ops: list[str], batch_sizes: Sequence[int]) -> dict[str, Any]:
+    """The description of a library, its variants still to come."""
     main = mod["main"]
     result = compat.return_type(main)
     outputs = compat.tuple_fields(result) or [result]
@@ -207,8 +250,8 @@ def _manifest(
         "inputs": [_signature(kind, name) for kind, name in zip(function_inputs(mod), names, strict=True)],
         "outputs": [_signature(kind, f"output_{i}") for i, kind in enumerate(outputs)],
         "batch_sizes": list(batch_sizes),
-        "variants": variants,
-        "kernels": [kernel.__dict__ for kernel in kernels],
+        "variants": [],
+        "kernels": [],
         "float_ops": float_ops,
         "libraries": {"tvm": tvm.__version__, "tvm_ffi": compat.ffi_version()},
     }

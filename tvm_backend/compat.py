@@ -194,3 +194,20 @@ def assert_structural_equal(left: Any, right: Any) -> None:
         check(left, right, map_free_vars=True)
     elif not tvm_ffi.structural_equal(left, right, map_free_vars=True):
         raise AssertionError(f"modules differ:\n{left}\n---\n{right}")
+
+
+def constants(mod: Any) -> list[np.ndarray]:
+    """The contents of all tensor constants in the relax functions of a module, in order."""
+    found: list[np.ndarray] = []
+
+    def visit(expr: Any) -> None:
+        if is_constant(expr):
+            found.append(constant_value(expr))
+        for part in list(getattr(expr, "args", ())) + list(getattr(expr, "fields", ())):
+            visit(part)
+
+    for _, function in functions(mod):
+        if isinstance(function, relax.Function):
+            for value in bound_values(function):
+                visit(value)
+    return found

@@ -1,0 +1,105 @@
+"""Compiled libraries kept by what they were compiled from: the same graph for the same target is compiled once.
+
+The cache lies in ``$CAT_CACHE_DIR``, else ``$XDG_CACHE_HOME/cat-ptq``, else ``~/.cache/cat-ptq``.  An entry is named by the
+sha256 of the graph with its constants, the target, the options, the releases of TVM and the sources of this package, so
+that nothing out of date is ever found.  What is found is checked against its own sha256 before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from tvm_backend import compat
+
+__all__ = ["KEPT", "directory", "fetch", "key", "store"]
+
+KEPT = 24
+"""How many libraries are kept; the least recently used go first."""
+
+_log = logging.getLogger("tvm_backend")
+
+
+def directory() -> Path:
+    """Where the cache lies."""
+    if chosen := os.environ.get("CAT_CACHE_DIR"):
+        return Path(chosen) / "tvm"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cat-ptq" / "tvm"
+
+
+def _sources() -> Iterable[Path]:
+    return sorted(Path(__file__).parent.rglob("*.py"))
+
+
+def key(mod: Any, *options: Any) -> str:
+    """The name of what `mod` compiles to with `options`."""
+    digest = hashlib.sha256()
+    for text in (mod.script(show_meta=False), repr(options), tvm.__version__, compat.ffi_version()):
+        digest.update(text.encode())
+        digest.update(b"\0")
+    for path in _sources():
+        digest.update(path.read_bytes())
+    for array in compat.constants(mod):
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _whole(entry: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((entry / "library.json").read_text(encoding="utf-8"))
+        for variant in manifest["variants"]:
+            with (entry / variant["file"]).open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != variant["sha256"]:
+                    return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return dict(manifest)
+
+
+def fetch(name: str, into: Path) -> dict[str, Any] | None:
+    """Copy an entry's files into a directory; its manifest, or None when there is no sound entry."""
+    entry = directory() / name
+    manifest = _whole(entry)
+    if manifest is None:
+        return None
+    try:
+        os.utime(entry)
+        for variant in manifest["variants"]:
+            shutil.copyfile(entry / variant["file"], into / variant["file"])
+    except OSError as error:
+        _log.debug("the cache entry %s cannot be used: %s", entry, error)
+        return None
+    _log.info("taken from the cache: %s", entry)
+    return manifest
+
+
+def store(name: str, files: Path, manifest: dict[str, Any]) -> None:
+    """Keep a copy of the libraries in `files`.  A cache that cannot be written is no reason to fail."""
+    root = directory()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+        for variant in manifest["variants"]:
+            shutil.copyfile(files / variant["file"], staged / variant["file"])
+        (staged / "library.json").write_text(json.dumps(manifest), encoding="utf-8")
+        final = root / name
+        shutil.rmtree(final, ignore_errors=True)
+        staged.rename(final)
+        entries = sorted(
+            (p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime
+        )
+        for old in entries[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        _log.warning("the compiled library cannot be kept in %s: %s", root, error)
