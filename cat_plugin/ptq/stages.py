@@ -206,7 +206,7 @@ def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
         if run.done(stage):
             run.reporter.skip(len(unit.layers) * settings.steps)
             return
-        if y.ndim == 2 and unit.output is whole_model(run.module).output:
+        if len(unit.layers) == 1 and unit.output is whole_model(run.module).output:
             return  # the logits' own layer: closed form is the best mean squared error there is
         if all(layer.w_bits >= 8 for layer in unit.layers) and all(q.bits >= 8 for q in unit.quantizers):
             return  # nothing to gain at 8 bits

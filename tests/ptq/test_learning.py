@@ -1,0 +1,217 @@
+"""What is learned by gradient: gradients, starting points, hardening, losses that go down, bad luck."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from cat_plugin.ptq import QuantSpec
+from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.fold import fold_batch_norm
+from cat_plugin.ptq.insert import insert_quantizers
+from cat_plugin.ptq.learned_rounding import SoftLayer
+from cat_plugin.ptq.learned_steps import DropMask, quantize_with_step
+from cat_plugin.ptq.logit_training import LogitTraining, divergence
+from cat_plugin.ptq.modules import QuantOp
+from cat_plugin.ptq.quantizers import ActQuantizer
+from cat_plugin.ptq.reconstruction import Reconstruction, reconstruct
+from cat_plugin.ptq.refinement import refine
+from cat_plugin.ptq.sequence import quantize_in_order
+from cat_plugin.ptq.soft_unit import run_float
+from cat_plugin.ptq.task_loss import fisher_weights, loss_gradient, prediction_difference
+from cat_plugin.ptq.trace import trace
+from cat_plugin.ptq.units import find_units, whole_model
+from tests.ptq.models import SmallResNet, randomise, small_inputs
+
+_ATEN = torch.ops.aten
+
+
+@pytest.mark.parametrize(("zero", "low", "high"), [(0, 0, 3), (-1, -2, 1), (3, -8, 7)])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_step_gradients_equal_the_formula(zero, low, high, dropped):
+    x = small_inputs(4, 33, seed=1).requires_grad_()
+    scale = torch.tensor(0.37, requires_grad=True)
+    keep = (small_inputs(4, 33, seed=2) > 0).float() if dropped else None
+    weights = small_inputs(4, 33, seed=3)
+    y = quantize_with_step(x, scale, zero, low, high, keep)
+    (y * weights).sum().backward()
+    with torch.no_grad():
+        ratio = x / scale
+        q = torch.clamp(torch.round(ratio) + zero, low, high) - zero
+        inside = (ratio > low - zero - 0.5) & (ratio < high - zero + 0.5)
+        part = torch.ones_like(x) if keep is None else keep
+        torch.testing.assert_close(y, part * q * scale + (1 - part) * x)
+        torch.testing.assert_close(x.grad, weights * (part * inside + (1 - part)))
+        expected = (weights * part * torch.where(inside, q - ratio, q)).sum()
+        torch.testing.assert_close(scale.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_forward_equals_the_hard_quantizer():
+    quantizer = ActQuantizer(4)
+    quantizer.set_range(0.213, -3, True)
+    x = small_inputs(7, 50, seed=4)
+    torch.testing.assert_close(quantize_with_step(x, quantizer.scale, -3, -8, 7), quantizer(x), rtol=1e-6, atol=0)
+
+
+def test_masks_have_the_layout_and_the_share_asked_for():
+    mask = DropMask(0.3, torch.Generator().manual_seed(0), torch.device("cpu"))
+    x = torch.zeros(8, 16, 9, 9).contiguous(memory_format=torch.channels_last)
+    keep = mask.like(x)
+    assert keep.stride() == x.stride()
+    assert set(keep.unique().tolist()) == {0.0, 1.0}
+    assert float(keep.mean()) == pytest.approx(0.7, abs=0.02)
+    assert not torch.equal(keep, mask.like(x))
+    assert DropMask(0.0, torch.Generator(), torch.device("cpu")).like(x) is None
+
+
+def _layer(bits=2):
+    layer = QuantOp("l", _ATEN.linear.default, small_inputs(6, 20, seed=5), torch.zeros(6), (), bits, bits)
+    layer.scale = torch.full((6,), 0.7)
+    layer.zero_point = torch.tensor([0, -1, 0, 1, 0, -1])
+    layer.q_weight = layer.round_to_nearest()
+    layer.q_weight[0, :5] = 1  # not where rounding would put it: what compensation does
+    return layer
+
+
+def test_straight_through_starts_from_the_integers_given():
+    layer = _layer()
+    before = layer.dequantized().clone()
+    soft = SoftLayer(layer, "straight_through")
+    torch.testing.assert_close(soft.weight(), before)
+    soft.harden()
+    torch.testing.assert_close(layer.dequantized(), before)
+
+
+def test_adaround_starts_near_the_integers_and_hardens_to_neighbours():
+    layer = _layer()
+    q0, before = layer.q_weight.clone(), layer.dequantized().clone()
+    soft = SoftLayer(layer, "adaround")
+    assert float((soft.weight().detach() - before).abs().max()) < 0.7 * 0.7
+    assert float(soft.regularizer(2.0).detach()) > 0
+    soft.harden()
+    assert torch.equal(layer.q_weight, q0)
+    with torch.no_grad():
+        soft.latent.copy_(-soft.latent)
+    soft.harden()
+    assert int((layer.q_weight.int() - q0.int()).abs().max()) == 1
+
+
+def _prepared(**options):
+    spec = QuantSpec(w_bits=2, a_bits=2, first_bits=None, last_bits=None, batch_size=16, **options)
+    model = randomise(SmallResNet())
+    x = small_inputs(64, 3, 12, 12)
+    module = trace(model, x)
+    fold_batch_norm(module)
+    prepared = insert_quantizers(module, spec)
+    return model, module, prepared, spec, x
+
+
+_SHORT = Reconstruction(steps=60, batch_size=16, weight_rate=0.02, drop_probability=0.0, input_mix=0.0)
+
+
+def _train_units(settings, **extra):
+    _, module, prepared, spec, x = _prepared()
+    outcomes = {}
+
+    def train(unit, xq, xf, y):
+        weights = fisher_weights(module, unit, y, 16) if extra.get("fisher") else None
+        guidance = prediction_difference(module, unit, y, extra.get("guidance", 0.0), 2.0)
+        outcomes[unit.name] = reconstruct(
+            module, unit, xq, xf, y, settings, torch.Generator().manual_seed(0), weights=weights, guidance=guidance
+        )
+
+    with TensorStore() as store:
+        quantize_in_order(prepared, x, spec, store, units=find_units(module), train=train)
+    return outcomes, prepared
+
+
+@pytest.mark.parametrize("method", ["straight_through", "adaround"])
+def test_reconstruction_lowers_the_loss_of_every_block(method):
+    settings = dataclasses.replace(_SHORT, method=method, weight_rate=0.05 if method == "adaround" else 0.02)
+    outcomes, prepared = _train_units(settings)
+    for name in ("block1", "block2"):
+        assert outcomes[name].after <= outcomes[name].before
+    assert outcomes["block2"].after < 0.985 * outcomes["block2"].before
+    for layer in prepared.layers:
+        assert layer.q_weight.dtype == torch.int8
+        assert int(layer.q_weight.min()) >= -2
+        assert int(layer.q_weight.max()) <= 1
+
+
+@pytest.mark.parametrize("extra", [{"fisher": True}, {"guidance": 0.1}, {}])
+def test_same_seed_same_bits_with_every_loss(extra):
+    settings = dataclasses.replace(_SHORT, steps=8, drop_probability=0.5, input_mix=0.5)
+    first, second = (_train_units(settings, **extra)[1] for _ in range(2))
+    for a, b in zip(first.layers, second.layers, strict=True):
+        assert torch.equal(a.q_weight, b.q_weight)
+        assert torch.equal(a.scale, b.scale)
+        assert torch.equal(a.bias, b.bias)
+
+
+def test_a_loss_that_turns_nan_keeps_the_initial_values():
+    plain, _ = _train_units(dataclasses.replace(_SHORT, steps=0))
+    outcomes, prepared = _train_units(dataclasses.replace(_SHORT, scale_rate=float("inf")))
+    assert "NaN" in outcomes["block1"].note
+    assert outcomes["block1"].after == plain["block1"].before
+    for layer in prepared.layers:
+        assert torch.isfinite(layer.scale).all()
+
+
+def test_fisher_weights_are_mean_squared_gradients():
+    _, module, _, _, x = _prepared()
+    unit = find_units(module)[1]
+    y = run_float(module, module_nodes_until(module, unit), placeholder(module), x, unit.output)
+    weights = fisher_weights(module, unit, y, 16)
+    gradients = []
+    for row in y:
+        leaf = row.unsqueeze(0).clone().requires_grad_()
+        order = list(module.graph.nodes)
+        rest = [n for n in order[order.index(unit.output) + 1 :] if n.op not in ("get_attr", "output")]
+        logits = run_float(module, rest, unit.output, leaf, order[-1].args[0])
+        torch.nn.functional.cross_entropy(logits, logits.argmax(1)).backward()
+        gradients.append(leaf.grad)
+    expected = torch.cat(gradients).square().mean(0, keepdim=True)
+    torch.testing.assert_close(
+        weights, (expected / expected.mean()).clamp(min=0.01), rtol=1e-3, atol=1e-4
+    )
+    assert loss_gradient(module, unit, y[:3], torch.zeros(3, dtype=torch.long)).shape == y[:3].shape
+
+
+def placeholder(module):
+    return next(n for n in module.graph.nodes if n.op == "placeholder")
+
+
+def module_nodes_until(module, unit):
+    order = [n for n in module.graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
+    return order[: order.index(unit.output) + 1]
+
+
+def test_refinement_moves_scales_and_zero_points_only_and_lowers_the_divergence():
+    model, module, prepared, spec, x = _prepared()
+    with TensorStore() as store:
+        _, logits = quantize_in_order(prepared, x, spec, store)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
+        before = float(divergence(module(x), logits, 2.0))
+    kept = [(layer.q_weight.clone(), layer.bias.clone(), layer.scale.clone()) for layer in prepared.layers]
+    settings = LogitTraining(steps=40, batch_size=32)
+    outcome = refine(module, whole_model(module), x, logits, settings, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        after = float(divergence(module(x), logits, 2.0))
+    assert outcome.after < outcome.before
+    assert after < before
+    assert outcome.after == pytest.approx(after, rel=1e-3)
+    for layer, (q_weight, bias, scale) in zip(prepared.layers, kept, strict=True):
+        assert torch.equal(layer.q_weight, q_weight)
+        assert torch.equal(layer.bias, bias)
+        assert layer.zero_point.dtype == torch.int64
+        assert not torch.equal(layer.scale, scale)
+
+
+def test_divergence_is_kullback_leibler():
+    z_q, z_fp = small_inputs(5, 7, seed=1).double(), small_inputs(5, 7, seed=2).double()
+    p, q = torch.softmax(z_fp / 3, 1), torch.softmax(z_q / 3, 1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(divergence(z_q, z_fp, 3.0), expected)

@@ -1,0 +1,173 @@
+"""Packs, bit-widths under a budget, presets, caching, resuming, progress."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cat_plugin.errors import CATValueError, QuantizationError
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.mixed_precision import choose_bits
+from cat_plugin.ptq.packs import group_by_score
+from cat_plugin.ptq.presets import plan
+from tests.ptq.models import SmallResNet, randomise, small_inputs
+
+_TRAINED = {"unit_steps": 6, "model_steps": 4, "refinement_steps": 3, "batch_size": 8}
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=9))
+@settings(deadline=None)
+def test_packs_start_at_the_lowest_score_of_what_is_left_in_front(scores):
+    packs = group_by_score(scores)
+    assert [i for start, end in packs for i in range(start, end)] == list(range(len(scores)))
+    for start, end in packs:
+        assert scores[start] == min(scores[:end])
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 50), st.lists(st.floats(0, 5), min_size=3, max_size=3)), min_size=1, max_size=5
+    ),
+    st.floats(2.0, 8.0),
+)
+@settings(deadline=None, max_examples=60)
+def test_chosen_bits_are_the_cheapest_within_the_budget(units, budget):
+    sizes, costs = [u[0] for u in units], [u[1] for u in units]
+    candidates = [2, 4, 8]
+    chosen = choose_bits(costs, sizes, candidates, budget)
+    total = sum(sizes)
+
+    def cost(bits):
+        return sum(c[candidates.index(b)] for c, b in zip(costs, bits, strict=True))
+
+    def mean(bits):
+        return sum(b * s for b, s in zip(bits, sizes, strict=True)) / total
+
+    assert mean(chosen) <= budget + 1e-6
+    options = itertools.product(candidates, repeat=len(units))
+    best = min(cost(bits) for bits in options if mean(bits) <= budget + 1e-12)
+    assert cost(chosen) == pytest.approx(best, abs=1e-9)
+
+
+def test_a_budget_below_the_smallest_width_is_refused():
+    with pytest.raises(CATValueError, match="budget"):
+        choose_bits([[1.0, 0.0]], [10], [4, 8], 3.0)
+
+
+def test_mixed_precision_keeps_the_budget_and_the_fixed_layers():
+    model, x = randomise(SmallResNet()), small_inputs(32, 3, 12, 12)
+    spec = QuantSpec(w_bits=4, a_bits=8, preset="fast", weight_budget=3.5, batch_size=8)
+    _, report = quantize(model, spec, x)
+    free = [layer for layer in report.layers if layer.name not in ("stem.0", "fc")]
+    counts = [torch.Size(layer.weight_shape).numel() for layer in free]
+    mean = sum(layer.w_bits * n for layer, n in zip(free, counts, strict=True)) / sum(counts)
+    assert mean <= 3.5
+    assert report.layers[0].w_bits == report.layers[-1].w_bits == 8
+    assert any("mixed precision" in note for note in report.notes)
+
+
+def test_presets_name_the_stages():
+    fast, balanced, best = (plan(QuantSpec(preset=p)) for p in ("fast", "balanced", "best"))
+    assert (fast.unit_steps, fast.model_steps, fast.refinement_steps) == (0, 0, 0)
+    assert best.unit_steps > balanced.unit_steps > 0
+    assert plan(QuantSpec(preset="best", unit_steps=7)).unit_steps == 7
+    frozen = plan(QuantSpec(preset="best", rounding="none", learned_steps=False))
+    assert frozen.unit_steps == 0
+    _, report = quantize(
+        randomise(SmallResNet()), QuantSpec(preset="fast", batch_size=8), small_inputs(16, 3, 12, 12)
+    )
+    assert report.units == []
+
+
+def _same(a, b):
+    assert a.code == b.code
+    for (name, x), (other, y) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(x, y), name
+
+
+@pytest.mark.parametrize("unit", ["layer", "block", "pack"])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, unit):
+    model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
+    spec = QuantSpec(w_bits=2, a_bits=3, first_bits=4, preset="best", unit=unit, **_TRAINED)
+    whole, report = quantize(model, spec, x)
+
+    class Stop(Exception):
+        pass
+
+    seen = []
+
+    def stop(event):
+        if event.loss_after is not None:
+            seen.append(event.stage)
+            if len(seen) == 2:
+                raise Stop
+
+    with pytest.raises(Stop):
+        quantize(model, spec, x, progress=stop, resume=tmp_path / "state")
+    finished = json.loads((tmp_path / "state" / "state.json").read_text())["finished"]
+    assert finished
+    again = []
+    resumed, second = quantize(
+        model, spec, x, resume=tmp_path / "state", progress=lambda e: e.loss_after is not None and again.append(e)
+    )
+    _same(whole, resumed)
+    assert not {f"unit {e.stage}" for e in again} & set(finished)
+    assert [layer.name for layer in second.layers] == [layer.name for layer in report.layers]
+    assert [u.loss_after for u in second.units] == [u.loss_after for u in report.units]
+    third, _ = quantize(model, spec, x, resume=tmp_path / "state")
+    _same(whole, third)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
+    quantize(model, QuantSpec(preset="balanced", **_TRAINED), x, resume=tmp_path)
+    with pytest.raises(QuantizationError, match="another"):
+        quantize(model, QuantSpec(preset="balanced", w_bits=3, **_TRAINED), x, resume=tmp_path)
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(QuantizationError, match="cannot be read"):
+        quantize(model, QuantSpec(preset="balanced", **_TRAINED), x, resume=tmp_path)
+
+
+def test_a_memory_budget_bounds_the_cache_and_changes_nothing():
+    model, x = randomise(SmallResNet()), small_inputs(256, 3, 24, 24)
+    options = {"w_bits": 2, "a_bits": 2, "preset": "balanced", "unit_steps": 4, "refinement_steps": 0}
+    free, unbounded = quantize(model, QuantSpec(**options), x)
+    bound, report = quantize(model, QuantSpec(memory_mb=3, **options), x)
+    _same(free, bound)
+    assert unbounded.cache["file_bytes"] == 0
+    assert unbounded.cache["peak_bytes"] > 3 << 20
+    assert report.cache["file_bytes"] > 0
+    assert report.cache["peak_bytes"] <= 3 << 20
+
+
+def test_the_store_counts_what_it_holds():
+    with TensorStore(1000) as store:
+        small = store.allocate((100,), torch.float32, torch.device("cpu"))
+        large = store.allocate((200,), torch.float32, torch.device("cpu"))
+        large[:] = 3.0
+        assert (store.in_memory, store.on_disk) == (400, 800)
+        store.release(small)
+        assert store.in_memory == 0
+        again = store.allocate((200,), torch.float32, torch.device("cpu"))
+        assert (store.in_memory, store.peak) == (800, 800)
+        assert float(large.sum()) == 600.0
+        assert again.shape == (200,)
+
+
+def test_progress_counts_up_to_one_and_names_the_units():
+    model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
+    events = []
+    quantize(model, QuantSpec(w_bits=2, a_bits=2, preset="best", **_TRAINED), x, progress=events.append)
+    fractions = [event.fraction for event in events]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] <= 1.0
+    finished = [event.stage for event in events if event.loss_after is not None]
+    assert finished == ["block1", "block2", "model", "refinement"]
+    assert all(event.seconds_left is None or event.seconds_left >= 0 for event in events)
