@@ -83,7 +83,9 @@ def _reason(module: nn.Module, error: Exception) -> str:
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")
         if isinstance(owner, nn.Module) and trace.tb_frame.f_code.co_name == "forward":
-            path = next((n for n, m in module.named_modules() if m is owner), names.get(type(owner).__name__, ""))
+            path = next(
+                (n for n, m in module.named_modules() if m is owner), names.get(type(owner).__name__, "")
+            )
             place = f"in {path or 'the outermost module'} ({type(owner).__name__}), line {trace.tb_lineno}: "
         trace = trace.tb_next
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -11,7 +11,12 @@ from torch import Tensor
 
 __all__ = ["TensorStore"]
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64, torch.float16: np.float16, torch.int64: np.int64}
+_NUMPY = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+    torch.int64: np.int64,
+}
 
 
 class TensorStore:

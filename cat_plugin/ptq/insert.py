@@ -124,7 +124,9 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
     for node in candidates:
         name = layer_name(node)
         if node not in weighted:
-            prepared.unquantized.append(f"{name} ({KIND[node.target]}): its weight is computed, not a parameter")
+            prepared.unquantized.append(
+                f"{name} ({KIND[node.target]}): its weight is computed, not a parameter"
+            )
             continue
         names[name] = names.get(name, 0) + 1
         if names[name] > 1:  # one module called several times: each call has its own integers
@@ -161,7 +163,9 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
             continue
         for operand in _operands(node):
             source, reader = _hoisted(operand)
-            if source.op == "call_module" and isinstance(module.get_submodule(str(source.target)), ActQuantizer):
+            if source.op == "call_module" and isinstance(
+                module.get_submodule(str(source.target)), ActQuantizer
+            ):
                 continue
             own = source.op == "call_module" or is_call(source, WEIGHTED)
             width = input_bits.get(source, spec.branch_bits if own else spec.residual_bits)

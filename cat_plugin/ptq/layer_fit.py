@@ -30,7 +30,12 @@ def _relative_error(y: Tensor, reference: Tensor) -> float:
 
 
 def fit_layer(
-    node: Any, layer: QuantOp, full: Executor, quantized: Executor, spec: QuantSpec, generator: torch.Generator
+    node: Any,
+    layer: QuantOp,
+    full: Executor,
+    quantized: Executor,
+    spec: QuantSpec,
+    generator: torch.Generator,
 ) -> LayerReport:
     """Choose grid, integers and bias of a layer, in place, and compute its outputs.
 

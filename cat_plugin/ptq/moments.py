@@ -143,7 +143,9 @@ def measure(
         positions = None
         if share < 1.0 and layer.kind != "linear":
             count = y[0, 0].numel()
-            positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(x.device)
+            positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(
+                x.device
+            )
         patches = input_patches(layer, x[start : start + batch_size], positions)
         target = _output_rows(layer, y[start : start + batch_size], positions)
         transposed = patches.transpose(1, 2)

@@ -50,7 +50,9 @@ def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple
     low, high = float(values.min()), float(values.max())
     signed = low < 0
     qmin, qmax = integer_range(bits, signed)
-    if high - low < _TINY or max(abs(low), abs(high)) < _TINY:  # a constant: zero and that value are on the grid
+    if (
+        high - low < _TINY or max(abs(low), abs(high)) < _TINY
+    ):  # a constant: zero and that value are on the grid
         magnitude = max(abs(low), abs(high))
         return (magnitude / (qmax if high > 0 else -qmin) if magnitude > _TINY else 1.0), 0, signed
     values = values.sort().values

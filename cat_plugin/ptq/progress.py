@@ -74,5 +74,11 @@ class Reporter:
         elapsed = time.monotonic() - self.started
         left = elapsed / fresh * (self.total - self.done) if fresh > 0 else None
         self.callback(
-            Progress(stage, min(self.done / self.total, 1.0), before, after, None if left is None else max(left, 0.0))
+            Progress(
+                stage,
+                min(self.done / self.total, 1.0),
+                before,
+                after,
+                None if left is None else max(left, 0.0),
+            )
         )

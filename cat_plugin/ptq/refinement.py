@@ -103,7 +103,9 @@ def refine(
         groups.append({"params": zeros, "lr": zero_rate})
 
     def distance() -> Tensor:
-        moved = torch.stack([(a.log_scale - s).square() for a, s in zip(steps.values(), start, strict=True)]).sum()
+        moved = torch.stack(
+            [(a.log_scale - s).square() for a, s in zip(steps.values(), start, strict=True)]
+        ).sum()
         for layer in layers:
             moved = moved + (layer.log_scale - layer.initial).square().sum()
             if layer.zero is not None:

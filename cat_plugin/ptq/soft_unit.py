@@ -87,8 +87,12 @@ class SoftUnit:
         make_activation: Callable[[ActQuantizer], Any] = SoftActivation,
     ) -> None:
         self.module, self.unit = module, unit
-        self.layers: dict[QuantOp, Any] = {layer: make_layer(layer) for layer in unit.layers if layer.q_weight is not None}
-        self.activations: dict[ActQuantizer, Any] = {q: make_activation(q) for q in unit.quantizers if q.ready and q.enabled}
+        self.layers: dict[QuantOp, Any] = {
+            layer: make_layer(layer) for layer in unit.layers if layer.q_weight is not None
+        }
+        self.activations: dict[ActQuantizer, Any] = {
+            q: make_activation(q) for q in unit.quantizers if q.ready and q.enabled
+        }
 
     def run(
         self,
@@ -138,7 +142,10 @@ class SoftUnit:
     def state(self) -> list[Any]:
         """Copy of what :meth:`harden` would write over, to go back to."""
         layers = [
-            (layer, {name: _copied(getattr(layer, name)) for name in ("q_weight", "scale", "zero_point", "bias")})
+            (
+                layer,
+                {name: _copied(getattr(layer, name)) for name in ("q_weight", "scale", "zero_point", "bias")},
+            )
             for layer in self.layers
         ]
         return [layers, [(q, q.scale.clone(), q.zero_point) for q in self.activations]]

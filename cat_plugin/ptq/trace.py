@@ -130,8 +130,11 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
         if is_call(node, {_aten.dropout.default, _aten.dropout_.default, _aten.feature_dropout.default}):
             env[node] = env[node.args[0]]
             continue
-        if is_call(node, {_aten.slice.Tensor}) and len(node.args) == 4 and node.args[2] == 0 and (
-            isinstance(node.args[3], int) and node.args[3] >= 2**62
+        if (
+            is_call(node, {_aten.slice.Tensor})
+            and len(node.args) == 4
+            and node.args[2] == 0
+            and (isinstance(node.args[3], int) and node.args[3] >= 2**62)
         ):
             env[node] = env[node.args[0]]  # x[:] of a whole axis
             continue

@@ -56,7 +56,9 @@ def _module_path(node: fx.Node) -> list[tuple[str, str]]:
     """(name, class) of the modules around a node, outermost first, the model itself left out."""
     stack = node.meta.get("nn_module_stack") or {}
     return [
-        (str(path), kind if isinstance(kind, str) else kind.__qualname__) for path, kind in stack.values() if path
+        (str(path), kind if isinstance(kind, str) else kind.__qualname__)
+        for path, kind in stack.values()
+        if path
     ]
 
 
@@ -92,12 +94,16 @@ def _common_module(nodes: list[Any]) -> tuple[str, str] | None:
 
 def _cuts(graph: fx.Graph) -> list[Any]:
     """Tensor nodes through which all that follows depends on all that precedes."""
-    order = [n for n in graph.nodes if n.op not in ("get_attr", "output") and isinstance(n.meta.get("val"), Tensor)]
+    order = [
+        n for n in graph.nodes if n.op not in ("get_attr", "output") and isinstance(n.meta.get("val"), Tensor)
+    ]
     position = {n: i for i, n in enumerate(order)}
     reach = dict(position)
     for node in order:
         for user in node.users:
-            reach[node] = max(reach[node], len(order) if user.op == "output" else position.get(user, position[node]))
+            reach[node] = max(
+                reach[node], len(order) if user.op == "output" else position.get(user, position[node])
+            )
     cuts, furthest = [], -1
     for i, node in enumerate(order):
         if furthest <= i and is_batched(node):

@@ -93,9 +93,9 @@ def test_compensated_rounding_comes_near_the_exhaustive_optimum_and_beats_roundi
     h = moments.h[0].numpy()
     scale, zero = search_weight_range(layer.weight, bits, symmetric=False)
     target = layer.weight.double()
-    nearest = (torch.clamp((layer.weight / scale[:, None]).round() + zero[:, None], -2, 1) - zero[:, None]) * scale[
-        :, None
-    ]
+    nearest = (
+        torch.clamp((layer.weight / scale[:, None]).round() + zero[:, None], -2, 1) - zero[:, None]
+    ) * scale[:, None]
     integers, fitted = fit_integers(
         target.unsqueeze(0), moments, scale.unsqueeze(0), zero.unsqueeze(0), (-2, 1), factors=(1.0,)
     )

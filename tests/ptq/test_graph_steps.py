@@ -85,7 +85,11 @@ def test_equalization_leaves_the_function_and_evens_the_ranges():
     assert equalize(module, rounds=50) == 2  # a-b and b-c; ReLU6 stands between c and fc
     with torch.no_grad():
         torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
-    weights = {n.args[1].target: getattr(module, n.args[1].target) for n in module.graph.nodes if len(n.args) > 2 and n.op == "call_function" and "conv2d" in str(n.target)}
+    weights = {
+        n.args[1].target: getattr(module, n.args[1].target)
+        for n in module.graph.nodes
+        if len(n.args) > 2 and n.op == "call_function" and "conv2d" in str(n.target)
+    }
     a, b, c = weights.values()
     torch.testing.assert_close(a.abs().flatten(1).amax(1), b.abs().flatten(1).amax(1), rtol=1e-2, atol=1e-4)
     torch.testing.assert_close(b.abs().flatten(1).amax(1), c.abs().amax((0, 2, 3)), rtol=1e-2, atol=1e-4)
@@ -134,8 +138,10 @@ def test_units_in_a_row_compute_the_graph(make, shape, granularity):
     module, units = _units(make, shape, granularity=granularity)
     x = small_inputs(*shape)
     layers = [layer for unit in units for layer in unit.layers]
-    assert len(layers) == len(set(layers)) == sum(
-        n.op == "call_module" and n.target.startswith("op_") for n in module.graph.nodes
+    assert (
+        len(layers)
+        == len(set(layers))
+        == sum(n.op == "call_module" and n.target.startswith("op_") for n in module.graph.nodes)
     )
     if granularity != "layer":
         value = x
@@ -148,8 +154,19 @@ def test_units_in_a_row_compute_the_graph(make, shape, granularity):
 
 def test_layer_units_reach_inside_blocks():
     _, units = _units(SmallResNet, (4, 3, 12, 12), granularity="layer")
-    assert [u.name for u in units] == ["stem.0", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "fc"]
-    assert [str(u.output.target) for u in units[:3]] == ["aten.relu.default", "aten.relu.default", "op_conv2d_2"]
+    assert [u.name for u in units] == [
+        "stem.0",
+        "block1.conv1",
+        "block1.conv2",
+        "block2.conv1",
+        "block2.conv2",
+        "fc",
+    ]
+    assert [str(u.output.target) for u in units[:3]] == [
+        "aten.relu.default",
+        "aten.relu.default",
+        "op_conv2d_2",
+    ]
 
 
 def test_what_stays_in_float_is_reported():

@@ -52,7 +52,9 @@ def test_training_forward_equals_the_hard_quantizer():
     quantizer = ActQuantizer(4)
     quantizer.set_range(0.213, -3, True)
     x = small_inputs(7, 50, seed=4)
-    torch.testing.assert_close(quantize_with_step(x, quantizer.scale, -3, -8, 7), quantizer(x), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        quantize_with_step(x, quantizer.scale, -3, -8, 7), quantizer(x), rtol=1e-6, atol=0
+    )
 
 
 def test_masks_have_the_layout_and_the_share_asked_for():
@@ -119,7 +121,15 @@ def _train_units(settings, **extra):
         weights = fisher_weights(module, unit, y, 16) if extra.get("fisher") else None
         guidance = prediction_difference(module, unit, y, extra.get("guidance", 0.0), 2.0)
         outcomes[unit.name] = reconstruct(
-            module, unit, xq, xf, y, settings, torch.Generator().manual_seed(0), weights=weights, guidance=guidance
+            module,
+            unit,
+            xq,
+            xf,
+            y,
+            settings,
+            torch.Generator().manual_seed(0),
+            weights=weights,
+            guidance=guidance,
         )
 
     with TensorStore() as store:
@@ -173,9 +183,7 @@ def test_fisher_weights_are_mean_squared_gradients():
         torch.nn.functional.cross_entropy(logits, logits.argmax(1)).backward()
         gradients.append(leaf.grad)
     expected = torch.cat(gradients).square().mean(0, keepdim=True)
-    torch.testing.assert_close(
-        weights, (expected / expected.mean()).clamp(min=0.01), rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(weights, (expected / expected.mean()).clamp(min=0.01), rtol=1e-3, atol=1e-4)
     assert loss_gradient(module, unit, y[:3], torch.zeros(3, dtype=torch.long)).shape == y[:3].shape
 
 

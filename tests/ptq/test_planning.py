@@ -32,7 +32,9 @@ def test_packs_start_at_the_lowest_score_of_what_is_left_in_front(scores):
 
 @given(
     st.lists(
-        st.tuples(st.integers(1, 50), st.lists(st.floats(0, 5), min_size=3, max_size=3)), min_size=1, max_size=5
+        st.tuples(st.integers(1, 50), st.lists(st.floats(0, 5), min_size=3, max_size=3)),
+        min_size=1,
+        max_size=5,
     ),
     st.floats(2.0, 8.0),
 )
@@ -115,7 +117,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, unit):
     assert finished
     again = []
     resumed, second = quantize(
-        model, spec, x, resume=tmp_path / "state", progress=lambda e: e.loss_after is not None and again.append(e)
+        model,
+        spec,
+        x,
+        resume=tmp_path / "state",
+        progress=lambda e: e.loss_after is not None and again.append(e),
     )
     _same(whole, resumed)
     assert not {f"unit {e.stage}" for e in again} & set(finished)

@@ -32,7 +32,9 @@ def test_eight_bits_stay_close_to_full_precision(make, shape):
     with torch.no_grad():
         reference, result = model(x), module(x)
     assert float(((result - reference) ** 2).mean() / (reference**2).mean()) < 2e-3
-    assert len(report.layers) == sum(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear) for m in model.modules())
+    assert len(report.layers) == sum(
+        isinstance(m, nn.Conv1d | nn.Conv2d | nn.Linear) for m in model.modules()
+    )
     assert report.unquantized == []
 
 
@@ -75,7 +77,9 @@ def test_what_joins_is_quantized_at_residual_bits_beside_the_layers_bits():
     for node in module.graph.nodes:
         if node.target is _QD.quantize_per_tensor.default:
             sources.setdefault(node.args[0], []).append(node.args[4] - node.args[3])
-    assert sorted(sources[next(n for n in module.graph.nodes if n.target is torch.ops.aten.relu.default)]) == [3, 63]
+    assert sorted(
+        sources[next(n for n in module.graph.nodes if n.target is torch.ops.aten.relu.default)]
+    ) == [3, 63]
     assert not any(s.target is _QD.dequantize_per_tensor.default for s in sources)
 
 
@@ -95,7 +99,12 @@ def test_branch_bits_hold_where_a_layers_own_output_is_added():
 def test_overrides_skips_and_first_last_bits():
     model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
     spec = _spec(
-        w_bits=3, a_bits=5, first_bits=None, last_bits=6, overrides={"block1.*": {"w_bits": 2}}, skip=("*.conv2",)
+        w_bits=3,
+        a_bits=5,
+        first_bits=None,
+        last_bits=6,
+        overrides={"block1.*": {"w_bits": 2}},
+        skip=("*.conv2",),
     )
     _, report = quantize(model, spec, x)
     bits = {layer.name: (layer.w_bits, layer.a_bits) for layer in report.layers}
@@ -166,7 +175,9 @@ def test_unknown_options_name_the_nearest():
         QuantSpec(overrides={"fc": {"abits": 4}})
     with pytest.raises(CATValueError, match="balanced"):
         QuantSpec(preset="turbo")
-    assert QuantSpec.from_dict(QuantSpec(overrides={"fc": {"a_bits": 4}}).to_dict()).overrides["fc"].a_bits == 4
+    assert (
+        QuantSpec.from_dict(QuantSpec(overrides={"fc": {"a_bits": 4}}).to_dict()).overrides["fc"].a_bits == 4
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,239 @@
+"""Accuracy and time of the low-bit engine, beside its peers and with one method removed at a time.
+
+Every row is measured in a process of its own and merged into one JSON as soon as it is there, so that any subset can be
+run, again or for the first time::
+
+    python -m benchmarks.ptq_accuracy --rows 'resnet20/w2a2/*' --threads 2
+    python -m benchmarks.ptq_accuracy --rows 'ablation/*'
+    python -m benchmarks.ptq_accuracy --rows 'peer/brevitas/*' --peer brevitas=/path/to/python
+
+Rows are named ``model/bits/convention/preset``. In the convention ``default`` every input of a convolution or linear
+layer has the row's bits and what feeds an addition or a pooling 8 (side by side where both do); in ``strict`` the
+shortcut and what is pooled have the row's bits too, with one quantizer for a block's output, as in the literature on
+block reconstruction. First and last layers have 8 bits in both, and in the peers. Labels are used for the
+number that is printed, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine, versions
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "ptq_accuracy.json"
+BITS = {"resnet20": ("w4a4", "w3a3", "w2a4", "w2a2"), "mobilenet_v2": ("w8a8", "w4a8", "w4a4")}
+SAMPLES = {"resnet20": 1024, "mobilenet_v2": 250}
+ABLATED = ("resnet20", "w2a2", "strict", "balanced")
+REMOVED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "refit to quantized inputs": {"refit": False},
+    "error-compensated rounding": {"compensation": False},
+    "bias correction": {"bias_correction": False},
+    "learned rounding": {"rounding": "none"},
+    "learned steps": {"learned_steps": False},
+    "dropping": {"drop_probability": 0.0},
+    "unit reconstruction": {"unit_steps": 0},
+    "whole-model stage": {"model_steps": 0},
+    "refinement": {"refinement_steps": 0},
+}
+REPLACED: dict[str, dict[str, Any]] = {
+    "AdaRound instead of straight-through": {"rounding": "adaround"},
+    "layers instead of blocks": {"unit": "layer"},
+    "packs instead of blocks": {"unit": "pack"},
+    "Fisher-weighted instead of plain squared error": {"loss": "fisher"},
+    "with prediction difference": {"guidance": 0.05},
+    "with cross-layer equalization": {"equalization": True},
+}
+PEERS = {"brevitas": ("rtn", "gptq", "gpfq", "learned-round"), "aimet": (), "nncf": ()}
+
+
+def all_rows() -> list[str]:
+    """Names of the rows that there are, in the order of the table."""
+    rows = [
+        f"{model}/{bits}/{convention}/{preset}"
+        for model, widths in BITS.items()
+        for bits in widths
+        for convention in ("default", "strict")
+        for preset in ("fast", "balanced", "best")
+    ]
+    rows += [f"ablation/without/{name}" for name in REMOVED]
+    rows += [f"ablation/changed/{name}" for name in REPLACED]
+    return rows + [f"peer/{name}/{model}" for name in PEERS for model in BITS]
+
+
+def measure(name: str, data: str | None, threads: int) -> dict[str, Any]:
+    """Quantize one model and count its right answers; runs in a process of its own."""
+    import torch
+
+    from benchmarks.models import MODELS, cifar10, imagenet_sample, top1
+    from cat_plugin.ptq import QuantSpec, quantize
+
+    torch.set_num_threads(threads)
+    parts = name.split("/")
+    options: dict[str, Any] = {}
+    if parts[0] == "ablation":
+        options = (REMOVED if parts[1] == "without" else REPLACED)[parts[2]]
+        parts = list(ABLATED)
+    model_name, bits, convention, preset = parts
+    w_bits, a_bits = (int(b) for b in bits[1:].split("a"))
+    split = cifar10(data) if model_name == "resnet20" else imagenet_sample(data)
+    model = MODELS[model_name](data).eval()
+    spec = QuantSpec(
+        **{
+            "w_bits": w_bits,
+            "a_bits": a_bits,
+            "residual_bits": a_bits if convention == "strict" else 8,
+            "preset": preset,
+            "num_samples": SAMPLES[model_name],
+            "batch_size": 64 if model_name == "resnet20" else 16,
+            **options,
+        }
+    )
+    inputs = split.calibration[: SAMPLES[model_name]]
+    load = os.getloadavg()[0]
+    started, cpu = time.perf_counter(), time.process_time()
+    module, report = quantize(model, spec, inputs)
+    seconds, busy = time.perf_counter() - started, time.process_time() - cpu
+    batch = 250 if model_name == "resnet20" else 25
+    return {
+        "row": name,
+        "peer": "cat_plugin",
+        "model": model_name,
+        "w_bits": w_bits,
+        "a_bits": a_bits,
+        "convention": convention,
+        "preset": preset,
+        "options": options,
+        "calibration": len(inputs),
+        "top1": round(top1(module, split.evaluation, split.evaluation_labels, batch), 3),
+        "fp_top1": round(top1(model, split.evaluation, split.evaluation_labels, batch), 3),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(busy, 1),
+        "load_before": round(load, 2),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "cache_mb": round(report.cache["peak_bytes"] / 2**20),
+        "threads": threads,
+        "notes": report.notes,
+    }
+
+
+def run_peer(name: str, python: str, data: str | None, threads: int) -> list[dict[str, Any]]:
+    """Rows of a peer's own script, run by its own Python."""
+    _, peer, model = name.split("/")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        command = [python, "-m", f"benchmarks.peers.{peer}_accuracy", "--out", str(out), "--models", model]
+        command += ["--threads", str(threads)] + (["--data", data] if data else [])
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not out.exists():
+            reason = (finished.stderr.strip().splitlines() or ["no output"])[-1]
+            return [{"row": name, "peer": peer, "model": model, "reason": reason}]
+        rows = json.loads(out.read_text())["rows"]
+    return [{"row": name, "threads": threads, **row} for row in rows]
+
+
+def merge(path: Path, rows: list[dict[str, Any]], fresh: str) -> None:
+    """Replace the rows called ``fresh`` in the JSON."""
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    order = {name: i for i, name in enumerate(all_rows())}
+    kept = [row for row in known if row["row"] != fresh] + rows
+    kept.sort(key=lambda row: order.get(row["row"], len(order)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine(), "versions": versions(), "rows": kept}
+    staged = path.with_name(path.name + ".part")
+    staged.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(staged, path)
+
+
+def table(path: Path) -> str:
+    """The JSON as Markdown."""
+    lines = ["| model | bits | method | top-1 | FP | seconds |", "|---|---|---|---|---|---|"]
+    for row in json.loads(path.read_text())["rows"]:
+        bits = f"W{row['w_bits']}A{row['a_bits']}" if "w_bits" in row else ""
+        method = row.get("method") or f"{row.get('preset', '')}, {row.get('convention', '')}"
+        if row["row"].startswith("ablation/"):
+            method = row["row"].removeprefix("ablation/").replace("/", " ")
+        if row["peer"] != "cat_plugin":
+            method = f"{row['peer']} {row.get('version', '')}: {method}"
+        number = f"{row['top1']:.2f}" if "top1" in row else row.get("reason", "")
+        fp, seconds = row.get("fp_top1", ""), row.get("seconds", "")
+        lines.append(f"| {row.get('model', '')} | {bits} | {method} | {number} | {fp} | {seconds} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--rows", nargs="+", default=["resnet20/*"], help="patterns of row names (default: %(default)s)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON to merge into")
+    parser.add_argument("--data", help="folder of the data (default: ../shared/data beside the checkout)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--peer", action="append", default=[], metavar="NAME=PYTHON", help="a peer's interpreter"
+    )
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one, options.data, options.threads)))
+        return
+    names = [row for row in all_rows() if any(fnmatch.fnmatchcase(row, p) for p in options.rows)]
+    if options.list or not names:
+        print("\n".join(all_rows()))
+        return
+    pythons = dict(item.split("=", 1) for item in options.peer)
+    for name in names:
+        if name.startswith("peer/"):
+            peer = name.split("/")[1]
+            if peer not in pythons:
+                print(f"{name}: give --peer {peer}=PYTHON", file=sys.stderr)
+                continue
+            rows = run_peer(name, pythons[peer], options.data, options.threads)
+        else:
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.ptq_accuracy",
+                "--one",
+                name,
+                "--threads",
+                str(options.threads),
+            ]
+            command += ["--data", options.data] if options.data else []
+            environment = {
+                **os.environ,
+                "OMP_WAIT_POLICY": "passive",
+                "OMP_NUM_THREADS": str(options.threads),
+            }
+            finished = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=False, env=environment
+            )
+            if finished.returncode:
+                print(f"{name}: failed with exit code {finished.returncode}", file=sys.stderr)
+                continue
+            rows = [json.loads(finished.stdout.strip().splitlines()[-1])]
+        merge(options.out, rows, name)
+        for row in rows:
+            print(
+                "  ".join(
+                    f"{k} {row[k]}" for k in ("row", "method", "top1", "seconds", "reason") if k in row
+                ),
+                flush=True,
+            )
+    print(table(options.out))
+
+
+if __name__ == "__main__":
+    main()
