@@ -32,7 +32,7 @@ def convolutions(draw: st.DrawFn, depthwise: bool = False) -> tuple[ConvSpec, in
     height = draw(st.integers(1, 12)) + (kernel[0] - 1) * dilation[0]
     width = draw(st.integers(1, 31)) + (kernel[1] - 1) * dilation[1]
     if depthwise:
-        groups = channels_in = channels_out = draw(st.integers(2, 70))
+        groups = channels_in = channels_out = draw(st.integers(2, 70) | st.sampled_from([16, 32, 48]))
     else:
         groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
         channels_in = groups * draw(st.integers(1, 21))
@@ -91,6 +91,37 @@ def test_layers_of_real_networks(target, bits, size, channels_in, channels_out, 
     rng = np.random.default_rng(1)
     data = random_tensor(spec.input, (2, size, size, channels_in), rng)
     check_weighted(spec, target, data, random_weight(bits, spec.weight_shape, rng), rng, reference)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(
+    ("size", "channels", "kernel", "stride", "epilogue"),
+    [
+        (14, 96, (3, 3), 1, Epilogue((0.0, 6.0), None, (IMAGE,))),
+        (15, 144, (3, 3), 2, Epilogue((0.0, None), None, (QParams(0.3, 0, 0, 3, "uint8"), IMAGE))),
+        (13, 32, (5, 5), 1, Epilogue((None, None), IMAGE, ("float32", QParams(0.05, -7, -128, 127, "int8")))),
+        (9, 16, (2, 7), 2, Epilogue((None, None), None, (QParams(0.02, -3, -128, 127, "int8"),))),
+    ],
+)
+def test_depthwise_layers(target, dtype, size, channels, kernel, stride, epilogue):
+    own = QParams(0.02, 5, 0, 255, "uint8") if dtype == "uint8" else QParams(0.02, -5, -128, 127, "int8")
+    spec = ConvSpec(
+        batch=None,
+        height=size,
+        width=size,
+        in_channels=channels,
+        out_channels=channels,
+        kernel=kernel,
+        input=own,
+        epilogue=epilogue,
+        stride=(stride, stride),
+        padding=(1, 2, 1, 0),
+        groups=channels,
+    )
+    rng = np.random.default_rng(6)
+    data = random_tensor(own, (2, size, size, channels), rng)
+    check_weighted(spec, target, data, random_weight(8, spec.weight_shape, rng), rng, reference)
 
 
 @pytest.mark.parametrize("target", TARGETS)

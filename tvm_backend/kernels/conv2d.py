@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
-from tvm_backend.kernels.epilogue import chunks, finish, output_arguments, residual_argument
+from tvm_backend.kernels.epilogue import chunks, finish, finish_row, output_arguments, residual_argument
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.packing import WeightLayout, storage_bits
@@ -327,8 +327,12 @@ class _Emitter:
                     held[slot] = isa.dot(held[slot], x_value, weights)
         for p in range(pixels):
             where = [rows.image, y, x + p]
+            row = [held[p * self.vectors + v] for v in range(self.vectors)]
+            if exact:
+                self.finish_row(row, where, channel)
+                continue
             for v in range(self.vectors):
-                self.store(held[p * self.vectors + v], where, channel, inner, v, exact)
+                self.store(row[v], where, channel, inner, v)
 
     def run_offset(self, run: Expr) -> Expr:
         """Where a stretch begins, relative to the tile's first input place."""
@@ -340,14 +344,9 @@ class _Emitter:
         ky, kx = run // spec.kernel[1], run % spec.kernel[1]
         return ky * (spec.dilation[0] * self.window.pitch) + kx * (spec.dilation[1] * spec.in_channels)
 
-    def store(
-        self, value: Expr, where: Sequence[Expr], channel: Expr, inner: Expr, v: int, exact: bool
-    ) -> None:
+    def store(self, value: Expr, where: Sequence[Expr], channel: Expr, inner: Expr, v: int) -> None:
         """The epilogue of one vector of sums; in the last block some channels may not exist."""
         isa, layout = self.isa, self.layout
-        if exact:
-            self.finish(value, where, channel + v * isa.lanes, isa.lanes)
-            return
         in_last = layout.out_channels - (layout.blocks - 1) * layout.block_channels
         existing = max(0, min(isa.lanes, in_last - v * isa.lanes))
 
@@ -368,13 +367,20 @@ class _Emitter:
 
     def finish(self, total: Expr, where: Sequence[Expr], channel: Expr, lanes: int) -> None:
         """Scale, bias and the rest of the epilogue."""
-        value = ir.fma(
-            ir.cast(total, "float32", lanes),
-            ir.load(self.scale, [channel], lanes),
-            ir.load(self.bias, [channel], lanes),
-            lanes,
-        )
+        value = self.scaled(total, channel, lanes)
         finish(value, self.spec.epilogue, self.residual, self.outputs, [*where, channel], lanes)
+
+    def finish_row(self, totals: Sequence[Expr], where: Sequence[Expr], channel: Expr) -> None:
+        """The same for a whole row of vectors."""
+        lanes = self.isa.lanes
+        values = [self.scaled(total, channel + i * lanes, lanes) for i, total in enumerate(totals)]
+        where = [*where, channel]
+        finish_row(values, self.spec.epilogue, self.residual, self.outputs, where, self.isa)
+
+    def scaled(self, total: Expr, channel: Expr, lanes: int) -> Expr:
+        """Scale and bias."""
+        scale, bias = ir.load(self.scale, [channel], lanes), ir.load(self.bias, [channel], lanes)
+        return ir.fma(ir.cast(total, "float32", lanes), scale, bias, lanes)
 
 
 @dataclass(frozen=True)

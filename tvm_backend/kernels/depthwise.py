@@ -63,6 +63,11 @@ class Depthwise:
         tasks = max(1, min(spec.out_height, spec.macs // _TASK_MACS))
         return max(1, min(fitting, -(-spec.out_height // tasks)))
 
+    @property
+    def weight_length(self) -> int:
+        """Bytes of the packed weight."""
+        return self.spec.kernel[0] * self.spec.kernel[1] * self.spec.out_channels
+
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Lay weights of shape (C, 1, kernel height, kernel width) out as [tap][channel]."""
         if weight.min() < -128 or weight.max() > 127:
@@ -77,7 +82,7 @@ class Depthwise:
         out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
         return [
             ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
-            ("weight", (spec.kernel[0] * spec.kernel[1] * spec.out_channels,), "int8"),
+            ("weight", (self.weight_length,), "int8"),
             ("compensation", per_channel, "int32"),
             ("scale", per_channel, "float32"),
             ("bias", per_channel, "float32"),

@@ -10,9 +10,10 @@ import numpy as np
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.arithmetic import storage_dtype
 from tvm_backend.kernels.ir import Expr
+from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 
-__all__ = ["chunks", "dequantized", "finish", "output_arguments", "pieces", "quantized", "residual_argument"]
+__all__ = ["chunks", "dequantized", "finish", "finish_row", "integers", "output_arguments", "pieces", "quantized", "residual_argument"]
 
 
 def chunks(count: int, lanes: int) -> list[tuple[int, int]]:
@@ -49,21 +50,20 @@ def dequantized(raw: Expr, kind: TensorKind, lanes: int, onto: Expr | None = Non
     return value * step if onto is None else ir.fma(value, step, onto, lanes)
 
 
-def quantized(
-    value: Expr, kind: TensorKind, lanes: int, clip: tuple[float | None, float | None] = (None, None)
+def integers(
+    value: Expr,
+    kind: QParams,
+    lanes: int,
+    clip: tuple[float | None, float | None] = (None, None),
+    isa: InstructionSet | None = None,
 ) -> Expr:
-    """Clip a float32 vector and quantize it, or leave it float32.
+    """Clip a float32 vector and quantize it to int32.
 
     Multiplication by a positive constant is monotone even after rounding, so clipping to ``[a, b]`` first equals
     clipping to ``[fl(a * inverse), fl(b * inverse)]`` afterwards; activation and saturation become one pair of bounds.
+    With `isa`, whose narrowing saturates, a lower bound that is the storage type's own is left to it.
     """
     low, high = clip
-    if not isinstance(kind, QParams):
-        bounds = [(low, ir.larger), (high, ir.smaller)]
-        for bound, function in bounds:
-            if bound is not None:
-                value = function(value, ir.constant(float(np.float32(bound)), "float32", lanes))
-        return value
     inverse = np.float32(kind.inverse)
     least, most = np.float32(kind.qmin - kind.zero_point), np.float32(kind.qmax - kind.zero_point)
     if low is not None:
@@ -71,12 +71,27 @@ def quantized(
     if high is not None:
         most = np.clip(np.float32(high) * inverse, least, most)
     scaled = value * ir.constant(float(inverse), "float32", lanes)
-    scaled = ir.larger(scaled, ir.constant(float(least), "float32", lanes))
+    # Far below the range the conversion gives the most negative integer, which must not wrap around.
+    saturates = isa is not None and kind.zero_point >= 0
+    if not saturates or least > (-128 if kind.signed else 0) - kind.zero_point:
+        scaled = ir.larger(scaled, ir.constant(float(least), "float32", lanes))
     scaled = ir.smaller(scaled, ir.constant(float(most), "float32", lanes))
-    integer = ir.round_to_int(scaled, lanes)
+    integer = isa.round_to_int(scaled) if isa is not None else ir.round_to_int(scaled, lanes)
     if kind.zero_point:
         integer = integer + ir.constant(kind.zero_point, "int32", lanes)
-    return ir.cast(integer, kind.dtype, lanes)
+    return integer
+
+
+def quantized(
+    value: Expr, kind: TensorKind, lanes: int, clip: tuple[float | None, float | None] = (None, None)
+) -> Expr:
+    """Clip a float32 vector and quantize it to its storage type, or leave it float32."""
+    if isinstance(kind, QParams):
+        return ir.cast(integers(value, kind, lanes, clip), kind.dtype, lanes)
+    for bound, function in zip(clip, (ir.larger, ir.smaller), strict=True):
+        if bound is not None:
+            value = function(value, ir.constant(float(np.float32(bound)), "float32", lanes))
+    return value
 
 
 def residual_argument(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
@@ -106,3 +121,37 @@ def finish(
         value = ir.hold(value, "float32", lanes)
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
         ir.store(output, quantized(value, kind, lanes, epilogue.clip), indices, lanes)
+
+
+def finish_row(
+    values: Sequence[Expr],
+    epilogue: Epilogue,
+    residual: Any,
+    outputs: Sequence[Any],
+    indices: Sequence[Expr],
+    isa: InstructionSet,
+) -> None:
+    """:func:`finish` for several vectors of consecutive channels, stored together where that is faster."""
+    lanes = isa.lanes
+    if not isa.narrows or len(values) == 1:
+        for i, value in enumerate(values):
+            finish(value, epilogue, residual, outputs, [*indices[:-1], indices[-1] + i * lanes], lanes)
+        return
+    places = [[*indices[:-1], indices[-1] + i * lanes] for i in range(len(values))]
+    if epilogue.residual is not None:
+        values = [
+            dequantized(ir.load(residual, place, lanes), epilogue.residual, lanes, onto=value)
+            for place, value in zip(places, values, strict=True)
+        ]
+    if len(outputs) > 1:
+        values = [ir.hold(value, "float32", lanes) for value in values]
+    for output, kind in zip(outputs, epilogue.outputs, strict=True):
+        if not isinstance(kind, QParams):
+            for place, value in zip(places, values, strict=True):
+                ir.store(output, quantized(value, kind, lanes, epilogue.clip), place, lanes)
+            continue
+        wide = [integers(value, kind, lanes, epilogue.clip, isa) for value in values]
+        packed = ir.hold(isa.narrow(wide, kind.dtype), kind.dtype, 4 * lanes)
+        for begin, width in chunks(len(values) * lanes, 4 * lanes):
+            bytes_ = packed if width == 4 * lanes else ir.part(packed, begin, width)
+            ir.store(output, bytes_, [*indices[:-1], indices[-1] + begin], width)

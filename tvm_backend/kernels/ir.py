@@ -39,7 +39,9 @@ __all__ = [
     "part",
     "pick",
     "reinterpret",
+    "repeat",
     "round_to_int",
+    "shuffle",
     "smaller",
     "store",
     "vector",
@@ -173,7 +175,17 @@ def store(buffer: Any, value: Expr, indices: Sequence[Expr], lanes: int = 1) -> 
 
 def part(value: Expr, start: int, lanes: int) -> Expr:
     """Some consecutive lanes of a vector."""
-    return tirx.Shuffle([value], [tirx.const(start + i, "int32") for i in range(lanes)])
+    return shuffle([value], range(start, start + lanes))
+
+
+def shuffle(values: Sequence[Expr], order: Sequence[int]) -> Expr:
+    """Lanes of several vectors, numbered through, in another order."""
+    return tirx.Shuffle(list(values), [tirx.const(i, "int32") for i in order])
+
+
+def repeat(value: Expr, lanes: int, times: int) -> Expr:
+    """A vector several times in a row."""
+    return shuffle([value] * times, range(lanes * times))
 
 
 def hold(value: Expr, dtype: str, lanes: int) -> Expr:

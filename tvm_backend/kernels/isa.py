@@ -59,6 +59,23 @@ class InstructionSet:
         """The sums with the products added."""
         raise NotImplementedError
 
+    @property
+    def narrows(self) -> bool:
+        """Whether :meth:`narrow` is there."""
+        return False
+
+    def round_to_int(self, value: Expr) -> Expr:
+        """float32 to int32, ties to even; the most negative integer for whatever does not fit."""
+        raise NotImplementedError
+
+    def narrow(self, values: Sequence[Expr], dtype: str, in_order: bool = True) -> Expr:
+        """Up to four int32 vectors to bytes, with saturation.
+
+        `in_order` puts the vectors one after the other; else each 128-bit lane holds what all vectors have there,
+        which costs less.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Portable(InstructionSet):
@@ -97,6 +114,28 @@ class Avx512Vnni(InstructionSet):
 
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         return ir.call("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums, activations, weights)
+
+    @property
+    def narrows(self) -> bool:
+        return True
+
+    def round_to_int(self, value: Expr) -> Expr:
+        zero, everywhere, current = ir.constant(0, "int32", 16), ir.constant(-1, "int16"), ir.constant(4, "int32")
+        return ir.call("int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", value, zero, everywhere, current)
+
+    def narrow(self, values: Sequence[Expr], dtype: str, in_order: bool = True) -> Expr:
+        padded = [*values, *[values[-1]] * (4 - len(values))]
+        halves = [
+            ir.call("int16x32", f"llvm.x86.avx512.pack{'ss' if dtype == 'int8' else 'us'}dw.512", *pair)
+            for pair in (padded[:2], padded[2:])
+        ]
+        name = f"llvm.x86.avx512.pack{'ss' if dtype == 'int8' else 'us'}wb.512"
+        packed = ir.call(f"{dtype}x64", name, *halves)
+        if not in_order:
+            return packed
+        words = ir.hold(ir.reinterpret("int32x16", packed), "int32", 16)
+        order = [lane * 4 + vector for vector in range(4) for lane in range(4)]
+        return ir.reinterpret(f"{dtype}x64", ir.shuffle([words], order))
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,9 @@ class Linear:
 
     @property
     def rows(self) -> int:
-        """Rows in a full register tile."""
+        """Rows in a full register tile: a divisor of common batch sizes, so that few rows are left over."""
         most = max(rows for vectors, rows in self.isa.tiles if vectors >= self.vectors)
+        most = 8 if most >= 8 else 4 if most >= 4 else most
         return most if self.spec.batch is None else min(most, self.spec.batch)
 
     @property

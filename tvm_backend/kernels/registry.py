@@ -18,6 +18,7 @@ from tvm_backend.kernels.border import Dequantize, Quantize
 from tvm_backend.kernels.concat import Concat
 from tvm_backend.kernels.conv2d import DirectConv
 from tvm_backend.kernels.depthwise import Depthwise
+from tvm_backend.kernels.depthwise_vnni import DepthwiseDot
 from tvm_backend.kernels.elementwise import Elementwise
 from tvm_backend.kernels.isa import InstructionSet, select
 from tvm_backend.kernels.linear import Linear
@@ -136,7 +137,8 @@ def _generator(spec: KernelSpec, isa: InstructionSet) -> tuple[str, Any]:
     """The generator for a specification and the kernel's name."""
     match spec:
         case ConvSpec() if spec.depthwise and spec.in_channels > 1:
-            return f"depthwise_{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}", Depthwise(spec, isa)
+            name = f"depthwise_{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}"
+            return name, (DepthwiseDot if DepthwiseDot.takes(spec, isa) else Depthwise)(spec, isa)
         case ConvSpec():
             size = f"{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}_{spec.out_channels}"
             return f"conv2d_{size}", DirectConv(spec, isa)
@@ -177,6 +179,10 @@ def lower(spec: KernelSpec, target: Target) -> Kernel:
     CompileError
         If no kernel computes `spec`.
     """
+    if target.kind.name == "cuda":
+        from tvm_backend.kernels import cuda
+
+        return cuda.lower(spec, target)
     return _lower(spec, select(target))
 
 
@@ -187,8 +193,8 @@ def _lower(spec: KernelSpec, isa: InstructionSet) -> Kernel:
     weight_bytes = 0
     if isinstance(generator, DirectConv | Linear):
         weight_bytes = generator.layout.length
-    elif isinstance(generator, Depthwise):
-        weight_bytes = math.prod(spec.weight_shape)  # type: ignore[union-attr]
+    elif isinstance(generator, Depthwise | DepthwiseDot):
+        weight_bytes = generator.weight_length
     moved = _moved(spec, weight_bytes)
     return Kernel(
         name=name,

@@ -12,7 +12,7 @@ from tvm_backend.kernels.spec import ConvSpec
 __all__ = ["Window"]
 
 _SLACK = 64
-"""Bytes behind the last row that vector loads may touch; they meet zero weights."""
+"""Bytes behind the last row that vector loads may touch; they meet zero weights or are not stored."""
 
 
 @dataclass(frozen=True)
