@@ -47,6 +47,8 @@ class Reconstruction:
         Share of full-precision elements in the unit's input.
     regularization : float
         Weight of AdaRound's regulariser.
+    bf16 : bool
+        Dense convolutions in BF16, see :mod:`~cat_plugin.ptq.precision`.
     """
 
     steps: int = 500
@@ -61,6 +63,7 @@ class Reconstruction:
     drop_probability: float = 0.5
     input_mix: float = 0.5
     regularization: float = 1e-4
+    bf16: bool = False
 
 
 @dataclass
@@ -135,7 +138,7 @@ def reconstruct(
     Outcome
         A unit whose loss turns NaN, or that gets worse, keeps its initial values, and says so.
     """
-    soft = SoftUnit(module, unit, lambda layer: SoftLayer(layer, settings.method))
+    soft = SoftUnit(module, unit, lambda layer: SoftLayer(layer, settings.method), bf16=settings.bf16)
     initial = soft.state()
     check = slice(0, min(len(inputs), 128))
     before = _evaluate(soft, inputs[check], targets[check], settings.batch_size)

@@ -68,6 +68,7 @@ def refine(
     rate: float = 1e-3,
     zero_rate: float = 5e-3,
     penalty: float = 0.01,
+    bf16: bool = False,
 ) -> Outcome:
     """Refine every scale and zero point, in place.
 
@@ -87,13 +88,15 @@ def refine(
         Adam's learning rates of the scales (relative) and of the zero points (integers).
     penalty : float
         ``lambda_p``.
+    bf16 : bool
+        Dense convolutions in BF16, see :mod:`~cat_plugin.ptq.precision`.
 
     Returns
     -------
     Outcome
         Divergence of the logits before and after.
     """
-    soft = SoftUnit(module, unit, GridLayer)
+    soft = SoftUnit(module, unit, GridLayer, bf16=bf16)
     layers: list[GridLayer] = list(soft.layers.values())
     steps: dict[ActQuantizer, SoftActivation] = soft.activations
     start = [activation.log_scale.detach().clone() for activation in steps.values()]

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from cat_plugin.ptq.learned_steps import SoftActivation
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.ops import is_batch_size
+from cat_plugin.ptq.precision import compute_in_bf16
 from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.units import Unit
 
@@ -77,6 +78,8 @@ class SoftUnit:
         :class:`~cat_plugin.ptq.learned_rounding.SoftLayer`.
     make_activation : callable
         Makes the relaxation of an activation quantizer.
+    bf16 : bool
+        Compute dense convolutions in BF16 while gradients are taken.
     """
 
     def __init__(
@@ -85,7 +88,9 @@ class SoftUnit:
         unit: Unit,
         make_layer: Callable[[QuantOp], Any],
         make_activation: Callable[[ActQuantizer], Any] = SoftActivation,
+        bf16: bool = False,
     ) -> None:
+        self.bf16 = bf16
         self.module, self.unit = module, unit
         self.layers: dict[QuantOp, Any] = {
             layer: make_layer(layer) for layer in unit.layers if layer.q_weight is not None
@@ -122,7 +127,8 @@ class SoftUnit:
             soft_layer = self.layers.get(child)
             if soft_layer is None:
                 return child(value)
-            return child.compute(value, soft_layer.weight(), soft_layer.bias)
+            compute = compute_in_bf16 if self.bf16 and torch.is_grad_enabled() else QuantOp.compute
+            return compute(child, value, soft_layer.weight(), soft_layer.bias)
 
         env = {self.unit.source: x}
         run_nodes(self.module, self.unit.nodes, env, call)

@@ -135,6 +135,8 @@ class QuantSpec:
         Bit-widths to choose from.
     memory_mb : int or None, default=None
         What cached activations may take, in MiB; beyond, they lie in files mapped into memory.
+    bf16 : bool or None, default=None
+        BF16 convolutions in training passes (:mod:`cat_plugin.ptq.precision`); None where the processor has it.
 
     Raises
     ------
@@ -177,6 +179,7 @@ class QuantSpec:
     weight_budget: float | None = None
     weight_candidates: tuple[int, ...] = (2, 3, 4, 6, 8)
     memory_mb: int | None = None
+    bf16: bool | None = None
 
     def __post_init__(self) -> None:
         for name in ("w_bits", "a_bits", "residual_bits", "branch_bits"):

@@ -22,6 +22,7 @@ from cat_plugin.ptq.learned_rounding import SoftLayer
 from cat_plugin.ptq.logit_training import LogitTraining, train_on_logits
 from cat_plugin.ptq.mixed_precision import choose_bits, unit_costs
 from cat_plugin.ptq.packs import group_by_score, join_units, pack_scores
+from cat_plugin.ptq.precision import bf16_is_faster
 from cat_plugin.ptq.presets import Plan, plan
 from cat_plugin.ptq.progress import Progress, Reporter
 from cat_plugin.ptq.reconstruction import Outcome, Reconstruction, parameter_groups, reconstruct
@@ -146,7 +147,14 @@ def run_stages(
         generator = generator_for(spec.seed, "refinement")
         with torch.enable_grad():
             outcome = refine(
-                run.module, whole, inputs, logits, settings, generator, penalty=spec.refinement_penalty
+                run.module,
+                whole,
+                inputs,
+                logits,
+                settings,
+                generator,
+                penalty=spec.refinement_penalty,
+                bf16=_bf16(run),
             )
         run.record("refinement", outcome, "refinement")
         run.save("refinement")
@@ -167,6 +175,10 @@ def _packs(run: _Run, units: list[Unit]) -> list[Unit]:
         run.notes.append("packs: " + ", ".join(f"{pack.name} ({len(pack.layers)} layers)" for pack in packs))
         run.save("packs")
     return join_units(units, run.packs)
+
+
+def _bf16(run: _Run) -> bool:
+    return bf16_is_faster(run.inputs.device) if run.spec.bf16 is None else run.spec.bf16
 
 
 def _augments(run: _Run) -> bool:
@@ -199,6 +211,7 @@ def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
         learn_steps=spec.learned_steps,
         drop_probability=run.plan.drop_probability,
         input_mix=run.plan.drop_probability,
+        bf16=_bf16(run),
     )
 
     def trained(unit: Unit, x: Tensor, x_full: Tensor, y: Tensor) -> None:
@@ -251,7 +264,7 @@ def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
 def _train_model(run: _Run, whole: Unit, logits: Tensor) -> Outcome:
     spec = run.spec
     method = "adaround" if spec.rounding == "adaround" else "straight_through"
-    soft = SoftUnit(run.module, whole, lambda layer: SoftLayer(layer, method))
+    soft = SoftUnit(run.module, whole, lambda layer: SoftLayer(layer, method), bf16=_bf16(run))
     rates = Reconstruction(learn_rounding=spec.rounding != "none", learn_steps=spec.learned_steps)
     groups: list[dict[str, Any]] = parameter_groups(soft, rates)
     settings = LogitTraining(run.plan.model_steps, 32, spec.temperature, augment=_augments(run))
