@@ -170,11 +170,14 @@ def import_program(program: Any) -> Any:
             "Express them by other operators, or keep that part outside of the compiled model"
         )
     try:
-        return importer.from_exported_program(program, **compat.importer_arguments(CONVERTERS))
+        mod = importer.from_exported_program(program, **compat.importer_arguments(CONVERTERS))
     except CompileError:
         raise
     except Exception as error:
         raise CompileError(f"TVM {tvm.__version__} could not import the graph: {error}") from error
+    # With an upper bound of the batch the memory for that many would be planned, and taken, at every call.
+    mod["main"] = mod["main"].without_attr("tir_var_upper_bound")
+    return mod
 
 
 def batch_variable(mod: Any) -> Any | None:

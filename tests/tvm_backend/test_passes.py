@@ -92,6 +92,35 @@ def test_fold_constants():
     check(FoldConstants, Before, After)
 
 
+def test_unpack_tuples():
+    from tvm_backend.passes.unpack_tuples import UnpackTuples
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 6, 8, 8), "float32")):
+            with R.dataflow():
+                lv = R.nn.max_pool2d(x, (2, 2), (2, 2))
+                lv1 = R.zeros_like(lv)
+                lv2 = (lv, lv1)
+                lv3 = lv2[0]
+                gv = R.nn.relu(lv3)
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 6, 8, 8), "float32")):
+            with R.dataflow():
+                lv = R.nn.max_pool2d(x, (2, 2), (2, 2))
+                gv = R.nn.relu(lv)
+                R.output(gv)
+            return gv
+
+    check(UnpackTuples, Before, After)
+
+
 def test_hoist_quantize():
     from tvm_backend.passes.commute_quantization import HoistQuantize
 

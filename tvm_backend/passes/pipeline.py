@@ -22,11 +22,13 @@ from tvm_backend.passes.fuse_outputs import FuseOutputs
 from tvm_backend.passes.fuse_residual import FuseResidual
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.propagate_layout import PropagateLayout
+from tvm_backend.passes.unpack_tuples import UnpackTuples
 
 __all__ = ["INTEGER_PASSES", "library_passes"]
 
 INTEGER_PASSES: tuple[Any, ...] = (
     # Bring quantize and dequantize next to the operators they belong to.
+    UnpackTuples,
     FoldConstants,
     HoistQuantize,
     SinkDequantize,
