@@ -87,10 +87,13 @@ class CorrectedModule(nn.Module):
         The configuration that it was made from, when a host or a recipe made it.
     report : dict or None
         The engine's report, when the engine quantized `model`.
+    export_obstacle : str or None
+        Why `model` cannot be exported as a graph, when that is known beforehand.
     """
 
     config: dict[str, Any] | None
     report: dict[str, Any] | None
+    export_obstacle: str | None
 
     def __init__(
         self, model: nn.Module, correction: ClusterAffineModule, estimator: ClusterAffine | None = None
@@ -101,6 +104,7 @@ class CorrectedModule(nn.Module):
         self.estimator = estimator
         self.config = None
         self.report = None
+        self.export_obstacle = None
         # Exported modules refuse train() and eval(); they are in the right mode already.
         with contextlib.suppress(NotImplementedError):
             model.eval()

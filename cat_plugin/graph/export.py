@@ -56,6 +56,9 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     """
     if not isinstance(module, nn.Module):
         raise CATTypeError(f"the module is a {type(module).__name__}; expected a torch.nn.Module.")
+    obstacle = getattr(module, "export_obstacle", None)
+    if obstacle is not None:
+        raise ExportError(f"{type(module).__name__} cannot be exported: {obstacle}")
     example = _example(example_inputs)
     modes = [(m, m.training) for m in module.modules()]
     for child, _ in modes:
