@@ -3,7 +3,7 @@
 Layers are quantized as in the rest of the table: per-channel weights, per-tensor asymmetric inputs of every
 convolution and linear layer, 8 bits in the first and the last; shortcuts and pooling stay in float (ours quantizes
 these too). Preprocessing is brevitas's own: BatchNorm merged, and 20 iterations of cross-layer equalization where
-``--equalize`` asks for them (default: MobileNetV2, where they help it, and not ResNet-20, where they do not). All
+``--equalize`` asks for them (default: for MobileNetV2 only, whose channels differ most in range). All
 methods but plain rounding end with bias correction. Seconds cover quantizer placement up to the last correction.
 
 Run in an environment that holds brevitas, from the checkout::
