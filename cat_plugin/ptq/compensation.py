@@ -49,6 +49,20 @@ def least_squares_weight(weight: Tensor, moments: Moments, ridge: float) -> Tens
     return solution.transpose(1, 2)
 
 
+def _inverse_factor(h: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of each (K, K) matrix, with as much ridge as rounding errors ask for."""
+    eye = torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
+    ridge = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12).reshape(-1, 1, 1) * 1e-9
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(h + ridge * eye)
+        if not bool(failed.any()):
+            inverse = torch.cholesky_inverse(factor)
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not bool(failed.any()):
+                return upper.float()
+        ridge = ridge * 100
+
+
 def _spread_rounding(target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
     """Step 2 for (G, R, K) targets; returns the integers as floats."""
     g, _, k = target.shape
@@ -56,8 +70,7 @@ def _spread_rounding(target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low
     index = order.unsqueeze(1).expand_as(target)
     rows = torch.arange(g, device=h.device).reshape(-1, 1, 1)
     permuted = h[rows, order.unsqueeze(2), order.unsqueeze(1)]
-    inverse = torch.linalg.inv(permuted)
-    upper = torch.linalg.cholesky(inverse, upper=True).float()
+    upper = _inverse_factor(permuted)
     work = target.gather(2, index).float().clone()
     integers = torch.empty_like(work)
     s, z = scale.float(), zero.float()

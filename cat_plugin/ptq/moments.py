@@ -159,6 +159,9 @@ def measure(
         rows_seen += patches.shape[1]
     assert sums is not None
     h, c, mean_x, mean_y = (value / rows_seen for value in sums)
+    power = h.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
     h = h - mean_x.unsqueeze(2) * mean_x.unsqueeze(1)
+    # the products were summed in float32: what is left of an input that hardly varies is rounding error
+    h = h + torch.eye(h.shape[1], dtype=h.dtype, device=h.device) * (1e-6 * power + 1e-12)
     c = c - mean_x.unsqueeze(2) * mean_y.unsqueeze(1)
     return Moments(h, c, mean_x, mean_y)

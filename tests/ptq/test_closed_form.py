@@ -184,3 +184,21 @@ def test_constant_activations_are_represented_exactly():
         qmin, qmax = (-8, 7) if signed else (0, 15)
         q = np.clip(round(value / scale) + zero, qmin, qmax)
         assert (q - zero) * scale == pytest.approx(value, abs=1e-6)
+
+
+def test_dead_and_constant_inputs_do_no_harm():
+    x = small_inputs(64, 6, 5, 5, seed=41)
+    x[:, 0] = 0.0
+    x[:, 1] = 1000.0
+    x[:, 2] = 1000.0 + 1e-4 * x[:, 2]
+    layer = QuantOp(
+        "l", _ATEN.conv2d.default, small_inputs(6, 1, 3, 3, seed=42), None, ([1, 1], [1, 1], [1, 1], 6), 3, 3
+    )
+    y = layer.compute(x, layer.weight, None)
+    moments = measure(layer, x, y, 1 << 30, 16, torch.Generator())
+    target = least_squares_weight(layer.weight.reshape(6, 1, 9), moments, 0.01)
+    scale, zero = (v.reshape(6, 1) for v in search_weight_range(target.flatten(0, 1), 3, symmetric=False))
+    q, s = fit_integers(target, moments, scale, zero, (-4, 3))
+    assert torch.isfinite(target).all()
+    assert torch.isfinite(s).all()
+    assert q.shape == (6, 1, 9)
