@@ -37,7 +37,7 @@ COMMON = """
         try:
             found[name] = call()
         except BaseException as error:
-            found[name] = f"{type(error).__name__}: {error}"
+            found[name] = f"{type(error).__name__}: {error}".replace(os.getcwd(), "HERE")
 
     def logits(model):
         with torch.no_grad():
