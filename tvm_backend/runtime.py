@@ -320,9 +320,12 @@ def load(path: str | os.PathLike[str]) -> Library:
     path = Path(path)
     manifest = _read_manifest(path)
     variant = _choose(manifest, path)
-    chosen = path.with_name(str(variant["file"]))
-    if chosen.parent != path.parent:
-        raise LibraryError(f"{path.with_suffix('.json')} names a file elsewhere; compile the model again")
+    file = str(variant.get("file"))
+    if Path(file).name != file:
+        raise LibraryError(
+            f"{path.with_suffix('.json')} names a file elsewhere ({file}); compile the model again"
+        )
+    chosen = path.with_name(file)
     _verify(chosen, variant)
     _log.debug("loading %s for %s", chosen, variant["target"])
     return Library(chosen, manifest, variant, str(variant.get("device", "cpu")))

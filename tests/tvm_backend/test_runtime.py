@@ -1,0 +1,245 @@
+"""Calling a library: kinds of tensor, memory, threads, wrong input, damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tvm")
+
+import tvm_backend  # noqa: E402
+from cat_plugin.errors import LibraryError  # noqa: E402
+from tvm_backend import runtime  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def library(compiled):
+    return tvm_backend.load(compiled[0].path)
+
+
+def aligned(array, offset=0):
+    """A copy of `array` whose memory starts `offset` bytes behind a 64-byte boundary."""
+    raw = np.zeros(array.nbytes + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + offset
+    out = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    out[...] = array
+    assert out.ctypes.data % 64 == offset
+    return out
+
+
+def test_returns_the_kind_it_was_given(library, images):
+    from_numpy = library(images)
+    from_torch = library(torch.from_numpy(images))
+    assert type(from_numpy) is np.ndarray
+    assert type(from_torch) is torch.Tensor
+    np.testing.assert_array_equal(from_torch.numpy(), from_numpy)
+    import tvm
+
+    from_tvm = library(tvm.runtime.tensor(images))
+    np.testing.assert_array_equal(from_tvm.numpy(), from_numpy)
+
+
+@pytest.mark.parametrize("offset", [4, 16, 32])
+def test_misaligned_input_is_copied(library, images, offset):
+    wanted = library(images)
+    np.testing.assert_array_equal(library(aligned(images, offset)), wanted)
+    np.testing.assert_array_equal(library(torch.from_numpy(aligned(images, offset))).numpy(), wanted)
+
+
+def test_strided_readonly_and_gradient_input(library, images):
+    wanted = library(images)
+    strided = np.asfortranarray(images)
+    assert not strided.flags.c_contiguous
+    np.testing.assert_array_equal(library(strided), wanted)
+    np.testing.assert_array_equal(library(torch.from_numpy(strided)).numpy(), wanted)
+    frozen = images.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(library(frozen), wanted)
+    np.testing.assert_array_equal(library(torch.from_numpy(images).requires_grad_()).numpy(), wanted)
+
+
+def test_aligned_input_is_used_in_place(library, images, monkeypatch):
+    def refuse(*_args):
+        raise AssertionError("a copy was made")
+
+    monkeypatch.setattr(library._tvm.runtime, "tensor", refuse)
+    library(aligned(images))
+    library(torch.from_numpy(aligned(images)))
+
+
+def test_every_batch_size(library, images):
+    whole = library(images)
+    for size in range(6):
+        rows = library(images[:size])
+        assert rows.shape == (size, 10)
+        np.testing.assert_array_equal(rows, whole[:size])
+
+
+def test_results_are_not_overwritten_by_later_calls(library, images):
+    first = library(images)
+    kept = first.copy()
+    for _ in range(3):
+        library(images[::-1].copy())
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_threads_share_a_library(library, images):
+    wanted = [library(images[i : i + 1]) for i in range(5)]
+    failures = []
+
+    def work(i):
+        for _ in range(50):
+            if not np.array_equal(library(images[i : i + 1]), wanted[i]):
+                failures.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_other_python_threads_run_during_a_call(library, images):
+    """While one long call runs, another thread gets the interpreter: it sees the call's start but not yet its end."""
+    many = np.repeat(images, 400, axis=0)
+    inside, seen = threading.Event(), []
+
+    def watch():
+        inside.wait()
+        while not done.is_set():
+            seen.append(time.perf_counter())
+            time.sleep(0)
+
+    done = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    old = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        inside.set()
+        function, tensor = library._function(None), library._tvm.runtime.tensor(many)
+        start = time.perf_counter()
+        function(tensor)
+        end = time.perf_counter()
+    finally:
+        done.set()
+        watcher.join()
+        sys.setswitchinterval(old)
+    margin = 0.2 * (end - start)
+    assert any(start + margin < moment < end - margin for moment in seen)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((2, 3, 16, 16)), "dtype float64, the model takes float32"),
+        (
+            np.zeros((2, 3, 16, 17), "float32"),
+            r"shape \(2, 3, 16, 17\), the model takes \(batch, 3, 16, 16\)",
+        ),
+        (np.zeros((3, 16, 16), "float32"), r"shape \(3, 16, 16\)"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.float16), "dtype float16"),
+        ([[1.0]], "is a list; give a numpy array or a DLPack tensor"),
+    ],
+)
+def test_wrong_input(library, value, message):
+    with pytest.raises(LibraryError, match=message):
+        library(value)
+
+
+def test_wrong_number_of_inputs(library, images):
+    with pytest.raises(LibraryError, match="takes 1 input"):
+        library(images, images)
+    with pytest.raises(LibraryError, match="takes 1 input"):
+        library()
+
+
+@pytest.fixture
+def copy(compiled, tmp_path):
+    path = compiled[0].path
+    for suffix in (".so", ".json"):
+        shutil.copy(path.with_suffix(suffix), tmp_path / f"model{suffix}")
+    return tmp_path / "model.so"
+
+
+def change(path, **entries):
+    file = path.with_suffix(".json")
+    manifest = json.loads(file.read_text())
+    manifest["variants"][0].update(entries.pop("variant", {}))
+    manifest.update(entries)
+    file.write_text(json.dumps(manifest))
+
+
+def test_changed_byte(copy):
+    data = bytearray(copy.read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(data)
+    with pytest.raises(LibraryError, match="does not match its sha256"):
+        tvm_backend.load(copy)
+
+
+@pytest.mark.parametrize("suffix", [".so", ".json"])
+def test_missing_file(copy, suffix):
+    copy.with_suffix(suffix).unlink()
+    with pytest.raises(LibraryError, match="cannot be read"):
+        tvm_backend.load(copy)
+
+
+def test_not_a_library(copy):
+    copy.write_text("not a library")
+    import hashlib
+
+    change(copy, variant={"sha256": hashlib.sha256(copy.read_bytes()).hexdigest()})
+    with pytest.raises(LibraryError, match="cannot be loaded by TVM"):
+        tvm_backend.load(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "cat-library", "version": 99}'])
+def test_damaged_description(copy, text):
+    copy.with_suffix(".json").write_text(text)
+    with pytest.raises(LibraryError, match="compile the model again"):
+        tvm_backend.load(copy)
+
+
+def test_missing_processor_feature(copy):
+    change(copy, variant={"features": ["avx2", "warp_drive"]})
+    with pytest.raises(LibraryError, match="needs warp_drive.*target='portable'"):
+        tvm_backend.load(copy)
+
+
+def test_other_machine(copy):
+    change(copy, variant={"machine": "vax"})
+    with pytest.raises(LibraryError, match="built for vax"):
+        tvm_backend.load(copy)
+
+
+def test_description_cannot_point_elsewhere(copy, tmp_path):
+    change(copy, variant={"file": "../model.so"})
+    with pytest.raises(LibraryError, match="names a file elsewhere"):
+        tvm_backend.load(copy)
+
+
+def test_without_tvm_the_message_says_what_to_install(compiled):
+    script = (
+        "import sys; sys.modules['tvm'] = None\n"
+        "import tvm_backend, cat_plugin.errors\n"
+        "try: tvm_backend.load(sys.argv[1])\n"
+        "except cat_plugin.errors.LibraryError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(compiled[0].path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "pip install" in done.stdout
+
+
+def test_features_of_this_processor():
+    found = runtime.cpu_features()
+    assert found is None or found
