@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["nearest", "principal_axes", "project", "seek_centroids"]
+__all__ = ["NearestCentroid", "nearest", "principal_axes", "project", "seek_centroids"]
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -48,15 +48,41 @@ def nearest(position: FloatArray, centroids: FloatArray) -> NDArray[np.intp]:
     -------
     ndarray of shape (N,), intp
     """
-    if centroids.shape[0] == 1:
-        return np.zeros(position.shape[0], dtype=np.intp)
-    # Distances relative to the first centroid: a common offset cancels exactly before anything is squared.
-    origin = centroids[0]
-    relative = centroids - origin
-    scores = (position[:, : centroids.shape[1]] - origin) @ (-2.0 * relative.T)
-    scores += np.einsum("kd,kd->k", relative, relative)
-    label: NDArray[np.intp] = np.argmin(scores, axis=1)
-    return label
+    return NearestCentroid(centroids)(position)
+
+
+class NearestCentroid:
+    """The search for the nearest centroid, prepared for many blocks of rows.
+
+    Distances are compared relative to the first centroid: what all of them share cancels before anything is squared.
+
+    Parameters
+    ----------
+    centroids : ndarray of shape (K, d')
+    """
+
+    def __init__(self, centroids: FloatArray) -> None:
+        self.width = centroids.shape[1]
+        self.count = centroids.shape[0]
+        self.origin = centroids[0]
+        relative = centroids - self.origin
+        self.directions = np.ascontiguousarray(-2.0 * relative.T)
+        power = np.einsum("kd,kd->k", relative, relative)
+        # Where the centroids lie about zero the rows need not be moved; far from it, they must, or lose digits.
+        self.moved = float(np.abs(self.origin).max(initial=0.0)) > 8.0 * float(
+            np.abs(relative).max(initial=0.0)
+        )
+        self.bias = power if self.moved else power - self.origin @ self.directions
+
+    def __call__(self, position: FloatArray) -> NDArray[np.intp]:
+        """Return the nearest centroid of each row, the lowest index where several are equally near."""
+        if self.count == 1:
+            return np.zeros(position.shape[0], dtype=np.intp)
+        position = position[:, : self.width]
+        scores = (position - self.origin if self.moved else position) @ self.directions
+        scores += self.bias
+        label: NDArray[np.intp] = np.argmin(scores, axis=1)
+        return label
 
 
 def principal_axes(centred: FloatArray, count: int) -> FloatArray:

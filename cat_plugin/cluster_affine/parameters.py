@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.cluster_affine.clustering import nearest, project
+from cat_plugin.cluster_affine.clustering import NearestCentroid, project
 from cat_plugin.errors import CATValueError
 
 __all__ = ["MODES", "AffineParameters", "FloatArray"]
@@ -24,7 +24,7 @@ MODES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 #: Rows handled at a time: what a block touches stays in the cache.
-_BLOCK_ELEMENTS: Final = 1 << 17
+_BLOCK_ELEMENTS: Final = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +188,9 @@ class AffineParameters:
         ndarray of shape (N,), intp
         """
         labels = np.empty(inputs.shape[0], dtype=np.intp)
+        seek = NearestCentroid(self.centroids)
         for rows in _blocks(inputs):
-            labels[rows] = nearest(project(inputs[rows], self.mean, self.components), self.centroids)
+            labels[rows] = seek(project(inputs[rows], self.mean, self.components))
         return labels
 
     def apply(self, inputs: FloatArray) -> FloatArray:
@@ -204,32 +205,37 @@ class AffineParameters:
         -------
         ndarray of shape (N, C), of the dtype of `inputs`
         """
-        parameters = {
-            name: array.astype(inputs.dtype, copy=False) for name, array in self.to_arrays().items()
-        }
-        output = np.empty((inputs.shape[0], self.n_classes), dtype=inputs.dtype)
+        dtype = inputs.dtype
+        mean, components, centroids, shift = (
+            a.astype(dtype, copy=False)
+            for a in (self.mean, self.components, self.centroids, self.alpha * self.beta)
+        )
+        seek = NearestCentroid(centroids)
         # Blending is folded into the map: one multiplication and one addition per logit are left.
-        shift = self.alpha * self.beta
-        if self.gamma is not None:
-            scale = (1.0 + self.alpha * (self.gamma - 1.0)).astype(inputs.dtype, copy=False)
-        shift = shift.astype(inputs.dtype, copy=False)
+        scale = (
+            None if self.gamma is None else (1.0 + self.alpha * (self.gamma - 1.0)).astype(dtype, copy=False)
+        )
+        maps = None
+        if self.weight is not None:
+            maps = (self.alpha * self.weight).astype(dtype, copy=False).transpose(0, 2, 1)
+        elif self.core is not None and self.right is not None:
+            core, right = (a.astype(dtype, copy=False) for a in (self.alpha * self.core, self.right))
+        output = np.empty((inputs.shape[0], self.n_classes), dtype=dtype)
         for rows in _blocks(inputs):
-            block = inputs[rows]
-            position = project(block, parameters["mean"], parameters["components"])
-            label = nearest(position, parameters["centroids"])
-            result = output[rows]
-            if self.weight is not None:
-                change = _grouped_matmul(block, label, parameters["weight"].transpose(0, 2, 1))
-                logits = block[:, : self.n_classes]
-                np.multiply(self.alpha, change - logits, out=result)
-                result += logits
-                result += shift[label]
-                continue
-            np.multiply(scale[label], block, out=result)
-            result += shift[label]
-            if self.core is not None:
-                hidden = _grouped_matmul(position, label, parameters["core"])
-                result += self.alpha * (hidden @ parameters["right"])
+            block, result = inputs[rows], output[rows]
+            position = project(block, mean, components)
+            label = seek(position)
+            if scale is None:
+                np.multiply(block[:, : self.n_classes], 1.0 - self.alpha, out=result)
+            else:
+                # "clip" lets take write straight into the result; no label is out of range.
+                np.take(scale, label, axis=0, out=result, mode="clip")
+                result *= block
+            result += np.take(shift, label, axis=0)
+            if maps is not None:
+                result += _grouped_matmul(block, label, maps)
+            elif self.core is not None:
+                result += _grouped_matmul(position, label, core) @ right
         return output
 
 

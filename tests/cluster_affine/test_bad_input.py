@@ -152,7 +152,7 @@ def test_a_cluster_that_empties_in_a_stream_stays_finite():
 def test_sparse_input_is_refused(logits):
     sparse = scipy.sparse.csr_matrix(logits[0])
     for call in (lambda: made().fit(sparse, logits[1]), lambda: made().fit(logits[0], sparse)):
-        with pytest.raises(CATTypeError, match="sparse|Sparse"):
+        with pytest.raises(CATTypeError, match=r"[sS]parse"):
             call()
 
 

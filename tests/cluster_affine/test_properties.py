@@ -91,7 +91,7 @@ def test_order_of_a_stream_does_not_matter(seed, order, mode):
     np.testing.assert_allclose(second, first, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("mode", (*MODES, "paper", "auto"))
+@pytest.mark.parametrize("mode", [*MODES, "paper", "auto"])
 def test_duplicated_rows_are_no_trouble(mode):
     z_q, z_fp = distorted(40, classes=4)
     twice = made(mode).fit(np.repeat(z_q, 3, axis=0), np.repeat(z_fp, 3, axis=0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import reduce
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_against_rows():
 def test_any_split_in_any_order_gives_the_same(cuts, order, offset):
     q, f, label, x = rows_of(1, offset=offset)
     bounds = [0, *sorted(cuts), 60]
-    parts = [collect(q[a:b], f[a:b], label[a:b], x[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [collect(q[a:b], f[a:b], label[a:b], x[a:b]) for a, b in pairwise(bounds)]
     shuffled = [parts[i] for i in order if i < len(parts)]
     assert_equal(reduce(lambda a, b: a + b, shuffled), collect(q, f, label, x), atol=1e-9)
 
