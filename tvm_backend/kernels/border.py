@@ -13,6 +13,7 @@ from tvm_backend.kernels.epilogue import dequantized, pieces, quantized
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import DequantizeSpec, QuantizeSpec
+from tvm_backend.kernels.tasks import TASK_ELEMENTS, Tasks, flat
 
 __all__ = ["Dequantize", "Quantize", "dequantize_reference", "quantize_reference"]
 
@@ -64,30 +65,35 @@ class Quantize:
                 self._transpose(batch, data, outputs)
             else:
                 lead = [0] * (len(spec.shape) - 1)
-                with ir.parallel(batch) as image:
-                    for begin, repeat, lanes in pieces(math.prod(spec.shape), self.isa.lanes):
-                        with ir.loop(repeat) as piece:
-                            where = [image, *lead, begin + piece * lanes]
-                            value = ir.load(data, where, lanes)
-                            for output, qparams in zip(outputs, spec.outputs, strict=True):
-                                ir.store(output, quantized(value, qparams, lanes), where, lanes)
+
+                def vectors(image: Expr, start: Expr, lanes: int) -> None:
+                    where = [image, *lead, start]
+                    value = ir.load(data, where, lanes)
+                    for output, qparams in zip(outputs, spec.outputs, strict=True):
+                        ir.store(output, quantized(value, qparams, lanes), where, lanes)
+
+                flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
         return function.result
 
     def _transpose(self, batch: Expr, data: Any, outputs: list[Any]) -> None:
         channels, height, width = self.spec.shape
-        with ir.parallel(batch * height) as index:
-            image, y = index // height, index % height
+
+        def task(image: Expr, first: Expr, count: Expr) -> None:
             # One channel's row is quantized as vectors and kept; then pixels are put together.
             for output, qparams in zip(outputs, self.spec.outputs, strict=True):
                 kept = ir.allocate((channels, width), qparams.dtype)
-                with ir.loop(channels) as c:
-                    for begin, repeat, lanes in pieces(width, self.isa.lanes):
-                        with ir.loop(repeat) as piece:
-                            x = begin + piece * lanes
-                            value = quantized(ir.load(data, [image, c, y, x], lanes), qparams, lanes)
-                            ir.store(kept, value, [c, x], lanes)
-                with ir.loop(width) as x, ir.loop(channels) as c:
-                    ir.store(output, ir.load(kept, [c, x]), [image, y, x, c])
+                with ir.loop(count) as row:
+                    y = first + row
+                    with ir.loop(channels) as c:
+                        for begin, repeat, lanes in pieces(width, self.isa.lanes):
+                            with ir.loop(repeat) as piece:
+                                x = begin + piece * lanes
+                                value = quantized(ir.load(data, [image, c, y, x], lanes), qparams, lanes)
+                                ir.store(kept, value, [c, x], lanes)
+                    with ir.loop(width) as x, ir.loop(channels) as c:
+                        ir.store(output, ir.load(kept, [c, x]), [image, y, x, c])
+
+        Tasks(batch, height, channels * width, TASK_ELEMENTS).run(task)
 
 
 @dataclass(frozen=True)
@@ -121,17 +127,20 @@ class Dequantize:
             data, output = function.buffers(self.arguments(batch))
             if spec.to_channels_first:
                 height, width, channels = spec.shape
-                with ir.parallel(batch * height) as index:
-                    image, y = index // height, index % height
-                    with ir.loop(channels) as c, ir.loop(width) as x:
-                        value = dequantized(ir.load(data, [image, y, x, c]), spec.input, 1)
-                        ir.store(output, value, [image, c, y, x])
+
+                def task(image: Expr, first: Expr, count: Expr) -> None:
+                    with ir.loop(count) as row, ir.loop(channels) as c, ir.loop(width) as x:
+                        raw = ir.load(data, [image, first + row, x, c])
+                        ir.store(output, dequantized(raw, spec.input, 1), [image, c, first + row, x])
+
+                Tasks(batch, height, channels * width, TASK_ELEMENTS).run(task)
             else:
                 lead = [0] * (len(spec.shape) - 1)
-                with ir.parallel(batch) as image:
-                    for begin, repeat, lanes in pieces(math.prod(spec.shape), self.isa.lanes):
-                        with ir.loop(repeat) as piece:
-                            where = [image, *lead, begin + piece * lanes]
-                            value = dequantized(ir.load(data, where, lanes), spec.input, lanes)
-                            ir.store(output, value, where, lanes)
+
+                def vectors(image: Expr, start: Expr, lanes: int) -> None:
+                    where = [image, *lead, start]
+                    value = dequantized(ir.load(data, where, lanes), spec.input, lanes)
+                    ir.store(output, value, where, lanes)
+
+                flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
         return function.result

@@ -16,6 +16,7 @@ from tvm_backend.kernels.epilogue import dequantized, finish, output_arguments, 
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import ConcatSpec, Epilogue
+from tvm_backend.kernels.tasks import TASK_ELEMENTS, Tasks
 
 __all__ = ["Concat", "reference"]
 
@@ -63,8 +64,12 @@ class Concat:
             buffers = function.buffers(self.arguments(batch))
             inputs, outputs = buffers[: len(spec.inputs)], buffers[len(spec.inputs) :]
             starts = [0, *accumulate(spec.channels)]
-            with ir.parallel(batch * places) as index:
-                where = [index // places, *lead, index % places] if spec.shape else [index]
+
+            def task(image: Expr, first: Expr, count: Expr) -> None:
+                with ir.loop(count) as place:
+                    at([image, *lead, first + place] if spec.shape else [image])
+
+            def at(where: list[Expr]) -> None:
                 for buffer, kind, channels, start in zip(
                     inputs, spec.inputs, spec.channels, starts, strict=False
                 ):
@@ -80,4 +85,6 @@ class Concat:
                                     value = dequantized(raw, kind, lanes)
                                     one = Epilogue(spec.epilogue.clip, None, (target,))
                                     finish(value, one, None, [output], there, lanes)
+
+            Tasks(batch, places, sum(spec.channels), TASK_ELEMENTS).run(task)
         return function.result

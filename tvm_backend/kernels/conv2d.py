@@ -21,6 +21,7 @@ from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.packing import WeightLayout, storage_bits
 from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.tasks import Tasks, run
 from tvm_backend.kernels.unpack import unpack_block
 from tvm_backend.kernels.window import Window
 
@@ -31,6 +32,9 @@ _WINDOW_BYTES = 48 * 1024
 
 _WEIGHT_BYTES = 640 * 1024
 """Weights beyond this do not stay in a core's own cache beside everything else."""
+
+_UNPACK_BYTES = 256 * 1024
+"""Weights that are worth unpacking by several threads."""
 
 _TASK_MACS = 4_000_000
 """Work that is worth handing to a thread."""
@@ -177,16 +181,18 @@ class DirectConv:
         count = layout.groups * layout.blocks
         return count > 1 and count * layout.block_bytes > _WEIGHT_BYTES
 
-    @property
-    def chunk(self) -> int:
-        """Output rows in a task; for a pointwise convolution, tiles."""
+    def tasks(self, batch: Expr) -> Tasks:
+        """Output rows put together to tasks; for a pointwise convolution, tiles."""
         spec, (rows, width) = self.spec, self.out_grid
+        units, fitting = rows, None
         if self.pointwise:
-            tiles = max(1, width // self.tile[1])
-            return tiles if self.by_blocks else _share(tiles, spec.macs)
-        pitch = Window(spec, 1, self.flip).pitch
-        fitting = (_WINDOW_BYTES // pitch - spec.kernel[0]) // spec.stride[0]
-        return max(1, min(fitting, rows if self.by_blocks else _share(rows, spec.macs)))
+            units = -(-width // self.tile[1])
+        else:
+            pitch = Window(spec, 1, self.flip).pitch
+            fitting = (_WINDOW_BYTES // pitch - spec.kernel[0]) // spec.stride[0]
+        # Threads that share out the blocks take whole images, as far as these fit.
+        worthwhile = spec.macs + units if self.by_blocks else _TASK_MACS
+        return Tasks(batch, units, max(1, spec.macs // units), worthwhile, fitting)
 
     def arguments(self, batch: Expr) -> list[ir.Argument]:
         """Arguments of the kernel."""
@@ -212,12 +218,6 @@ class DirectConv:
         return function.result
 
 
-def _share(units: int, macs: int) -> int:
-    """Units of work in a task, when all units together make `macs`."""
-    tasks = max(1, min(units, macs // _TASK_MACS))
-    return -(-units // tasks)
-
-
 class _Emitter:
     """Writes the loops of one kernel."""
 
@@ -228,72 +228,69 @@ class _Emitter:
         rest = list(buffers[5:])
         self.residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
         self.outputs = rest
-        self.window = Window(self.spec, conv.chunk, conv.flip)
+        self.window = Window(self.spec, conv.tasks(batch).chunk, conv.flip)
         self.rows, self.width = conv.out_grid
         self.vectors, self.pixels = conv.tile
-        units = max(1, self.width // self.pixels) if conv.pointwise else self.rows
-        self.tasks = -(-units // conv.chunk)
         self.block_count = self.layout.groups * self.layout.blocks
 
     def emit(self) -> None:
         """Write the whole body."""
-        layout = self.layout
+        layout, tasks = self.layout, self.conv.tasks(self.batch)
         if self.conv.by_blocks:
             with ir.parallel(self.block_count) as block:
                 panel, start = self.weight, block * layout.block_bytes
                 if layout.bits < 8:
                     panel, start = ir.allocate((layout.block_bytes,), "int8"), 0
                     unpack_block(layout, self.weight, block, panel, 0)
-                with ir.loop(self.batch) as image, ir.loop(self.tasks) as task:
-                    self.task(image, task, lambda rows: self.block(rows, block, panel, start))
+                chunk, units = tasks.chunk, tasks.units
+                with ir.loop(self.batch) as image, ir.loop(tasks.per_image) as index:
+                    first = index * chunk
+                    count = ir.least(chunk, units - first) if units % chunk else chunk
+                    self.task(image, first, count, lambda rows: self.block(rows, block, panel, start))
             return
         panel = self.weight
         if layout.bits < 8:
             panel = ir.allocate((self.block_count * layout.block_bytes,), "int8")
-            with ir.parallel(self.block_count) as block:
-                unpack_block(layout, self.weight, block, panel, block * layout.block_bytes)
+            run(
+                self.block_count,
+                lambda block: unpack_block(layout, self.weight, block, panel, block * layout.block_bytes),
+                alone=self.block_count * layout.block_bytes < _UNPACK_BYTES,
+            )
 
         def all_blocks(rows: _Rows) -> None:
             with ir.loop(self.block_count) as block:
                 self.block(rows, block, panel, block * layout.block_bytes)
 
-        images = 1 if self.tasks > 1 else max(1, _TASK_MACS // self.spec.macs)
-        with ir.parallel((self.batch + (images - 1)) // images * self.tasks) as index:
-            first = index // self.tasks * images
-            with ir.loop(ir.least(images, self.batch - first)) as image:
-                self.task(first + image, index % self.tasks, all_blocks)
+        tasks.run(lambda image, first, count: self.task(image, first, count, all_blocks))
 
-    def task(self, image: Expr, task: Expr, then: Callable[[_Rows], None]) -> None:
+    def task(self, image: Expr, first: Expr, count: Expr, then: Callable[[_Rows], None]) -> None:
         """One chunk of the output of one image."""
-        spec, chunk = self.spec, self.conv.chunk
+        spec = self.spec
         if self.conv.pointwise:
-            then(_Rows(self.data, image, task))
+            then(_Rows(self.data, image, first, count))
             return
-        first = task * chunk
-        count = ir.least(chunk, self.rows - first) if self.rows % chunk else chunk
         in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
         buffer = self.window.allocate()
         self.window.fill(buffer, self.data, image, first * spec.stride[0] - spec.padding[0], in_rows)
-        then(_Rows(buffer, image, task, count))
+        then(_Rows(buffer, image, first, count))
 
     def block(self, rows: _Rows, block: Expr, panel: Any, start: Expr) -> None:
         """All tiles of one block of output channels in one chunk."""
         full, rest = divmod(self.width, self.pixels)
         if not self.conv.pointwise:
             with ir.loop(rows.count) as row:
-                y = rows.task * self.conv.chunk + row
+                y = rows.first + row
                 base = row * (self.spec.stride[0] * self.window.pitch)
                 with ir.loop(full) as tile:
                     self.tile(rows, block, panel, start, base, y, tile * self.pixels, self.pixels)
                 if rest:
                     self.tile(rows, block, panel, start, base, y, full * self.pixels, rest)
             return
-        first = rows.task * self.conv.chunk
         if full:
-            with ir.loop(ir.least(self.conv.chunk, full - first)) as tile:
-                self.tile(rows, block, panel, start, 0, 0, (first + tile) * self.pixels, self.pixels)
+            with ir.loop(ir.least(rows.count, full - rows.first) if rest else rows.count) as tile:
+                self.tile(rows, block, panel, start, 0, 0, (rows.first + tile) * self.pixels, self.pixels)
         if rest:
-            with ir.when(rows.task == self.tasks - 1):
+            with ir.when(rows.first + rows.count == full + 1):
                 self.tile(rows, block, panel, start, 0, 0, full * self.pixels, rest)
 
     def tile(
@@ -389,5 +386,5 @@ class _Rows:
 
     buffer: Any
     image: Expr
-    task: Expr
-    count: Expr = 1
+    first: Expr
+    count: Expr

@@ -16,6 +16,7 @@ from tvm_backend.kernels.epilogue import finish, output_arguments, pieces, resid
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.tasks import Tasks
 from tvm_backend.kernels.window import Window
 
 __all__ = ["Depthwise", "reference"]
@@ -55,13 +56,12 @@ class Depthwise:
         width = self.spec.out_width
         return -(-width // -(-width // 8))
 
-    @property
-    def chunk(self) -> int:
-        """Output rows in a task."""
+    def tasks(self, batch: Expr) -> Tasks:
+        """Output rows put together to tasks."""
         spec = self.spec
         fitting = (_WINDOW_BYTES // Window(spec, 1, False).pitch - spec.kernel[0]) // spec.stride[0]
-        tasks = max(1, min(spec.out_height, spec.macs // _TASK_MACS))
-        return max(1, min(fitting, -(-spec.out_height // tasks)))
+        cost = max(1, spec.macs // spec.out_height)
+        return Tasks(batch, spec.out_height, cost, _TASK_MACS, fitting)
 
     @property
     def weight_length(self) -> int:
@@ -98,12 +98,10 @@ class Depthwise:
         return function.result
 
     def _emit(self, batch: Expr, buffers: Sequence[Any]) -> None:
-        spec, chunk = self.spec, self.chunk
-        window = Window(spec, chunk, flip=False)
-        tasks = -(-spec.out_height // chunk)
-        with ir.parallel(batch * tasks) as index:
-            image, first = index // tasks, index % tasks * chunk
-            count = ir.least(chunk, spec.out_height - first) if spec.out_height % chunk else chunk
+        spec, tasks = self.spec, self.tasks(batch)
+        window = Window(spec, tasks.chunk, flip=False)
+
+        def task(image: Expr, first: Expr, count: Expr) -> None:
             rows = window.allocate()
             in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
             window.fill(rows, buffers[0], image, first * spec.stride[0] - spec.padding[0], in_rows)
@@ -111,6 +109,8 @@ class Depthwise:
                 for begin, repeat, lanes in pieces(spec.out_channels, self.isa.lanes):
                     with ir.loop(repeat) as piece:
                         self._row(buffers, window, rows, image, row, first, begin + piece * lanes, lanes)
+
+        tasks.run(task)
 
     def _row(
         self,

@@ -24,6 +24,7 @@ from tvm_backend.kernels.epilogue import finish, integers, output_arguments, res
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import ConvSpec, QParams
+from tvm_backend.kernels.tasks import Tasks
 
 __all__ = ["DepthwiseDot", "reference"]
 
@@ -84,14 +85,12 @@ class DepthwiseDot:
         """Vectors of pixels in an output row, the last one possibly not full."""
         return -(-self.spec.out_width // _PIXELS)
 
-    @property
-    def chunk(self) -> int:
-        """Output rows in a task."""
+    def tasks(self, batch: Expr) -> Tasks:
+        """Output rows put together to tasks."""
         spec = self.spec
         row = (spec.padding[1] + spec.width + spec.padding[3]) * spec.in_channels
         fitting = (_WINDOW_BYTES // row - spec.kernel[0]) // spec.stride[0]
-        tasks = max(1, min(spec.out_height, spec.macs // _TASK_MACS))
-        return max(1, min(fitting, -(-spec.out_height // tasks)))
+        return Tasks(batch, spec.out_height, spec.macs // spec.out_height, _TASK_MACS, fitting)
 
     @property
     def weight_length(self) -> int:
@@ -127,14 +126,16 @@ class DepthwiseDot:
         """The PrimFunc."""
         batch = ir.batch_extent(self.spec.batch)
         with ir.Function(name) as function:
-            _Emitter(self, function.buffers(self.arguments(batch))).emit(batch)
+            buffers = function.buffers(self.arguments(batch))
+            tasks = self.tasks(batch)
+            tasks.run(_Emitter(self, tasks.chunk, buffers).task)
         return function.result
 
 
 class _Emitter:
     """Writes the loops of one kernel."""
 
-    def __init__(self, kernel: DepthwiseDot, buffers: Sequence[Any]) -> None:
+    def __init__(self, kernel: DepthwiseDot, chunk: int, buffers: Sequence[Any]) -> None:
         self.kernel, self.spec, self.isa = kernel, kernel.spec, kernel.isa
         self.data, self.weight, self.compensation, self.scale, self.bias = buffers[:5]
         rest = list(buffers[5:])
@@ -143,29 +144,25 @@ class _Emitter:
         self.dtype = "uint8" if kernel.flip else self.spec.input.dtype
         self.pitch = (self.spec.padding[1] + self.spec.width + self.spec.padding[3]) * _CHANNELS
         self.span = (self.spec.kernel[0] - 1) * self.spec.dilation[0] + 1
-        self.in_rows = (kernel.chunk - 1) * self.spec.stride[0] + self.span
+        self.in_rows = (chunk - 1) * self.spec.stride[0] + self.span
         self.row_bytes = kernel.tiles * kernel.quads * 4 * self.isa.unit
 
-    def emit(self, batch: Expr) -> None:
-        """Write the whole body."""
-        spec, chunk = self.spec, self.kernel.chunk
-        tasks = -(-spec.out_height // chunk)
-        with ir.parallel(batch * tasks) as index:
-            image, first = index // tasks, index % tasks * chunk
-            count = ir.least(chunk, spec.out_height - first) if spec.out_height % chunk else chunk
-            in_rows = (count - 1) * spec.stride[0] + self.span
-            blocks = spec.out_channels // _CHANNELS
-            # The last vector of a row reads behind the row, for pixels that it does not store.
-            slack = _PIXELS * spec.stride[1] * _CHANNELS
-            window = ir.allocate((blocks * self.in_rows * self.pitch + slack,), self.dtype)
-            self.copy(window, image, first * spec.stride[0] - spec.padding[0], in_rows)
-            ring = ir.allocate((self.span * self.row_bytes,), self.dtype)
-            with ir.loop(blocks) as block, ir.loop(in_rows) as row:
-                with ir.loop(self.kernel.tiles) as tile:
-                    self.order(window, ring, (block * self.in_rows + row) * self.pitch, row, tile)
-                ahead = row - (self.span - 1)
-                with ir.when(ir.both(ahead >= 0, ahead % spec.stride[0] == 0)):
-                    self.row(ring, image, block, row, first + ahead // spec.stride[0])
+    def task(self, image: Expr, first: Expr, count: Expr) -> None:
+        """Some output rows of one image."""
+        spec = self.spec
+        in_rows = (count - 1) * spec.stride[0] + self.span
+        blocks = spec.out_channels // _CHANNELS
+        # The last vector of a row reads behind the row, for pixels that it does not store.
+        slack = _PIXELS * spec.stride[1] * _CHANNELS
+        window = ir.allocate((blocks * self.in_rows * self.pitch + slack,), self.dtype)
+        self.copy(window, image, first * spec.stride[0] - spec.padding[0], in_rows)
+        ring = ir.allocate((self.span * self.row_bytes,), self.dtype)
+        with ir.loop(blocks) as block, ir.loop(in_rows) as row:
+            with ir.loop(self.kernel.tiles) as tile:
+                self.order(window, ring, (block * self.in_rows + row) * self.pitch, row, tile)
+            ahead = row - (self.span - 1)
+            with ir.when(ir.both(ahead >= 0, ahead % spec.stride[0] == 0)):
+                self.row(ring, image, block, row, first + ahead // spec.stride[0])
 
     def copy(self, window: Any, image: Expr, first: Expr, in_rows: Expr) -> None:
         """Copy input rows, block by block, with their padding."""

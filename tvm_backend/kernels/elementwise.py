@@ -10,15 +10,13 @@ from numpy.typing import NDArray
 
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.arithmetic import add_to, apply_epilogue, dequantize, storage_dtype
-from tvm_backend.kernels.epilogue import dequantized, finish, output_arguments, pieces
+from tvm_backend.kernels.epilogue import dequantized, finish, output_arguments
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import ElementwiseSpec
+from tvm_backend.kernels.tasks import flat
 
 __all__ = ["Elementwise", "reference"]
-
-_TASK = 16384
-"""Elements worth handing to a thread."""
 
 
 def reference(spec: ElementwiseSpec, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -55,34 +53,17 @@ class Elementwise:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)
-        size = math.prod(spec.shape)
         lead = [0] * (len(spec.shape) - 1)
-        tasks = -(-size // _TASK)
-        chunk = -(-size // tasks)
-        chunk = -(-chunk // self.isa.lanes) * self.isa.lanes
-        tasks = -(-size // chunk)
         with ir.Function(name) as function:
             buffers = function.buffers(self.arguments(batch))
             inputs, outputs = buffers[: len(spec.inputs)], buffers[len(spec.inputs) :]
 
-            def vectors(image: Expr, start: Expr, count: int) -> None:
-                for begin, repeat, lanes in pieces(count, self.isa.lanes):
-                    with ir.loop(repeat) as piece:
-                        where = [image, *lead, start + begin + piece * lanes]
-                        value = None
-                        for buffer, kind in zip(inputs, spec.inputs, strict=True):
-                            value = dequantized(ir.load(buffer, where, lanes), kind, lanes, onto=value)
-                        finish(value, spec.epilogue, None, outputs, where, lanes)
+            def vectors(image: Expr, start: Expr, width: int) -> None:
+                where = [image, *lead, start]
+                value = None
+                for buffer, kind in zip(inputs, spec.inputs, strict=True):
+                    value = dequantized(ir.load(buffer, where, width), kind, width, onto=value)
+                finish(value, spec.epilogue, None, outputs, where, width)
 
-            with ir.parallel(batch * tasks) as index:
-                image, task = index // tasks, index % tasks
-                rest = size - (tasks - 1) * chunk
-                if rest == chunk:
-                    vectors(image, task * chunk, chunk)
-                else:
-                    with ir.choose(task == tasks - 1) as (last, full):
-                        with last:
-                            vectors(image, (tasks - 1) * chunk, rest)
-                        with full:
-                            vectors(image, task * chunk, chunk)
+            flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
         return function.result

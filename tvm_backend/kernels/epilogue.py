@@ -13,7 +13,17 @@ from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 
-__all__ = ["chunks", "dequantized", "finish", "finish_row", "integers", "output_arguments", "pieces", "quantized", "residual_argument"]
+__all__ = [
+    "chunks",
+    "dequantized",
+    "finish",
+    "finish_row",
+    "integers",
+    "output_arguments",
+    "pieces",
+    "quantized",
+    "residual_argument",
+]
 
 
 def chunks(count: int, lanes: int) -> list[tuple[int, int]]:

@@ -252,12 +252,15 @@ def most(a: Expr, b: Expr) -> Expr:
 
 def least(a: Expr, b: Expr) -> Expr:
     """Smaller of two indices."""
-    return T.min(a, b)
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else T.min(a, b)
 
 
 @contextmanager
 def when(condition: Expr) -> Iterator[None]:
-    """Statements under a condition."""
+    """Statements under a condition, which may not be known to be false."""
+    if condition is True:
+        yield
+        return
     with T.If(condition), T.Then():
         yield
 

@@ -120,7 +120,11 @@ class Avx512Vnni(InstructionSet):
         return True
 
     def round_to_int(self, value: Expr) -> Expr:
-        zero, everywhere, current = ir.constant(0, "int32", 16), ir.constant(-1, "int16"), ir.constant(4, "int32")
+        zero, everywhere, current = (
+            ir.constant(0, "int32", 16),
+            ir.constant(-1, "int16"),
+            ir.constant(4, "int32"),
+        )
         return ir.call("int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", value, zero, everywhere, current)
 
     def narrow(self, values: Sequence[Expr], dtype: str, in_order: bool = True) -> Expr:

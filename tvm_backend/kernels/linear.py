@@ -16,9 +16,13 @@ from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.packing import WeightLayout, storage_bits
 from tvm_backend.kernels.spec import LinearSpec
+from tvm_backend.kernels.tasks import run
 from tvm_backend.kernels.unpack import lowest_values, unpacked
 
 __all__ = ["Linear", "reference", "sums"]
+
+_TASK_MACS = 400_000
+"""Work that is worth handing to threads."""
 
 
 def sums(spec: LinearSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.int32]:
@@ -148,7 +152,8 @@ class _Emitter:
                 with ir.loop(pitch - spec.in_features) as i:
                     ir.store(source, ir.constant(0, spec.input.dtype), [row, spec.in_features + i])
         rows = self.linear.rows
-        with ir.parallel(layout.blocks) as block:
+
+        def task(block: Expr) -> None:
             if rows > 1:
                 with ir.loop(self.batch // rows) as index:
                     self.tile(source, block, index * rows, rows)
@@ -156,6 +161,9 @@ class _Emitter:
             if not isinstance(rest, int) or rest:
                 with ir.loop(rest) as index:
                     self.tile(source, block, self.batch - rest + index, 1)
+
+        alone = True if layout.blocks == 1 else self.batch * spec.macs < _TASK_MACS
+        run(layout.blocks, task, alone)
 
     def tile(self, source: Any, block: Expr, row: Expr, rows: int) -> None:
         """One register tile: sums over all products, then the epilogue."""

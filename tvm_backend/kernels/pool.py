@@ -14,8 +14,12 @@ from tvm_backend.kernels.epilogue import dequantized, finish, output_arguments, 
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import Epilogue, PoolSpec
+from tvm_backend.kernels.tasks import Tasks
 
 __all__ = ["Pool", "reference"]
+
+_TASK = 100_000
+"""Elements read that are worth handing to a thread."""
 
 
 def _spans(size: int, out: int, kernel: int, stride: int, before: int) -> list[tuple[int, int]]:
@@ -103,12 +107,15 @@ class Pool:
         with ir.Function(name) as function:
             data, *rest = function.buffers(self.arguments(batch))
             residual = rest.pop(0) if spec.epilogue.residual is not None else None
-            with ir.parallel(batch * spec.out_height) as index:
-                image, y = index // spec.out_height, index % spec.out_height
+
+            def task(image: Expr, first: Expr, count: Expr) -> None:
                 for begin, repeat, width in pieces(spec.channels, lanes):
-                    with ir.loop(spec.out_width) as x, ir.loop(repeat) as piece:
-                        channel = begin + piece * width
-                        self._window(data, residual, rest, [image, y, x, channel], width)
+                    with ir.loop(count) as y, ir.loop(spec.out_width) as x, ir.loop(repeat) as piece:
+                        where = [image, first + y, x, begin + piece * width]
+                        self._window(data, residual, rest, where, width)
+
+            cost = spec.out_width * spec.channels * spec.kernel[0] * spec.kernel[1]
+            Tasks(batch, spec.out_height, cost, _TASK).run(task)
         return function.result
 
     def _window(self, data: Any, residual: Any, outputs: list[Any], where: list[Expr], lanes: int) -> None:

@@ -12,6 +12,7 @@ from tvm_backend.kernels import ir
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import SubsampleSpec
+from tvm_backend.kernels.tasks import TASK_ELEMENTS, Tasks
 
 __all__ = ["Subsample", "reference"]
 
@@ -50,16 +51,21 @@ class Subsample:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)
-        rows, columns, _ = spec.out_shape
+        rows, columns, channels = spec.out_shape
         zero = ir.constant(spec.input.zero_point, spec.input.dtype)
         with ir.Function(name) as function:
             data, output = function.buffers(self.arguments(batch))
-            with ir.loop(batch) as image, ir.loop(rows) as y, ir.loop(columns) as x:
-                for start, count in ((0, spec.before), (spec.before + spec.channels, spec.after)):
-                    if count:
-                        with ir.loop(count) as c:
-                            ir.store(output, zero, [image, y, x, start + c])
-                with ir.loop(spec.channels) as c:
-                    value = ir.load(data, [image, y * spec.stride[0], x * spec.stride[1], c])
-                    ir.store(output, value, [image, y, x, spec.before + c])
+
+            def task(image: Expr, first: Expr, count: Expr) -> None:
+                with ir.loop(count) as row, ir.loop(columns) as x:
+                    y = first + row
+                    for start, repeat in ((0, spec.before), (spec.before + spec.channels, spec.after)):
+                        if repeat:
+                            with ir.loop(repeat) as c:
+                                ir.store(output, zero, [image, y, x, start + c])
+                    with ir.loop(spec.channels) as c:
+                        value = ir.load(data, [image, y * spec.stride[0], x * spec.stride[1], c])
+                        ir.store(output, value, [image, y, x, spec.before + c])
+
+            Tasks(batch, rows, columns * channels, TASK_ELEMENTS).run(task)
         return function.result
