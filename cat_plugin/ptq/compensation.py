@@ -23,6 +23,8 @@ from cat_plugin.ptq.moments import Moments
 
 __all__ = ["fit_integers", "least_squares_weight"]
 
+_BLOCK = 64  # columns whose errors are gathered before they are spread over the rest by one matrix product
+
 
 def least_squares_weight(weight: Tensor, moments: Moments, ridge: float) -> Tensor:
     """Weight that maps the quantized inputs to the full-precision outputs best.
@@ -59,7 +61,8 @@ def _inverse_factor(h: Tensor) -> Tensor:
             inverse = torch.cholesky_inverse(factor)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
             if not bool(failed.any()):
-                return upper.float()
+                result: Tensor = upper.float()
+                return result
         ridge = ridge * 100
 
 
@@ -74,13 +77,17 @@ def _spread_rounding(target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low
     work = target.gather(2, index).float().clone()
     integers = torch.empty_like(work)
     s, z = scale.float(), zero.float()
-    for j in range(k):
-        column = work[:, :, j]
-        q = (column / s + z).round_().clamp_(low, high)
-        integers[:, :, j] = q
-        error = (column - (q - z) * s) / upper[:, j, j].unsqueeze(1)
-        if j + 1 < k:
-            work[:, :, j + 1 :] -= error.unsqueeze(2) * upper[:, j, j + 1 :].unsqueeze(1)
+    for start in range(0, k, _BLOCK):
+        end = min(start + _BLOCK, k)
+        block = work[:, :, start:end].clone()
+        errors = torch.empty_like(block)
+        for j in range(end - start):
+            column, row = block[:, :, j], upper[:, start + j, start:end]
+            q = (column / s + z).round_().clamp_(low, high)
+            integers[:, :, start + j] = q
+            errors[:, :, j] = (column - (q - z) * s) / row[:, j].unsqueeze(1)
+            block[:, :, j + 1 :] -= errors[:, :, j].unsqueeze(2) * row[:, j + 1 :].unsqueeze(1)
+        work[:, :, end:] -= torch.bmm(errors, upper[:, start:end, end:])
     return torch.empty_like(integers).scatter_(2, index, integers)
 
 
@@ -99,16 +106,20 @@ def _descend(
         best = (centred * pull).sum(2) / denominator.clamp(min=1e-20)
         scale = torch.where((denominator > 1e-20) & (best > 0), best, scale)
         residual = pull - through * scale.unsqueeze(2)  # H (w* - w)
-        changed = False
-        for j in range(q.shape[2]):
-            step = residual[:, :, j] / (diagonal[:, j].unsqueeze(1) * scale)
-            new = (q[:, :, j] + step).round_().clamp_(low, high)
-            move = new - q[:, :, j]
-            if bool(move.any()):
-                changed = True
-                q[:, :, j] = new
-                residual -= (move * scale).unsqueeze(2) * hf[:, j].unsqueeze(1)
-        if not changed:
+        before = q.clone()
+        for start in range(0, q.shape[2], _BLOCK):
+            end = min(start + _BLOCK, q.shape[2])
+            block, local = residual[:, :, start:end].clone(), hf[:, start:end, start:end]
+            moved = torch.empty_like(block)
+            for j in range(end - start):
+                column = q[:, :, start + j]
+                step = block[:, :, j] / (diagonal[:, start + j].unsqueeze(1) * scale)
+                new = (column + step).round_().clamp_(low, high)
+                moved[:, :, j] = (new - column) * scale
+                q[:, :, start + j] = new
+                block -= moved[:, :, j].unsqueeze(2) * local[:, j].unsqueeze(1)
+            residual -= torch.bmm(moved, hf[:, start:end])
+        if torch.equal(before, q):
             break
     return q, scale
 

@@ -71,8 +71,10 @@ def fit_layer(
             target = least_squares_weight(grouped, moments, _RIDGE) if spec.refit else grouped.double()
             scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
             shape = grouped.shape[:2]
+            # from 6 bits on the searched scale is as good as any, and few integers move
+            effort: dict[str, Any] = {} if layer.w_bits < 6 else {"factors": (1.0,), "sweeps": 2}
             integers, scale = fit_integers(
-                target, moments, scale.reshape(shape), zero_point.reshape(shape), layer.qrange
+                target, moments, scale.reshape(shape), zero_point.reshape(shape), layer.qrange, **effort
             )
             layer.weight = target.reshape(layer.weight.shape).to(layer.weight.dtype)
             layer.q_weight = integers.reshape(layer.weight.shape)
