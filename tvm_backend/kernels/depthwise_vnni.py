@@ -212,8 +212,8 @@ class _Emitter:
                 places.append(ir.hold(value, dtype, unit))
             # Places beyond the kernel meet zero weights: any value will do.
             places += [places[-1]] * (4 - len(places))
-            first = [ir.hold(_unpack(*places[:2], 1, high), dtype, unit) for high in (False, True)]
-            second = [ir.hold(_unpack(*places[2:], 1, high), dtype, unit) for high in (False, True)]
+            first = [ir.hold(_unpack(places[0], places[1], 1, high), dtype, unit) for high in (False, True)]
+            second = [ir.hold(_unpack(places[2], places[3], 1, high), dtype, unit) for high in (False, True)]
             for vector in range(4):
                 ordered = _unpack(first[vector // 2], second[vector // 2], 2, vector % 2 == 1)
                 target = start + ((tile * self.kernel.quads + quad) * 4 + vector) * unit
