@@ -37,7 +37,9 @@ CASES = {
 def arrays_for(spec: ClusterAffineSpec, rows: int) -> list[np.ndarray]:
     """Random inputs and an output filled with NaN."""
     rng = np.random.default_rng(rows)
-    shapes = [tuple(rows if extent is None else extent for extent in shape) for _, shape, _ in spec.arguments()]
+    shapes = [
+        tuple(rows if extent is None else extent for extent in shape) for _, shape, _ in spec.arguments()
+    ]
     inputs = [rng.standard_normal(shape).astype(np.float32) for shape in shapes[:-1]]
     return [*inputs, np.full(shapes[-1], np.nan, np.float32)]
 
@@ -85,7 +87,9 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Measure all cases and write what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row of the table")
     parser.add_argument("--mcpu", help="compile for this processor, not for the one at hand")
@@ -96,7 +100,9 @@ def main() -> None:
 
     target = tvm.target.Target({"kind": "llvm", "mcpu": options.mcpu or codegen.llvm_get_system_cpu()})
     results = []
-    print(f"{'case':<24} {'N':>5} {'fused us':>9} {'p90':>8} {'torch us':>9} {'p90':>8} {'ratio':>6} {'error':>8}")
+    print(
+        f"{'case':<24} {'N':>5} {'fused us':>9} {'p90':>8} {'torch us':>9} {'p90':>8} {'ratio':>6} {'error':>8}"
+    )
     for name, spec in CASES.items():
         function = lower(spec, target).with_attr("global_symbol", "main")
         kernel = tvm.compile(tvm.IRModule({"main": function}), target=target)["main"]

@@ -1,0 +1,374 @@
+"""Check and time every CUDA kernel, in two steps, so that the machine with the GPU needs no compiler.
+
+Where the libraries are built (no GPU needed)::
+
+    python -m benchmarks.cuda build --out libraries --arch sm_90 [--bundle BUNDLE ...]
+
+Where the GPU is (TVM's runtime and numpy; PyTorch for the comparison)::
+
+    python -m benchmarks.cuda run libraries --out results
+
+``run`` first compares each kernel with its reference, then takes medians of many
+launches, with enough sets of buffers that the second-level cache does not hold them, and writes ``results/cuda.json``
+and a table.  The floor of a kernel is the larger of its bytes over the measured copy bandwidth and its operations over
+the rate given by ``--rate``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CACHE_BYTES = 1 << 27
+"""Buffers are taken in turn until they exceed this: twice the second-level cache of an H200."""
+
+
+# Building -----------------------------------------------------------------------------------------------------------------
+
+
+def _cluster_affine_cases() -> dict[str, Any]:
+    from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec
+
+    diagonal, lowrank, full = OPS
+    sizes = {"n_classes": 1000, "n_clusters": 64, "n_components": 50}
+    cases: dict[str, Any] = {}
+    for rows in (1, 64, 256, 4096):
+        cases[f"diagonal, float32, N {rows}"] = (ClusterAffineSpec(diagonal, **sizes), rows)
+    for dtype in ("float16",):
+        cases[f"diagonal, {dtype}, N 4096"] = (ClusterAffineSpec(diagonal, dtype=dtype, **sizes), 4096)
+    cases["diagonal, d 0, N 4096"] = (ClusterAffineSpec(diagonal, 1000, 64, 0), 4096)
+    cases["lowrank 16, N 4096"] = (ClusterAffineSpec(lowrank, rank=16, **sizes), 4096)
+    cases["full, C 10, 64 features, N 4096"] = (ClusterAffineSpec(full, 10, 8, 0, n_features=64), 4096)
+    return cases
+
+
+def _integer_cases() -> dict[str, Any]:
+    """The convolutions of ResNet-18 at batch 1 and 16, a linear layer, a depthwise convolution."""
+    from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
+
+    kind = QParams(0.05, 7, 0, 255, "uint8")
+    relu = Epilogue((0.0, None), None, (kind,))
+    cases: dict[str, Any] = {}
+    for batch in (1, 16):
+        for size, channels in ((56, 64), (28, 128), (14, 256), (7, 512)):
+            for bits in (8, 4, 2):
+                spec = ConvSpec(
+                    batch,
+                    size,
+                    size,
+                    channels,
+                    channels,
+                    (3, 3),
+                    kind,
+                    relu,
+                    padding=(1, 1, 1, 1),
+                    weight_bits=bits,
+                )
+                cases[f"conv 3x3, {size}x{size}x{channels}, {bits} bits, N {batch}"] = (spec, batch)
+        cases[f"linear 512 -> 1000, N {batch}"] = (LinearSpec(batch, 512, 1000, kind, Epilogue()), batch)
+        stem = ConvSpec(batch, 224, 224, 3, 64, (7, 7), kind, relu, (2, 2), (3, 3, 3, 3))
+        cases[f"stem 7x7, N {batch}"] = (stem, batch)
+        depthwise = ConvSpec(batch, 56, 56, 144, 144, (3, 3), kind, relu, padding=(1, 1, 1, 1), groups=144)
+        cases[f"depthwise 3x3, 56x56x144, N {batch}"] = (depthwise, batch)
+    return cases
+
+
+def _integer_arrays(spec: Any, kernel: Any, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
+    from tvm_backend.kernels import conv2d, linear
+    from tvm_backend.kernels.spec import ConvSpec
+
+    rng = np.random.default_rng(0)
+    convolution = isinstance(spec, ConvSpec)
+    shape = (spec.height, spec.width, spec.in_channels) if convolution else (spec.in_features,)
+    data = rng.integers(0, 256, (rows, *shape)).astype(np.uint8)
+    high = 2 ** (spec.weight_bits - 1)
+    weight = rng.integers(-high, high, spec.weight_shape).astype(np.int8)
+    channels = weight.shape[0]
+    scale = (rng.uniform(0.1, 2, channels) / (np.sqrt(weight[0].size) * high * 64)).astype(np.float32)
+    bias = rng.normal(size=channels).astype(np.float32)
+    reference = conv2d.reference if convolution else linear.reference
+    (expected,) = reference(spec, data, weight, scale, bias)
+    return [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias], expected
+
+
+def build(options: argparse.Namespace) -> None:
+    """Compile all kernels and write them; integer ones with inputs and expected results."""
+    import tvm
+
+    import tvm_backend
+    from tvm_backend import cuda_build
+    from tvm_backend.kernels import registry
+    from tvm_backend.kernels.cluster_affine import lower
+
+    target = tvm.target.Target({"kind": "cuda", "arch": options.arch}, host={"kind": "llvm"})
+    options.out.mkdir(parents=True, exist_ok=True)
+    entries = []
+
+    def write(name: str, function: Any, facts: dict[str, Any]) -> str:
+        stem = f"kernel{len(entries):03d}"
+        module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        executable = tvm.compile(module, target=target)
+        pack = cuda_build.pack_imports(options.arch)
+        executable.export_library(str(options.out / f"{stem}.so"), fpack_imports=pack)
+        (source,) = cuda_build.sources(executable)
+        resources = cuda_build.resources(source, options.arch)
+        entries.append({"name": name, "file": stem, "resources": resources, **facts})
+        print(f"built {name}", flush=True)
+        return stem
+
+    if not options.models_only:
+        for name, (spec, rows) in _cluster_affine_cases().items():
+            operations = 2 * rows * spec.width * (spec.n_components or spec.n_clusters)
+            facts = {"kind": "cluster_affine", "bytes": spec.floor_bytes(rows), "operations": operations}
+            write(name, lower(spec, target), facts | {"rows": rows, "spec": dataclasses.asdict(spec)})
+        for name, (spec, rows) in _integer_cases().items():
+            kernel = registry.lower(spec, target)
+            arrays, expected = _integer_arrays(spec, kernel, rows)
+            moved = sum(array.nbytes for array in arrays) + expected.nbytes
+            facts = {"kind": "integer", "bytes": moved, "operations": 2 * spec.macs * rows, "rows": rows}
+            stem = write(name, kernel.prim_func, facts)
+            np.savez_compressed(options.out / f"{stem}.npz", *arrays, expected)
+    for bundle in options.bundle:
+        path = options.out / f"{Path(bundle).name}.so"
+        report = tvm_backend.compile(bundle, target=target, out=path)
+        entries.append({"name": Path(bundle).name, "file": path.stem, "kind": "model"})
+        print(report)
+    (options.out / "cuda.json").write_text(
+        json.dumps({"arch": options.arch, "entries": entries}, indent=1) + "\n"
+    )
+
+
+# Running ------------------------------------------------------------------------------------------------------------------
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch if torch.cuda.is_available() else None
+
+
+def median(function: Callable[[int], Any], synchronize: Callable[[], Any], repeats: int) -> float:
+    """Median time of a launch in microseconds: batches of launches between two synchronizations."""
+    for i in range(3):
+        function(i)
+    synchronize()
+    samples = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for i in range(20):
+            function(i)
+        synchronize()
+        samples.append((time.perf_counter() - start) / 20 * 1e6)
+    return statistics.median(samples)
+
+
+def _eager(
+    torch: Any, entry: dict[str, Any], arrays: list[np.ndarray]
+) -> tuple[Callable[..., Any], list[Any]]:
+    """The diagonal step written in PyTorch, for eager mode and torch.compile."""
+    tensors = [torch.from_numpy(array).cuda() for array in arrays[:6]]
+
+    def step(z: Any, mean: Any, components: Any, centroids: Any, gamma: Any, beta: Any) -> Any:
+        x = z.float()
+        p = (x - mean) @ components.t() if components.shape[0] else x
+        score = (centroids * centroids).sum(1) - 2 * (p @ centroids.t())
+        k = score.argmin(1)
+        return (x + entry["spec"]["alpha"] * (gamma[k] * x + beta[k] - x)).to(z.dtype)
+
+    return step, tensors
+
+
+def run(options: argparse.Namespace) -> None:
+    """Check, then time."""
+    import ctypes
+
+    import tvm
+    import tvm.runtime.vm
+
+    ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
+    device, torch = tvm.cuda(0), _torch()
+    described = json.loads((options.libraries / "cuda.json").read_text())
+    options.out.mkdir(parents=True, exist_ok=True)
+    facts = _machine(torch, tvm)
+    bandwidth = _bandwidth(torch) if torch else None
+    facts["copy_bytes_per_second"] = bandwidth
+    results = []
+    print(json.dumps(facts))
+    print(f"{'kernel':<44} {'us':>9} {'floor':>8} {'ratio':>6} {'eager':>9} {'compile':>9} {'error':>9}")
+    for entry in described["entries"]:
+        if entry["kind"] == "model" or options.only not in entry["name"]:
+            continue
+        module = tvm.runtime.load_module(str(options.libraries / f"{entry['file']}.so"))
+        arrays, expected = _data(entry, options.libraries)
+        blank = np.full_like(expected, 77)
+        size = arrays[0].nbytes + expected.nbytes
+        sets = max(1, min(64, -(-CACHE_BYTES // size)))
+        # Parameters are shared, as in use; data and results are taken in turn.
+        shared = [tvm.runtime.tensor(array, device) for array in arrays[1:]]
+        turns = [
+            [tvm.runtime.tensor(arrays[0], device), *shared, tvm.runtime.tensor(blank, device)]
+            for _ in range(sets)
+        ]
+        kernel = module["main"]
+        kernel(*turns[0])
+        error = _error(turns[0][-1].numpy(), expected, exact=entry["kind"] == "integer")
+        row = dict(entry, error=error, correct=bool(error <= (0 if entry["kind"] == "integer" else 1e-3)))
+        row["microseconds"] = median(_launcher(kernel, turns), device.sync, options.repeats)
+        if bandwidth:
+            by_bytes, by_rate = entry["bytes"] / bandwidth, entry["operations"] / _rate(entry, options)
+            row["floor_microseconds"] = max(by_bytes, by_rate) * 1e6
+        if torch and entry["kind"] == "cluster_affine" and entry["spec"]["op"] == "cat::cluster_affine":
+            step, tensors = _eager(torch, entry, arrays)
+            for label, function in (("eager", step), ("compile", torch.compile(step))):
+                row[f"torch_{label}_microseconds"] = median(
+                    _torch_launcher(function, tensors, sets), torch.cuda.synchronize, options.repeats
+                )
+        results.append(row)
+        _print_row(row)
+    results += _run_models(described, options, tvm, device)
+    (options.out / "cuda.json").write_text(
+        json.dumps({"machine": facts, "results": results}, indent=1) + "\n"
+    )
+    wrong = [row["name"] for row in results if not row.get("correct", True)]
+    print(f"{len(results) - len(wrong)} correct, {len(wrong)} wrong {wrong}")
+
+
+def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """Inputs of a kernel and its result; those of the cluster-affine step are made anew, for their size."""
+    if entry["kind"] == "integer":
+        with np.load(libraries / f"{entry['file']}.npz") as loaded:
+            *arrays, expected = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
+        return arrays, expected
+    from tvm_backend.kernels.cluster_affine_reference import reference
+    from tvm_backend.kernels.cluster_affine_spec import ClusterAffineSpec
+
+    spec, rows = ClusterAffineSpec(**entry["spec"]), entry["rows"]
+    rng = np.random.default_rng(rows)
+    arrays = [
+        rng.standard_normal([rows if extent is None else extent for extent in shape]).astype(dtype)
+        for _, shape, dtype in spec.arguments()[:-1]
+    ]
+    (expected,) = reference(spec, *arrays)
+    return arrays, expected.astype(spec.dtype)
+
+
+def _launcher(kernel: Any, turns: list[list[Any]]) -> Callable[[int], Any]:
+    return lambda i: kernel(*turns[i % len(turns)])
+
+
+def _torch_launcher(function: Any, tensors: list[Any], sets: int) -> Callable[[int], Any]:
+    inputs = [tensors[0].clone() for _ in range(sets)]
+    return lambda i: function(inputs[i % sets], *tensors[1:])
+
+
+def _rate(entry: dict[str, Any], options: argparse.Namespace) -> float:
+    """Operations a second that the arithmetic units could do."""
+    return options.integer_rate if entry["kind"] == "integer" else options.rate
+
+
+def _error(found: np.ndarray, expected: np.ndarray, exact: bool) -> float:
+    if exact:
+        return float((found != expected).mean())
+    wide = expected.astype(np.float64)
+    return float(np.linalg.norm(found.astype(np.float64) - wide) / np.linalg.norm(wide))
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    floor = row.get("floor_microseconds")
+    cells = [
+        f"{row['name']:<44} {row['microseconds']:>9.1f}",
+        f"{floor:>8.1f} {row['microseconds'] / floor:>6.2f}" if floor else f"{'-':>8} {'-':>6}",
+        *(
+            f"{row[key]:>9.1f}" if key in row else f"{'-':>9}"
+            for key in ("torch_eager_microseconds", "torch_compile_microseconds")
+        ),
+        f"{row['error']:>9.1e}",
+    ]
+    print(" ".join(cells))
+
+
+def _run_models(
+    described: dict[str, Any], options: argparse.Namespace, tvm: Any, device: Any
+) -> list[dict[str, Any]]:
+    """Whole models at batch 1 and 16, inputs and results on the device."""
+    import tvm_backend
+
+    rows = []
+    for entry in described["entries"]:
+        if entry["kind"] != "model":
+            continue
+        library = tvm_backend.load(options.libraries / f"{entry['file']}.so")
+        (described_input,) = library.manifest["inputs"]
+        for batch in (1, 16):
+            shape = [batch if isinstance(extent, str) else extent for extent in described_input["shape"]]
+            data = np.random.default_rng(0).standard_normal(shape).astype(described_input["dtype"])
+            tensor = tvm.runtime.tensor(data, device)
+            time_ = median(lambda _, run=library, x=tensor: run(x), device.sync, options.repeats)
+            rows.append({"name": f"{entry['name']}, N {batch}", "kind": "model", "microseconds": time_})
+            print(f"{rows[-1]['name']:<44} {time_:>9.1f}")
+    return rows
+
+
+def _machine(torch: Any, tvm: Any) -> dict[str, Any]:
+    facts: dict[str, Any] = {"tvm": tvm.__version__, "torch": torch.__version__ if torch else None}
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        facts["gpu"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        facts["gpu"] = "none"
+    if torch:
+        facts["cuda"] = torch.version.cuda
+    return facts
+
+
+def _bandwidth(torch: Any) -> float:
+    """Bytes a second of a large copy on the device, read and written ones counted."""
+    source = torch.randn(1 << 28, device="cuda")
+    target = torch.empty_like(source)
+    microseconds = median(lambda _: target.copy_(source), torch.cuda.synchronize, 10)
+    return float(2 * 4 * source.numel() / microseconds * 1e6)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    building = commands.add_parser("build", help="compile the libraries; no GPU needed")
+    building.add_argument("--out", type=Path, default=Path("libraries"))
+    building.add_argument("--arch", default="sm_90")
+    building.add_argument(
+        "--bundle", nargs="*", default=[], help="bundles of whole models to compile as well"
+    )
+    building.add_argument("--models-only", action="store_true")
+    building.set_defaults(function=build)
+    running = commands.add_parser("run", help="check and time them")
+    running.add_argument("libraries", type=Path)
+    running.add_argument("--out", type=Path, default=Path("results"))
+    running.add_argument("--only", default="", help="kernels whose name holds this")
+    running.add_argument("--repeats", type=int, default=50)
+    running.add_argument(
+        "--rate", type=float, default=67e12, help="float32 operations a second; an H100's 67e12"
+    )
+    running.add_argument(
+        "--integer-rate", type=float, default=1979e12, help="int8 operations; an H100's 1979e12"
+    )
+    running.set_defaults(function=run)
+    options = parser.parse_args()
+    options.function(options)
+
+
+if __name__ == "__main__":
+    main()
