@@ -51,8 +51,7 @@ class PostImportHook(importlib.abc.MetaPathFinder):
             sys.meta_path.insert(0, self)
         for name, callback in self._callbacks.items():
             module = sys.modules.get(name)
-            # A module that is being imported at this moment has no complete namespace yet; whoever
-            # imports it is past our finder, so it is reported when the package is next asked for.
+            # A module that is being imported at this moment has no complete namespace yet.
             if module is not None and not getattr(module.__spec__, "_initializing", False):
                 callback(module)
 

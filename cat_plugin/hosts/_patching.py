@@ -8,8 +8,6 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cat_plugin.errors import HostError
-
 __all__ = ["Patches"]
 
 _log = logging.getLogger("cat_plugin")
@@ -72,14 +70,6 @@ class Patches:
         setattr(owner, name, final)
         self._undo.append((owner, name, raw, final))
         return True
-
-    def need(self, where: str, what: str) -> None:
-        """Raise the reason when a patch was refused that `what` depends on."""
-        if where in self.refused:
-            raise HostError(
-                f"{what} is not available with the installed Neural Compressor: {where} could not be extended, "
-                f"because {self.refused[where]}"
-            )
 
     def undo(self) -> None:
         """Put every original back; what someone else replaced after us stays as it is."""

@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,9 +18,14 @@ from cat_plugin.errors import CalibrationError
 from cat_plugin.hosts.options import make_estimator, make_spec, quantization_key
 from cat_plugin.hosts.progress import TrialProgress
 
+if TYPE_CHECKING:
+    from cat_plugin.ptq.progress import Progress
+
 __all__ = ["CalibrationRecord", "TuningSession", "describe", "fingerprint", "quantize_and_correct"]
 
 _log = logging.getLogger("cat_plugin")
+# Steps of a progress bar that quantizing takes; each calibration batch of the quantized model is one more.
+_ENGINE_STEPS = 100
 
 
 @dataclass
@@ -154,7 +159,11 @@ def quantize_and_correct(
     """
     session = session if session is not None else TuningSession()
     title = f"{session.label} {describe(params)}".strip()
-    with TrialProgress(title, total=2 * len(record.calls) + 1) as progress:
+    with TrialProgress(title, total=_ENGINE_STEPS + len(record.calls)) as progress:
+
+        def told(news: Progress) -> None:
+            progress.stage(f"quantize {news.stage}")
+            progress.reach(news.fraction * _ENGINE_STEPS)
 
         def make() -> _Quantized:
             progress.stage("quantize")
@@ -164,12 +173,12 @@ def quantize_and_correct(
                 module: nn.Module
                 with evaluating(reference):
                     module, engine_report = quantize(
-                        reference, make_spec(params), _engine_inputs(record.calls)
+                        reference, make_spec(params), _engine_inputs(record.calls), progress=told
                     )
                 report: dict[str, Any] | None = engine_report.to_dict()
             else:
                 module, report = quantize_base(), None
-            progress.update(len(record.calls))
+            progress.reach(_ENGINE_STEPS)
             progress.stage("calibrate")
             return _Quantized(module, collect_logits(module, record.calls, "quantized", progress), report)
 

@@ -32,13 +32,13 @@ class TrialProgress:
     def __enter__(self) -> TrialProgress:
         from rich.console import Console
         from rich.errors import LiveError
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
         wanted = os.environ.get("CAT_PROGRESS", "")
         if wanted == "0" or not (console.is_terminal or wanted == "1"):
             return self
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         bar = Progress(*columns, console=console)
         try:
             bar.start()
@@ -53,6 +53,11 @@ class TrialProgress:
         """Say what is being done."""
         if self._bar is not None:
             self._bar.update(self._task, description=f"{self._title}: {name}")
+
+    def reach(self, steps: float) -> None:
+        """So many steps are done in all."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=steps)
 
     def update(self, steps: int) -> None:
         """Advance."""

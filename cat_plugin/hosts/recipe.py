@@ -316,10 +316,11 @@ def load_recipe(path: str | Path) -> Recipe:
             raise located.error(where, str(error)) from None
         configurations.append(params)
     tuning = located.data.get("tuning") or {}
+    sizes = (section.get("calibration") or {}).get("sampling_size")
     return Recipe(
         path,
         configurations,
         _criterion(located),
-        sampling_size=(section.get("calibration") or {}).get("sampling_size"),
+        sampling_size=max(sizes) if isinstance(sizes, list) else sizes,
         performance_only=(tuning.get("exit_policy") or {}).get("performance_only", False),
     )

@@ -72,7 +72,7 @@ RELEASES = (
 
 def markdown_table() -> str:
     """The table of supported releases, for the README."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("Neural Compressor", "YAML recipe", "2.x Python API", "3.x torch API", "3.x static int8", "tox"),
         ("---",) * 6,
     ]

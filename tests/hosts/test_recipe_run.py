@@ -129,6 +129,9 @@ def test_static_int8_base(task, recipe):
     best = made.run(task.net, task.batches)
     assert task.logits(best).shape == (len(task.images), 10)
     assert task.accuracy(best) > task.accuracy(task.net) - 0.05
+    tuned = made.run(task.net, task.batches, task.accuracy)
+    assert torch.equal(task.logits(tuned), task.logits(best))
+    assert [trial.config["base"] for trial in made.trials] == [best.config["base"]]
 
 
 @needs_host
