@@ -52,7 +52,7 @@ _ESTIMATOR_NAMES = {
     "mode": "mode",
     "seed": "random_state",
 }
-MODES = ("auto", "diagonal", "lowrank", "full")
+MODES = ("auto", "paper", "diagonal", "lowrank", "full")
 _PRESET_COST = {"fast": 0, "balanced": 1, "best": 2}
 _BASE_COST = {"rtn": 0, "static_quant": 0, "hqq": 1}
 
