@@ -212,7 +212,7 @@ def test_damaged_description(copy, text):
 
 def test_missing_processor_feature(copy):
     change(copy, variant={"features": ["avx2", "warp_drive"]})
-    with pytest.raises(LibraryError, match="needs warp_drive.*target='portable'"):
+    with pytest.raises(LibraryError, match=r"needs warp_drive.*target='portable'"):
         tvm_backend.load(copy)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from tvm import relax
 
 from tvm_backend import compat, dialect
-from tvm_backend.kernels.spec import Epilogue, PoolSpec
+from tvm_backend.kernels.spec import Epilogue, PoolSpec, QParams
 from tvm_backend.passes.fold_convolution import NCHW_TO_NHWC, NHWC_TO_NCHW
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
@@ -36,6 +36,8 @@ class _Fold(Rewriter):
             return None
         x, q = data
         shape = dialect.shape_of(x)
+        if name == "mean" and len(shape) == 3:
+            return self._mean_of_rows(expr, x, q)
         if len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
             return None
         arguments = (
@@ -59,6 +61,26 @@ class _Fold(Rewriter):
         if name == "mean" and not expr.attrs.keepdims:
             return relax.op.squeeze(out, [2, 3])
         return out
+
+    def _mean_of_rows(self, expr: Any, x: Any, q: QParams) -> Any | None:
+        """The mean over time of (N, C, T) or over tokens of (N, T, C): a global average of pixels in one row."""
+        axes = [axis % 3 for axis in compat.ints(expr.attrs.axis)] if expr.attrs.axis is not None else []
+        if axes not in ([1], [2]):
+            return None
+        if axes == [2]:
+            x = self.emit(relax.op.permute_dims(x, [0, 2, 1]))
+        batch, length, channels = dialect.shape_of(x)
+        if not isinstance(length, int) or not isinstance(channels, int):
+            return None
+        x = self.emit(relax.op.expand_dims(x, [1]))
+        window = (1, length)
+        static = dialect.static_batch(x)
+        spec = PoolSpec("avg", static, 1, length, channels, window, window, q, Epilogue())
+        out = self.emit(dialect.kernel(spec, [x], batch))
+        if not expr.attrs.keepdims:
+            return relax.op.squeeze(out, [1, 2])
+        out = self.emit(relax.op.squeeze(out, [1]))
+        return out if axes == [1] else relax.op.permute_dims(out, [0, 2, 1])
 
     def _global(self, expr: Any, shape: list[Any]) -> dict[str, Any] | None:
         if compat.op_name(expr) == "mean":

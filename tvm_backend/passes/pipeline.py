@@ -32,6 +32,7 @@ INTEGER_PASSES: tuple[Any, ...] = (
     FoldConstants,
     HoistQuantize,
     SinkDequantize,
+    FoldConstants,
     # Operators on integers.
     FoldConvolution,
     FoldLinear,

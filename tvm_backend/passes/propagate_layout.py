@@ -79,7 +79,8 @@ class _Propagate(Rewriter):
         operand = call.args[0] if call is not None else expr.args[0]
         axes = self._axes(operand)
         if axes is None:
-            return None
+            alone = call is not None or name in _UNARY
+            return self._below_squeeze(expr, call, operand) if alone else None
         source = self._source(operand)
         if call is not None:
             make = dialect.quantize if call.name == "quantize" else dialect.dequantize
@@ -101,8 +102,22 @@ class _Propagate(Rewriter):
             return self._permuted(pad, axes)
         return None
 
+    def _below_squeeze(self, expr: Any, call: dialect.SymbolicCall | None, operand: Any) -> Any | None:
+        """Drop the axis of length one, which one-dimensional convolutions get, behind an operator instead of before."""
+        squeeze = self.definition(operand)
+        if compat.op_name(squeeze) != "squeeze" or squeeze.attrs.axis is None:
+            return None
+        (source,) = squeeze.args
+        if call is None:
+            moved = compat.call_with(expr, [source, *expr.args[1:]])
+        else:
+            make = dialect.quantize if call.name == "quantize" else dialect.dequantize
+            moved = make(source, call.attributes)
+        return relax.op.squeeze(self.emit(moved), compat.ints(squeeze.attrs.axis))
+
     def _permuted(self, expr: Any, axes: list[int]) -> Any:
-        return relax.op.permute_dims(self.emit(expr), axes)
+        further = self.visit(expr)
+        return relax.op.permute_dims(self.emit(expr if further is None else further), axes)
 
     def _compose(self, expr: Any, source: Any, first: list[int]) -> Any:
         rank = len(first)
