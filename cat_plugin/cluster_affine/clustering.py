@@ -31,6 +31,13 @@ def project(rows: FloatArray, mean: FloatArray, components: FloatArray) -> Float
     """
     if components.shape[0] == 0:
         return rows
+    if rows.dtype == np.float32 and mean.dtype == np.float64:
+        # In the rows' precision, but with what rounding takes from the mean put back after the projection.
+        near = mean.astype(np.float32)
+        lost = (near.astype(np.float64) - mean) @ components.T
+        single: FloatArray = (rows - near) @ components.astype(np.float32).T
+        single += lost.astype(np.float32)
+        return single
     projected: FloatArray = (rows - mean) @ components.T
     return projected
 
@@ -48,7 +55,7 @@ def nearest(position: FloatArray, centroids: FloatArray) -> NDArray[np.intp]:
     -------
     ndarray of shape (N,), intp
     """
-    return NearestCentroid(centroids)(position)
+    return NearestCentroid(centroids.astype(position.dtype, copy=False))(position)
 
 
 class NearestCentroid:

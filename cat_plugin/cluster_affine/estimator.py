@@ -240,17 +240,22 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
                 raise CATValueError("the batches held no rows; give at least one batch of logits.")
             return self
 
+        passed = False
+
         def checked() -> Iterator[Rows]:
+            nonlocal passed
             seen = 0
             for batch in batches:
                 z_q, z_fp, features = self._unpacked(batch)
                 if not len(z_q):
                     continue
-                rows = self._rows(
-                    z_q, z_fp, features, reset=not hasattr(self, "n_features_in_"), first_row=seen
-                )
+                first = not hasattr(self, "n_features_in_")
+                # What the first pass has let through is not looked at again.
+                rows = None if passed else self._rows(z_q, z_fp, features, reset=first, first_row=seen)
+                rows = self._plain_rows(z_q, z_fp, features) if rows is None else rows
                 seen += len(rows)
                 yield rows
+            passed = True
 
         if hasattr(self, "n_features_in_"):
             del self.n_features_in_
@@ -425,6 +430,20 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
             raise CATValueError(
                 f"z_fp has {targets.shape[1]} columns and had {self._n_targets} in the batches before."
             )
+        return self._split(inputs, targets, further)
+
+    def _plain_rows(self, z_q: Any, z_fp: Any, features: Any) -> Rows:
+        """Pair arrays that are known to be sound."""
+        arrays = [None if a is None else np.asarray(validation.as_array(a)) for a in (z_q, z_fp, features)]
+        if any(a is not None and a.dtype not in (np.float32, np.float64) for a in arrays):
+            arrays = [None if a is None else a.astype(np.float64) for a in arrays]
+        assert arrays[0] is not None
+        assert arrays[1] is not None
+        return self._split(arrays[0], arrays[1].reshape(len(arrays[1]), -1), arrays[2])
+
+    @staticmethod
+    def _split(inputs: FloatArray, targets: FloatArray, further: FloatArray | None) -> Rows:
+        """Move columns of `inputs` beyond the target's to the features."""
         classes = targets.shape[1]
         if classes < inputs.shape[1]:
             rest = inputs[:, classes:]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cat_plugin.cluster_affine.accumulate import StatisticsAccumulator
 from cat_plugin.cluster_affine.clustering import nearest, project
 from cat_plugin.cluster_affine.maps import Geometry
 from cat_plugin.cluster_affine.metrics import natural_temperature
@@ -25,12 +26,15 @@ __all__ = [
     "Plan",
     "Settings",
     "collect",
+    "collector",
     "complete",
     "fit_stream",
     "make_plan",
 ]
 
 FloatArray = NDArray[np.floating[Any]]
+
+_SORTED_COLUMNS: Final = 16
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,9 @@ def canonical(rows: Rows) -> Rows:
 
     Sorting by value, and not by a hash, also survives a common positive factor.
     """
-    columns = [rows.z_q, rows.z_fp] + ([] if rows.features is None else [rows.features])
-    keys = [column for block in reversed(columns) for column in block.T[::-1]]
+    blocks = [rows.z_q, rows.z_fp] + ([] if rows.features is None else [rows.features])
+    # Rows that agree in these columns and differ elsewhere do not occur; sorting by all would cost memory.
+    keys = [column for block in reversed(blocks) for column in block.T[:_SORTED_COLUMNS][::-1]]
     return rows.take(np.lexsort(keys))
 
 
@@ -139,14 +144,16 @@ def make_plan(rows: Rows, settings: Settings, party: Party | None = None) -> Pla
     Plan
     """
     n, classes = rows.z_q.shape
-    unit = natural_temperature(rows.z_fp)
     clusters = min(settings.n_clusters, n)
+    if settings.mode != "paper":
+        rows = canonical(rows)
+    rows = rows.widened()
+    unit = natural_temperature(rows.z_fp)
     if settings.mode == "paper":
         # To the letter: k-means sees the rows as they came.
         bench = Workbench(rows, settings.seed, unit, n_init=3)
         d = None if settings.n_components is None else min(settings.n_components, classes)
         return Plan(Candidate("paper", clusters, d, settings.alpha), bench)
-    rows = canonical(rows)
     if settings.mode == "auto":
         listed = candidates(rows, clusters, settings.alpha, settings.n_components)
         results = cross_validate(rows, listed, settings.seed)
@@ -167,14 +174,31 @@ def make_plan(rows: Rows, settings: Settings, party: Party | None = None) -> Pla
     return Plan(candidate, Workbench(rows, settings.seed, unit))
 
 
-def collect(plan: Plan, geometry: Geometry, batch: Rows) -> ClusterStatistics:
+def collector(plan: Plan, geometry: Geometry) -> StatisticsAccumulator:
+    """Return an empty accumulator for what the plan's map needs."""
+    rows = plan.bench.rows
+    columns = regressors(
+        plan.candidate,
+        geometry,
+        plan.bench.scaling,
+        rows.z_q[:1],
+        None if rows.features is None else rows.features[:1],
+    )
+    width = 0 if columns is None else columns.shape[1]
+    return StatisticsAccumulator(geometry.centroids.shape[0], rows.z_fp.shape[1], width)
+
+
+def collect(into: StatisticsAccumulator, plan: Plan, geometry: Geometry, batch: Rows) -> None:
     """Collect from a batch what the plan's map needs."""
-    label = nearest(project(batch.z_q, geometry.mean, geometry.components), geometry.centroids)
     if batch.tuned is not None and not plan.candidate.tuned_rows:
-        fresh = ~batch.tuned
-        batch, label = batch.take(fresh), label[fresh]
-    columns = regressors(plan.candidate, geometry, plan.bench.scaling, batch.z_q, batch.features)
-    return ClusterStatistics.from_rows(batch.z_q, batch.z_fp, label, geometry.centroids.shape[0], columns)
+        batch = batch.take(~batch.tuned)
+    position = project(batch.z_q, geometry.mean, geometry.components)
+    label = nearest(position, geometry.centroids)
+    if plan.candidate.family == "lowrank":
+        columns: FloatArray | None = position
+    else:
+        columns = regressors(plan.candidate, geometry, plan.bench.scaling, batch.z_q, batch.features)
+    into.add(batch.z_q, batch.z_fp, label, columns)
 
 
 def complete(plan: Plan, geometry: Geometry, statistics: ClusterStatistics) -> AffineParameters:
@@ -222,25 +246,23 @@ def fit_stream(
         failure = error
     party.settle(failure)
     sketch = party.gather(sketch)
-    plan = make_plan(sketch.rows(), settings, party)
-    if sketch.complete:
-        return plan.fit(), plan, sketch.seen
+    whole, seen, rows = sketch.complete, sketch.seen, sketch.rows()
+    del sketch
+    plan = make_plan(rows, settings, party)
+    del rows
+    if whole:
+        return plan.fit(), plan, seen
 
     candidate = plan.candidate
     geometry = plan.bench.geometry(candidate.n_clusters, candidate.n_components)
     geometry = Geometry(*(party.agree(a) for a in (geometry.mean, geometry.components, geometry.centroids)))
     if geometry.centroids.shape[0] > 1:
         geometry = _moved(geometry, batches, party)
-    classes = plan.bench.rows.z_fp.shape[1]
-    statistics: ClusterStatistics | None = None
+    accumulator = collector(plan, geometry)
     for batch in batches():
-        part = collect(plan, geometry, batch)
-        statistics = part if statistics is None else statistics + part
-    if statistics is None:
-        empty = plan.bench.rows.take(np.zeros(len(plan.bench.rows), dtype=bool))
-        statistics = collect(plan, geometry, empty)
-    assert statistics.mean_fp.shape[1] == classes
-    return complete(plan, geometry, statistics.reduced(party.total)), plan, sketch.seen
+        collect(accumulator, plan, geometry, batch)
+    statistics = accumulator.result().reduced(party.total)
+    return complete(plan, geometry, statistics), plan, seen
 
 
 def _moved(geometry: Geometry, batches: Callable[[], Iterable[Rows]], party: Party) -> Geometry:
@@ -250,7 +272,7 @@ def _moved(geometry: Geometry, batches: Callable[[], Iterable[Rows]], party: Par
     for batch in batches():
         position = project(batch.z_q, geometry.mean, geometry.components)
         label = nearest(position, geometry.centroids)
-        offset = position - geometry.centroids[label]
+        offset = position.astype(np.float64, copy=False) - geometry.centroids[label]
         member = np.zeros((len(batch), count.size), dtype=offset.dtype)
         member[np.arange(len(batch)), label] = 1.0
         drift += member.T @ offset

@@ -61,8 +61,8 @@ class RowSketch:
         self._parts.append(rows)
         self._keys.append(keys)
         self._held += len(rows)
-        # Cut back now and then, not for every batch.
-        if self._held > 2 * self.limit:
+        # Cut back now and then, not for every batch; at once when a batch brings the ceiling.
+        if self._held > self.limit + self.limit // 2:
             self._cut()
 
     def merge(self, other: RowSketch) -> None:

@@ -97,24 +97,13 @@ class ClusterStatistics:
         -------
         ClusterStatistics
         """
+        # Here, because the accumulator is made of this class.
+        from cat_plugin.cluster_affine.accumulate import StatisticsAccumulator
+
         width = 0 if regressors is None else regressors.shape[1]
-        made = cls.zeros(n_clusters, z_fp.shape[1], width)
-        order = np.argsort(label, kind="stable")
-        bounds = np.searchsorted(label[order], np.arange(n_clusters + 1))
-        for k in np.flatnonzero(np.diff(bounds)):
-            rows = order[bounds[k] : bounds[k + 1]]
-            made.count[k] = rows.size
-            q, made.mean_q[k] = _centred(z_q[rows])
-            f, made.mean_fp[k] = _centred(z_fp[rows])
-            np.einsum("nc,nc->c", q, q, out=made.qq[k])
-            np.einsum("nc,nc->c", q, f, out=made.qf[k])
-            np.einsum("nc,nc->c", f, f, out=made.ff[k])
-            if regressors is not None:
-                x, made.mean_x[k] = _centred(regressors[rows])
-                np.matmul(x.T, x, out=made.xx[k])
-                np.matmul(x.T, q, out=made.xq[k])
-                np.matmul(x.T, f, out=made.xf[k])
-        return made
+        accumulator = StatisticsAccumulator(n_clusters, z_fp.shape[1], width)
+        accumulator.add(z_q, z_fp, label, regressors)
+        return accumulator.result()
 
     @property
     def n_clusters(self) -> int:
@@ -186,12 +175,6 @@ class ClusterStatistics:
     def pooled(self) -> ClusterStatistics:
         """Return the statistics of all rows as one cluster."""
         return merge_clusters(self)
-
-
-def _centred(rows: FloatArray) -> tuple[FloatArray, FloatArray]:
-    rows = rows.astype(np.float64, copy=False)
-    mean = rows[0] + (rows - rows[0]).mean(axis=0)
-    return rows - mean, mean
 
 
 def merge(parts: list[ClusterStatistics]) -> ClusterStatistics:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from cat_plugin.cluster_affine.fitting import Plan, Settings, collect, complete, make_plan
+from copy import deepcopy
+
+from cat_plugin.cluster_affine.accumulate import StatisticsAccumulator
+from cat_plugin.cluster_affine.fitting import Plan, Settings, collect, collector, complete, make_plan
 from cat_plugin.cluster_affine.maps import Geometry
 from cat_plugin.cluster_affine.parameters import AffineParameters
-from cat_plugin.cluster_affine.statistics import ClusterStatistics
 from cat_plugin.cluster_affine.workbench import Rows
 
 __all__ = ["StreamState"]
@@ -25,18 +27,20 @@ class StreamState:
         self.n_rows = 0
         self._rows: list[Rows] = []
         self._plan: Plan | None = None
-        self._statistics: ClusterStatistics | None = None
+        self._statistics: StatisticsAccumulator | None = None
 
     def add(self, rows: Rows, limit: int) -> None:
         """Take in a batch; once there are more than `limit` rows, the plan stands."""
         self.n_rows += len(rows)
         if self._plan is not None and self._statistics is not None:
-            self._statistics = self._statistics + collect(self._plan, self._geometry(self._plan), rows)
+            collect(self._statistics, self._plan, self._geometry(self._plan), rows)
             return
         self._rows.append(rows)
         if self.n_rows > limit:
             self._plan = make_plan(self._all_rows(), self.settings)
-            self._statistics = collect(self._plan, self._geometry(self._plan), self._plan.bench.rows)
+            geometry = self._geometry(self._plan)
+            self._statistics = collector(self._plan, geometry)
+            collect(self._statistics, self._plan, geometry, self._plan.bench.rows)
             self._rows = []
 
     def fit(self) -> tuple[AffineParameters, Plan]:
@@ -44,7 +48,8 @@ class StreamState:
         if self._plan is None or self._statistics is None:
             plan = make_plan(self._all_rows(), self.settings)
             return plan.fit(), plan
-        return complete(self._plan, self._geometry(self._plan), self._statistics), self._plan
+        statistics = deepcopy(self._statistics).result()
+        return complete(self._plan, self._geometry(self._plan), statistics), self._plan
 
     def _all_rows(self) -> Rows:
         self._rows = [Rows.concatenated(self._rows)]

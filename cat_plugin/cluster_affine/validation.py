@@ -90,7 +90,7 @@ def check_pair(
 
     Returns
     -------
-    z_q, z_fp : ndarray of shape (N, P), (N, C), float64
+    z_q, z_fp : ndarray of shape (N, P), (N, C), float32 or float64
     flat : bool
         Whether `z_fp` was one-dimensional.
 
@@ -129,7 +129,9 @@ def check_pair(
             f"z_q has {columns} columns and z_fp has {classes}; both are logits of the same classes and must "
             "have the same shape. Check that both models end in the same layer."
         )
-    return inputs.astype(np.float64, copy=False), targets.astype(np.float64, copy=False), flat
+    if targets.dtype != np.float32:
+        targets = targets.astype(np.float64, copy=False)
+    return inputs, targets, flat
 
 
 def _has_non_finite(z_fp: Any) -> bool:

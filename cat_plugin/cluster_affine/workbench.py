@@ -64,7 +64,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Paired logits, features and what is known about each row, in float64.
+    """Paired logits, features and what is known about each row.
 
     Parameters
     ----------
@@ -94,6 +94,16 @@ class Rows:
         """Return some of the rows, by index or mask."""
         picked = [None if a is None else a[index] for a in (self.features, self.tuned, self.groups)]
         return Rows(self.z_q[index], self.z_fp[index], *picked)
+
+    def widened(self) -> Rows:
+        """Return the rows in float64."""
+        wide = [
+            None if a is None else a.astype(np.float64, copy=False)
+            for a in (self.z_q, self.z_fp, self.features)
+        ]
+        assert wide[0] is not None
+        assert wide[1] is not None
+        return Rows(wide[0], wide[1], wide[2], self.tuned, self.groups)
 
     @classmethod
     def concatenated(cls, parts: list[Rows]) -> Rows:
