@@ -34,12 +34,11 @@ INPUT = QParams(0.02, 0, 0, 255, "uint8")
 
 
 def best_time(function: Any, arguments: list[Any], repeat: int) -> float:
-    """The shortest mean of three calls, in seconds."""
-    results = []
-    for _ in range(repeat):
-        timer = function.mod.time_evaluator("kernel", tvm.cpu(), number=3, repeat=20)
-        results.append(min(timer(*arguments).results))
-    return float(min(results))
+    """The shortest of many calls, or of the mean of as many as take 50 microseconds, in seconds."""
+    one = function.mod.time_evaluator("kernel", tvm.cpu(), number=1, repeat=3)(*arguments).min
+    number = max(1, int(50e-6 / one))
+    timer = function.mod.time_evaluator("kernel", tvm.cpu(), number=number, repeat=60 * repeat)
+    return float(timer(*arguments).min)
 
 
 def measured_peak(isa: InstructionSet, target: Any) -> float:
