@@ -14,6 +14,9 @@
 #include <vector>
 #include <ucontext.h>
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #define CAT_EMULATOR 1
 #define __global__
 #define __device__
