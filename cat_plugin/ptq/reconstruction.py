@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from cat_plugin.ptq.learned_rounding import SoftLayer
@@ -24,6 +23,9 @@ from cat_plugin.ptq.soft_unit import SoftUnit
 from cat_plugin.ptq.units import Unit
 
 __all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct"]
+
+_CHECKS = 10  # looks at the held-out rows in a full run
+_PATIENCE = 5  # looks without gain after which a run ends
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,38 @@ def _layout(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _evaluate(soft: SoftUnit, x: Tensor, y: Tensor, batch_size: int) -> float:
+def _evaluate(soft: SoftUnit, x: Tensor, y: Tensor, weights: Tensor | None, batch_size: int) -> float:
+    """Loss of the unit as it stands over that of an output of zeros."""
     error = power = 0.0
+    device = next(iter(soft.layers)).weight.device if soft.layers else x.device
     for start in range(0, len(x), batch_size):
         rows = slice(start, start + batch_size)
-        device = next(iter(soft.layers)).weight.device if soft.layers else x.device
-        out = soft.run(_layout(x[rows].to(device)))
-        error += float(F.mse_loss(out, y[rows].to(device), reduction="sum"))
-        power += float(y[rows].square().sum())
+        target = y[rows].to(device)
+        squares = (soft.run(_layout(x[rows].to(device))) - target).square()
+        error += float((squares if weights is None else squares * weights).sum())
+        power += float((target.square() if weights is None else target.square() * weights).sum())
     return error / max(power, 1e-20)
+
+
+class _Watch:
+    """Held-out rows: keeps the best state seen and says when nothing more is gained."""
+
+    def __init__(self, soft: SoftUnit, evaluate: Callable[[], float], steps: int) -> None:
+        self.soft, self.evaluate = soft, evaluate
+        self.every = max(steps // _CHECKS, 1)
+        self.best = self.first = evaluate()
+        self.state = soft.snapshot()
+        self.stale = 0
+
+    def look(self) -> bool:
+        """Evaluate; True when the last :data:`_PATIENCE` checks brought nothing."""
+        loss = self.evaluate()
+        self.stale += 1
+        if loss < self.best:
+            if loss < 0.998 * self.best:
+                self.stale = 0
+            self.best, self.state = loss, self.soft.snapshot()
+        return self.stale >= _PATIENCE
 
 
 def reconstruct(
@@ -136,23 +161,39 @@ def reconstruct(
     Returns
     -------
     Outcome
-        A unit whose loss turns NaN, or that gets worse, keeps its initial values, and says so.
+        Losses on held-out rows.  The best state seen there is kept, and training stops early when half of the steps
+        brought nothing; a unit whose loss turns NaN, or that does not get better, keeps its initial values and says so.
     """
     soft = SoftUnit(module, unit, lambda layer: SoftLayer(layer, settings.method), bf16=settings.bf16)
     initial = soft.state()
-    check = slice(0, min(len(inputs), 128))
-    before = _evaluate(soft, inputs[check], targets[check], settings.batch_size)
-    count, device = len(inputs), unit.layers[0].weight.device if unit.layers else inputs.device
-    power = float(targets.square().mean())
+    device = unit.layers[0].weight.device if unit.layers else inputs.device
+    # a sixteenth is held out: too little to be missed, enough to tell better from worse
+    held = len(inputs) // 16
+    count = len(inputs) - held
+    check = slice(count, None) if held >= 8 else slice(None)
+
+    def evaluate(unit_now: SoftUnit = soft) -> float:
+        return _evaluate(unit_now, inputs[check], targets[check], weights, settings.batch_size)
+
+    power = float(
+        (targets.square() if weights is None else targets.square() * weights.to(targets.device)).mean()
+    )
     if not soft.layers or power == 0.0 or settings.steps < 1:
-        return Outcome(before, before, 0, "nothing to train" if not soft.layers else "")
-    groups = parameter_groups(soft, settings)
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), foreach=True)
+        before = evaluate()
+        return Outcome(before, before, 0, "" if soft.layers else "nothing to train")
+    if settings.method == "adaround":  # its loss is that of integers only at the end
+        start = SoftUnit(module, unit, lambda layer: SoftLayer(layer, "straight_through"))
+        watch = _Watch(soft, lambda: evaluate(start), settings.steps)
+    else:
+        watch = _Watch(soft, evaluate, settings.steps)
+    before = watch.best
+    optimizer = torch.optim.Adam(parameter_groups(soft, settings), betas=(0.9, 0.99), foreach=True)
     rates = [group["lr"] for group in optimizer.param_groups]
     mask = DropMask(settings.drop_probability, generator, device)
     mix = DropMask(settings.input_mix, generator, device)
     order = torch.empty(0, dtype=torch.long)
     batch = min(settings.batch_size, count)
+    done = settings.steps
     for step in range(settings.steps):
         if len(order) < batch:
             order = torch.randperm(count, generator=generator)
@@ -169,12 +210,9 @@ def reconstruct(
         if guidance is not None:
             loss = loss + guidance(y, rows)
         share = step / settings.steps
-        beta = 20.0 - 18.0 * share
         if settings.method == "adaround" and share > 0.1:
             for layer in soft.layers.values():
-                penalty = layer.regularizer(beta)
-                if penalty is not None:
-                    loss = loss + settings.regularization * penalty
+                loss = loss + settings.regularization * layer.regularizer(20.0 - 18.0 * share)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
         optimizer.zero_grad()
@@ -185,13 +223,21 @@ def reconstruct(
         optimizer.step()
         if tick is not None:
             tick(step + 1)
-    soft.harden()
-    hard = SoftUnit(module, unit, lambda layer: SoftLayer(layer, "straight_through"))
-    after = _evaluate(hard, inputs[check], targets[check], batch)
-    if not after <= before:
+        if settings.method != "adaround" and (step + 1) % watch.every == 0 and watch.look():
+            done = step + 1
+            break
+    if settings.method == "adaround":
+        soft.harden()
+        after = evaluate(SoftUnit(module, unit, lambda layer: SoftLayer(layer, "straight_through")))
+    else:
+        watch.look()
+        after = watch.best
+        soft.load(watch.state)
+        soft.harden()
+    if not after < before:
         soft.restore(initial)
-        return Outcome(before, before, settings.steps, "training made the unit worse: initial values kept")
-    return Outcome(before, after, settings.steps)
+        return Outcome(before, before, done, "training did not improve the unit: initial values kept")
+    return Outcome(before, after, done)
 
 
 def parameter_groups(soft: SoftUnit, settings: Reconstruction) -> list[dict[str, Any]]:

@@ -145,6 +145,23 @@ class SoftUnit:
             for activation in self.activations.values():
                 activation.harden()
 
+    def _parameters(self) -> list[Tensor]:
+        owners = [*self.layers.values(), *self.activations.values()]
+        found = [
+            getattr(owner, name, None) for owner in owners for name in ("latent", "log_scale", "bias", "zero")
+        ]
+        return [p for p in found if isinstance(p, Tensor) and p.requires_grad]
+
+    def snapshot(self) -> list[Tensor]:
+        """Copy of everything that is being learned."""
+        return [p.detach().clone() for p in self._parameters()]
+
+    @torch.no_grad()
+    def load(self, snapshot: list[Tensor]) -> None:
+        """Go back to a :meth:`snapshot`."""
+        for parameter, value in zip(self._parameters(), snapshot, strict=True):
+            parameter.copy_(value)
+
     def state(self) -> list[Any]:
         """Copy of what :meth:`harden` would write over, to go back to."""
         layers = [

