@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 __all__ = ["NearestCentroid", "nearest", "principal_axes", "project", "seek_centroids"]
 
 FloatArray = NDArray[np.floating[Any]]
+
+_BLOCK_ELEMENTS: Final = 1 << 18
 
 
 def project(rows: FloatArray, mean: FloatArray, components: FloatArray) -> FloatArray:
@@ -31,14 +33,17 @@ def project(rows: FloatArray, mean: FloatArray, components: FloatArray) -> Float
     """
     if components.shape[0] == 0:
         return rows
-    if rows.dtype == np.float32 and mean.dtype == np.float64:
-        # In the rows' precision, but with what rounding takes from the mean put back after the projection.
-        near = mean.astype(np.float32)
-        lost = (near.astype(np.float64) - mean) @ components.T
-        single: FloatArray = (rows - near) @ components.astype(np.float32).T
-        single += lost.astype(np.float32)
-        return single
-    projected: FloatArray = (rows - mean) @ components.T
+    dtype = rows.dtype
+    directions, near = components.T.astype(dtype, copy=False), mean.astype(dtype, copy=False)
+    # In the rows' precision, but with what rounding takes from the mean put back after the projection.
+    lost = (near.astype(mean.dtype) - mean) @ components.T
+    projected = np.empty((rows.shape[0], components.shape[0]), dtype=dtype)
+    step = max(16, _BLOCK_ELEMENTS // rows.shape[1])
+    for start in range(0, rows.shape[0], step):
+        # Block by block, so that the centred rows stay in the cache.
+        block = slice(start, start + step)
+        np.matmul(rows[block] - near, directions, out=projected[block])
+    projected += lost.astype(dtype, copy=False)
     return projected
 
 

@@ -35,6 +35,8 @@ __all__ = [
 FloatArray = NDArray[np.floating[Any]]
 
 _SORTED_COLUMNS: Final = 16
+#: With as many rows of the sample in a cluster its centroid is known to a 32nd of the cluster's variance.
+_ROWS_A_CENTROID: Final = 32
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,8 @@ def fit_stream(
     """Fit to batches that can be read several times, in memory that does not grow with their number.
 
     One pass draws the sample on which clusters are found and candidates compared.  Where it holds every row,
-    that is all.  Otherwise a second pass moves the centroids to the means of all their rows, and a third collects
-    the statistics of the map.
+    that is all.  Otherwise a second pass collects the statistics of the map; where the sample holds few rows for each
+    cluster, the centroids are moved to the means of all their rows before, in a pass of their own.
 
     Parameters
     ----------
@@ -256,7 +258,7 @@ def fit_stream(
     candidate = plan.candidate
     geometry = plan.bench.geometry(candidate.n_clusters, candidate.n_components)
     geometry = Geometry(*(party.agree(a) for a in (geometry.mean, geometry.components, geometry.centroids)))
-    if geometry.centroids.shape[0] > 1:
+    if len(plan.bench.rows) < _ROWS_A_CENTROID * geometry.centroids.shape[0]:
         geometry = _moved(geometry, batches, party)
     accumulator = collector(plan, geometry)
     for batch in batches():
