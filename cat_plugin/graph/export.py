@@ -1,7 +1,8 @@
 """Export of any classifier to an :class:`torch.export.ExportedProgram` with a dynamic batch axis.
 
 For a quantized module the result is the standard QDQ graph; nothing is lowered here, the module already computes with
-explicit ``quantized_decomposed`` operations.
+explicit ``quantized_decomposed`` operations. Weights that a foreign quantizer left in floating point in front of their
+quantize operation are stored as the integers that this yields.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
+from torch.fx import Node
 
 from cat_plugin.errors import CATTypeError, ExportError
 
-__all__ = ["export_program"]
+__all__ = ["export_program", "fold_weights"]
+
+_QUANTIZE = ("quantized_decomposed.quantize_per_tensor.", "quantized_decomposed.quantize_per_channel.")
+_CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 def _example(example_inputs: Any) -> Tensor:
@@ -47,7 +53,8 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     Returns
     -------
     ExportedProgram
-        Batch axis dynamic from 1 on; it holds no example inputs, so that what is saved has no pickled tensors.
+        Batch axis dynamic from 1 on, weights as integers; it holds no example inputs, so that what is saved has no
+        pickled tensors.
 
     Raises
     ------
@@ -75,6 +82,84 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
         for child, training in modes:
             child.training = training
     program.example_inputs = None
+    return fold_weights(program)
+
+
+def fold_weights(program: ExportedProgram) -> ExportedProgram:
+    """Store the weights of a QDQ graph as integers where they are still quantized in every run.
+
+    Each ``quantize_per_tensor`` or ``quantize_per_channel`` of nothing but parameters and buffers is computed
+    once; the result becomes a buffer of the parameter's name, and the parameter goes when nothing else reads it.
+
+    Parameters
+    ----------
+    program : ExportedProgram
+        Changed in place.
+
+    Returns
+    -------
+    ExportedProgram
+        The same; what it computes is unchanged to the bit.
+    """
+    graph, signature = program.graph, program.graph_signature
+    specs = {spec.arg.name: spec for spec in signature.input_specs if spec.kind in _CONSTANTS}
+    written = set(signature.buffers_to_mutate.values())
+
+    def value(item: Any) -> Any:
+        if not isinstance(item, Node):
+            return item
+        if item.op == "placeholder":
+            name = str(specs[item.name].target)
+            return program.state_dict[name] if name in program.state_dict else program.constants[name]
+        assert callable(item.target)
+        args, kwargs = torch.fx.node.map_arg((item.args, item.kwargs), value)
+        return item.target(*args, **kwargs)
+
+    def constant(node: Node) -> bool:
+        if node.op == "placeholder":
+            return node.name in specs and specs[node.name].target not in written
+        schema = getattr(node.target, "_schema", None)
+        pure = node.op == "call_function" and schema is not None and not schema.is_mutable
+        return pure and bool(node.all_input_nodes) and all(constant(each) for each in node.all_input_nodes)
+
+    found: list[tuple[Node, Node, Tensor]] = []
+    for node in list(graph.nodes):
+        if not str(node.target).startswith(_QUANTIZE) or not constant(node):
+            continue
+        source = node
+        while source.op != "placeholder":
+            source = source.all_input_nodes[0]
+        with torch.no_grad():
+            integers = value(node).detach().clone()
+        chain, first = [node], node.all_input_nodes[0]
+        while first.op != "placeholder":
+            chain, first = [*chain, first], first.all_input_nodes[0]
+        with graph.inserting_before(source):
+            stored = graph.placeholder(f"{source.name}_integers")
+        stored.meta = {"val": node.meta["val"]}
+        node.replace_all_uses_with(stored)
+        for each in chain:
+            if not each.users:
+                graph.erase_node(each)
+        # A placeholder's target is the name of an argument, which only the node's own name is kept unique for.
+        stored.target = stored.name
+        found.append((source, stored, integers))
+    for source in dict.fromkeys(source for source, *_ in found):
+        spec = specs[source.name]
+        position = signature.input_specs.index(spec)
+        name = str(spec.target)
+        if not source.users:
+            graph.erase_node(source)
+            signature.input_specs.remove(spec)
+            (program.state_dict if name in program.state_dict else program.constants).pop(name)
+        for stored, integers in [(stored, integers) for each, stored, integers in found if each is source]:
+            while name in program.state_dict or name in program.constants:
+                name += "_integers"
+            kept = InputSpec(InputKind.BUFFER, TensorArgument(stored.name), name, persistent=True)
+            signature.input_specs.insert(position, kept)
+            program.state_dict[name] = integers
+            position += 1
+    program.graph_module.recompile()
     return program
 
 

@@ -88,3 +88,62 @@ def test_onnx_runtime_agrees(tmp_path, bits):
         # a value half way between two integers may fall to either side, and moves one image's logits a little
         assert float((error > 1e-4).float().mean()) < 0.1
         assert float(error.max()) < 0.1 * float(expected.abs().max())
+
+
+class FloatWeights(nn.Module):
+    """Weights in floating point, quantized in the graph, as some quantizers leave them."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(6, 6, generator=generator))
+        self.last = nn.Parameter(torch.randn(6, 3, generator=generator))
+        self.register_buffer("scales", torch.rand(6, generator=generator) / 20 + 0.01)
+        self.register_buffer("zero_points", torch.zeros(6, dtype=torch.int64))
+        self.both = both
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ops = torch.ops.quantized_decomposed
+        channels = (self.scales, self.zero_points, 0, -127, 127, torch.int8)
+        weight = ops.dequantize_per_channel(ops.quantize_per_channel(self.weight, *channels), *channels)
+        x = nn.functional.linear(x, weight)
+        whole = (0.05, 3, -2, 1, torch.int8)
+        # The same parameter with another quantizer, and in floating point.
+        x = x + nn.functional.linear(
+            x, ops.dequantize_per_tensor(ops.quantize_per_tensor(self.weight, *whole), *whole)
+        )
+        if self.both:
+            x = x @ self.weight
+        # Of an input: to be left as it is.
+        x = ops.dequantize_per_tensor(ops.quantize_per_tensor(x, *whole), *whole)
+        last = ops.quantize_per_tensor(self.last.t(), *whole)
+        return nn.functional.linear(x, ops.dequantize_per_tensor(last, *whole))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_float_weights_are_stored_as_integers(both, tmp_path):
+    import torch.ao.quantization.fx._decomposed
+
+    module, x = FloatWeights(both), torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    program = export_program(module, x)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert sum("quantize_per" in target and ".quantize" in target for target in targets) == 1
+    stored = {name: value for name, value in program.state_dict.items() if value.ndim == 2}
+    assert sorted(value.dtype == torch.int8 for value in stored.values()) == [False] * both + [True] * 3
+    assert ("weight" in stored and stored["weight"].dtype == torch.float32) == both
+    expected = (module.weight / module.scales[:, None]).round().clamp(-127, 127).to(torch.int8)
+    first = "weight_integers" if both else "weight"
+    assert torch.equal(stored[first], expected)
+    assert torch.equal(stored["last"], (module.last.t() / 0.05 + 3).round().clamp(-2, 1).to(torch.int8))
+    torch.export.save(program, tmp_path / "p.pt2")
+    for each in (program, torch.export.load(tmp_path / "p.pt2")):
+        for count in (1, 5):
+            assert torch.equal(each.module()(x[:count]), module(x[:count]))
+
+
+def test_a_graph_of_our_own_needs_no_folding():
+    module, x = _quantized(SmallResNet, (24, 3, 12, 12), w_bits=2, a_bits=2)
+    program = export_program(module, x)
+    names = {str(spec.target) for spec in program.graph_signature.input_specs if spec.target}
+    assert names == set(program.state_dict) | set(program.constants)
+    assert not [name for name in names if "integers" in name]

@@ -54,6 +54,16 @@ def test_static_int8_through_3x(task, tmp_path):
     recipe.write_text("quantization: {approach: static, algorithm: cat}\n")
     corrected = cat_plugin.load_recipe(recipe).run(task.net, task.batches)
     check_bundle(task, corrected, tmp_path / "bundle", [(8, 8)] * 4)
+    # The host leaves the weights in floating point in front of a quantize operation; the bundle holds integers.
+    program = read_bundle(tmp_path / "bundle").program()
+    for name in ("conv1", "conv2", "fc1", "fc2"):
+        (weight,) = [value for key, value in program.state_dict.items() if key.endswith(f"{name}.weight")]
+        assert weight.dtype == torch.int8
+        assert len(weight.unique()) > 20
+    assert not [value for value in program.state_dict.values() if value.dtype == torch.float32 and value.ndim > 1
+                and value.shape[-1] in (3, 32, 256)]  # fmt: skip
+    with torch.no_grad():
+        assert torch.equal(program.module()(task.images), corrected(task.images))
 
 
 @needs_inc2
