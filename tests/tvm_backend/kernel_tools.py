@@ -115,7 +115,8 @@ def epilogues(draw: st.DrawFn, residual: bool = True) -> Epilogue:
     kinds = qparams() | st.just("float32")
     outputs = draw(st.lists(kinds, min_size=1, max_size=2))
     extra = draw(st.none() | kinds) if residual else None
-    return Epilogue(clip, extra, tuple(outputs))
+    branch = draw(st.none() | qparams()) if residual else None
+    return Epilogue(clip, extra, tuple(outputs), branch)
 
 
 batches = st.tuples(st.integers(1, 5), st.booleans())

@@ -46,7 +46,9 @@ SAME = (1, 1, 1, 1)
 WEIGHTED: dict[str, tuple[Any, str]] = {
     "mma 3x3": (ConvSpec(2, 8, 8, 16, 16, (3, 3), U8, RELU, padding=SAME), "sm_90"),
     "mma stride 2, residual, two outputs": (
-        ConvSpec(None, 8, 8, 16, 64, (3, 3), S8, Epilogue((None, None), S4, (U8, "float32")), (2, 2), SAME),
+        ConvSpec(
+            None, 8, 8, 16, 64, (3, 3), S8, Epilogue((None, None), S4, (U8, "float32"), S8), (2, 2), SAME
+        ),
         "sm_90",
     ),
     "mma three channels, 4 bits": (

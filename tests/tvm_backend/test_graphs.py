@@ -109,7 +109,7 @@ class Odd(nn.Module):
 SHAPES = {Sequence: (6, 33), Mobile: (3, 17, 17), Inception: (3, 8, 8), Tokens: (7, 16), Odd: (3, 9, 9)}
 KINDS = {
     Sequence: {"quantize", "conv", "pool", "linear"},
-    Mobile: {"quantize", "conv", "elementwise", "pool", "linear"},
+    Mobile: {"quantize", "conv", "pool", "linear"},
     Inception: {"quantize", "conv", "pool", "concat", "linear"},
     Tokens: {"quantize", "linear"},
     Odd: {"quantize", "conv", "linear"},

@@ -82,7 +82,7 @@ def scaled_sum(acc: NDArray[np.int32], scale: NDArray[Any], bias: NDArray[Any]) 
 def apply_epilogue(
     value: NDArray[np.float32], epilogue: Epilogue, residual: NDArray[Any] | None = None
 ) -> tuple[NDArray[Any], ...]:
-    """Residual, clip and outputs of a float32 value.
+    """Branch, residual, clip and outputs of a float32 value.
 
     Parameters
     ----------
@@ -98,6 +98,8 @@ def apply_epilogue(
     tuple of ndarray
         One array an output.
     """
+    if epilogue.branch is not None:
+        value = dequantize(quantize(value, epilogue.branch), epilogue.branch)
     if epilogue.residual is not None:
         assert residual is not None
         value = add_to(value, residual, epilogue.residual)

@@ -273,7 +273,9 @@ class _Emitter:
         """The epilogue: whole pixels where bytes are stored, else four channels at a time."""
         image, y, x = where
         epilogue, lanes = self.spec.epilogue, self.isa.lanes
-        if epilogue.residual is None and all(isinstance(kind, QParams) for kind in epilogue.outputs):
+        if epilogue.residual is epilogue.branch is None and all(
+            isinstance(kind, QParams) for kind in epilogue.outputs
+        ):
             for output, kind in zip(self.outputs, epilogue.outputs, strict=True):
                 assert isinstance(kind, QParams)
                 wide = [integers(value, kind, lanes, epilogue.clip, self.isa) for value in values]

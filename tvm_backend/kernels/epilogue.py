@@ -14,6 +14,7 @@ from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 
 __all__ = [
+    "branched",
     "chunks",
     "dequantized",
     "finish",
@@ -104,6 +105,13 @@ def quantized(
     return value
 
 
+def branched(value: Expr, epilogue: Epilogue, lanes: int) -> Expr:
+    """A float32 vector quantized and dequantized, where the epilogue asks for it."""
+    if epilogue.branch is None:
+        return value
+    return dequantized(integers(value, epilogue.branch, lanes), epilogue.branch, lanes)
+
+
 def residual_argument(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
     """The residual as a kernel argument; none if the epilogue has none."""
     if epilogue.residual is None:
@@ -125,6 +133,7 @@ def finish(
     lanes: int,
 ) -> None:
     """Add the residual to a float32 vector, clip it and store it to every output at `indices`."""
+    value = branched(value, epilogue, lanes)
     if epilogue.residual is not None:
         value = dequantized(ir.load(residual, indices, lanes), epilogue.residual, lanes, onto=value)
     if len(outputs) > 1:
@@ -148,6 +157,7 @@ def finish_row(
             finish(value, epilogue, residual, outputs, [*indices[:-1], indices[-1] + i * lanes], lanes)
         return
     places = [[*indices[:-1], indices[-1] + i * lanes] for i in range(len(values))]
+    values = [branched(value, epilogue, lanes) for value in values]
     if epilogue.residual is not None:
         values = [
             dequantized(ir.load(residual, place, lanes), epilogue.residual, lanes, onto=value)

@@ -9,7 +9,8 @@ All kernels use the same arithmetic, and equal their reference to the bit:
 - activations are stored in 8 bits, channels last; a real value is ``(q - zero_point) * scale``;
 - weights are integers with their zero point already subtracted;
 - products are summed exactly in int32: ``acc = sum((q - zero_point) * w)``;
-- the epilogue is float32: ``v = fma(float32(acc), scale[c], bias[c])``; a residual ``r`` that is an integer tensor
+- the epilogue is float32: ``v = fma(float32(acc), scale[c], bias[c])``; a branch quantizes ``v`` as an integer output is
+  and makes it ``float32(q - zero_point) * scale`` again; a residual ``r`` that is an integer tensor
   adds ``fma(float32(r - zero_point), scale, v)``, one that is float32 adds plainly; ``v`` is clipped;
 - an integer output is ``clamp(rint(v * float32(1 / scale)) + zero_point, qmin, qmax)`` with ties to even, which is
   ``torch.ops.quantized_decomposed.quantize_per_tensor``.
@@ -123,6 +124,9 @@ class Epilogue:
         Lower and upper bound of the activation function: ``(0.0, None)`` is ReLU, ``(0.0, 6.0)`` ReLU6.
     residual : QParams or "float32" or None, optional
         A further input of the output's shape, added before the clip.
+    branch : QParams or None, optional
+        The value is quantized and dequantized with these parameters before the residual is added: what a graph says
+        that quantizes both summands of an addition.
     outputs : tuple of (QParams or "float32")
         What is stored; one value may be stored twice, for example at 2 bits for the next convolution and at
         8 bits for a shortcut.
@@ -131,6 +135,7 @@ class Epilogue:
     clip: tuple[float | None, float | None] = (None, None)
     residual: TensorKind | None = None
     outputs: tuple[TensorKind, ...] = ("float32",)
+    branch: QParams | None = None
 
     def __post_init__(self) -> None:
         _require(len(self.clip) == 2, f"clip must be a (lower, upper) pair, not {self.clip!r}")
@@ -140,6 +145,10 @@ class Epilogue:
         _require(len(self.outputs) >= 1, "a kernel needs at least one output")
         if self.residual is not None:
             _check_kind(self.residual, "the residual")
+        _require(
+            self.branch is None or isinstance(self.branch, QParams),
+            f"the branch must be QParams or None, not {self.branch!r}",
+        )
         for output in self.outputs:
             _check_kind(output, "an output")
 
@@ -437,6 +446,7 @@ class ConcatSpec:
             f"{len(self.inputs)} inputs do not go with {len(self.channels)} channel counts",
         )
         _require(self.epilogue.residual is None, "a concatenation has no residual")
+        _require(self.epilogue.branch is None, "a concatenation has no branch")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ def finish(
     value: Expr, epilogue: Epilogue, residual: Any, outputs: Sequence[Any], indices: Sequence[Expr]
 ) -> None:
     """Add the residual to a float32 value, clip it and store it to every output at `indices`."""
+    if epilogue.branch is not None:
+        value = dequantized(quantized(value, epilogue.branch), epilogue.branch)
     if epilogue.residual is not None:
         value = dequantized(device.load(residual, indices), epilogue.residual, onto=value)
     held = device.local(1, "float32")
