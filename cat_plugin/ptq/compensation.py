@@ -23,6 +23,7 @@ from cat_plugin.ptq.moments import Moments
 
 __all__ = ["fit_integers", "least_squares_weight"]
 
+_ATTEMPTS = 8  # at a factorisation, with more ridge each time
 _BLOCK = 64  # columns whose errors are gathered before they are spread over the rest by one matrix product
 
 
@@ -45,25 +46,36 @@ def least_squares_weight(weight: Tensor, moments: Moments, ridge: float) -> Tens
     """
     k = moments.h.shape[1]
     strength = ridge * moments.h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-    eye = torch.eye(k, dtype=torch.float64, device=weight.device) * strength.reshape(-1, 1, 1)
-    right = moments.c + (weight.double() * strength.reshape(-1, 1, 1)).transpose(1, 2)
-    solution: Tensor = torch.linalg.solve(moments.h + eye, right)
-    return solution.transpose(1, 2)
+    eye = torch.eye(k, dtype=torch.float64, device=weight.device)
+    trained = weight.double()
+    for _ in range(_ATTEMPTS):
+        pull = strength.reshape(-1, 1, 1)
+        right = moments.c + (trained * pull).transpose(1, 2)
+        solution, failed = torch.linalg.solve_ex(moments.h + eye * pull, right)
+        if not bool(failed.any()) and bool(torch.isfinite(solution).all()):
+            result: Tensor = solution.transpose(1, 2)
+            return result
+        strength = strength * 10
+    return trained.clone()
 
 
 def _inverse_factor(h: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of each (K, K) matrix, with as much ridge as rounding errors ask for."""
+    """Upper Cholesky factor of the inverse of each (K, K) matrix, with as much ridge as rounding errors ask for.
+
+    What cannot be factored with any (it holds NaN or infinities) gets the identity: rounding to nearest.
+    """
     eye = torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
     ridge = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12).reshape(-1, 1, 1) * 1e-9
-    while True:
+    for _ in range(_ATTEMPTS):
         factor, failed = torch.linalg.cholesky_ex(h + ridge * eye)
         if not bool(failed.any()):
             inverse = torch.cholesky_inverse(factor)
             upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not bool(failed.any()):
+            if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
                 result: Tensor = upper.float()
                 return result
         ridge = ridge * 100
+    return eye.float().expand(h.shape).clone()
 
 
 def _spread_rounding(target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:

@@ -23,9 +23,14 @@ _ROWS = 1 << 16
 _RIDGE = 0.01
 
 
-def _relative_error(y: Tensor, reference: Tensor) -> float:
-    power = float(reference.square().mean())
-    error = float(F.mse_loss(y.to(reference.device), reference))
+def _relative_error(node: Any, full: Executor, quantized: Executor, reference: Tensor) -> float:
+    """Squared error of the layer as it stands over the reference's power, on the first batch."""
+    y = quantized.value(node, slice(0, min(quantized.batch_size, quantized.count)))
+    if node not in full.values:  # rows of the last axis, see Executor.gathered
+        y = y.reshape(-1, y.shape[-1])
+    some = reference[: len(y)].to(y.device)
+    power = float(some.square().mean())
+    error = float(F.mse_loss(y, some))
     return error / power if power > 0 else error
 
 
@@ -55,14 +60,13 @@ def fit_layer(
     Returns
     -------
     LayerReport
-        With the relative output error of rounding to nearest and of what was chosen.
+        With the relative output error of rounding to nearest and of what was chosen, on the first batch.
     """
     reference = full.gathered(node)
     symmetric = spec.symmetric_weights or layer.w_bits == 8
     layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
     layer.q_weight = layer.round_to_nearest()
-    quantized.run(node)
-    before = after = _relative_error(quantized.gathered(node), reference)
+    before = _relative_error(node, full, quantized, reference)
     if spec.compensation or spec.bias_correction:
         source = quantized.gathered(node.args[0])
         moments = measure(layer, source, reference, _ROWS, spec.batch_size, generator)
@@ -81,8 +85,8 @@ def fit_layer(
             layer.scale, layer.zero_point = scale.reshape(-1), zero_point
         if spec.bias_correction:
             layer.bias = corrected_bias(layer, moments)
-        quantized.run(node)
-        after = _relative_error(quantized.gathered(node), reference)
+    quantized.run(node)
+    after = _relative_error(node, full, quantized, reference)
     return LayerReport(
         layer.name, layer.kind, layer.w_bits, layer.a_bits, tuple(layer.weight.shape), before, after
     )

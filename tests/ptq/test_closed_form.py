@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cat_plugin.ptq.bias_correction import corrected_bias
 from cat_plugin.ptq.compensation import fit_integers, least_squares_weight
 from cat_plugin.ptq.modules import QuantOp
-from cat_plugin.ptq.moments import input_patches, measure
+from cat_plugin.ptq.moments import Moments, input_patches, measure
 from cat_plugin.ptq.observers import search_activation_range, search_weight_range
 from tests.ptq.models import small_inputs
 
@@ -202,3 +202,30 @@ def test_dead_and_constant_inputs_do_no_harm():
     assert torch.isfinite(target).all()
     assert torch.isfinite(s).all()
     assert q.shape == (6, 1, 9)
+
+
+@pytest.mark.parametrize("damage", ["indefinite", "singular", "nan"])
+def test_a_covariance_that_cannot_be_factored_does_no_harm(damage):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(200, 6, generator=generator)
+    weight = torch.randn(1, 3, 6, generator=generator)
+    h = (x.T @ x / 200).double().unsqueeze(0)
+    if damage == "indefinite":
+        h = h - 2.0 * torch.eye(6, dtype=torch.float64)
+    elif damage == "singular":
+        h = torch.zeros_like(h)
+    else:
+        h = h * float("nan")
+    moments = Moments(h, (h @ weight.double().transpose(1, 2)), torch.zeros(1, 6), torch.zeros(1, 3))
+    target = least_squares_weight(weight, moments, 0.01)
+    assert torch.isfinite(target).all()
+    scale, zero = search_weight_range(weight[0], 4, True)
+    integers, grid = fit_integers(weight.double(), moments, scale[None], zero[None], (-8, 7))
+    assert torch.isfinite(grid).all()
+    assert bool((grid > 0).all())
+    assert int(integers.min()) >= -8
+    assert int(integers.max()) <= 7
+    if damage == "singular":  # nothing is known of the inputs: the trained weight, rounded within a step
+        assert torch.allclose(target, weight.double())
+        error = (integers.float() * grid.unsqueeze(2) - weight).abs() / grid.unsqueeze(2)
+        assert float(error.max()) < 2.0
