@@ -20,6 +20,8 @@ from torch import nn
 from cat_plugin.errors import CalibrationError, CATTypeError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from cat_plugin.cluster_affine import ClusterAffine
     from cat_plugin.graph.module import ClusterAffineModule
 
@@ -283,7 +285,10 @@ def collect_logits(
 
 
 def fit_correction(
-    z_q: np.ndarray, z_fp: np.ndarray, estimator: ClusterAffine | None = None
+    z_q: np.ndarray,
+    z_fp: np.ndarray,
+    estimator: ClusterAffine | None = None,
+    tuned_mask: np.ndarray | None = None,
 ) -> tuple[ClusterAffineModule, ClusterAffine]:
     """Fit the estimator to a pair of logits and make its module.
 
@@ -293,6 +298,8 @@ def fit_correction(
         Logits of the quantized and of the full-precision model, both (N, C), row by row of the same samples.
     estimator : ClusterAffine, optional
         Fitted in place; ``ClusterAffine(random_state=0)`` when not given, so that equal data give equal maps.
+    tuned_mask : numpy.ndarray, optional
+        Shape (N,), bool: rows that the quantizer was tuned on, which never judge a candidate.
 
     Returns
     -------
@@ -308,7 +315,7 @@ def fit_correction(
             f"{z_fp.shape} for the same calibration data; both must classify the same samples into the same classes"
         )
     estimator = ClusterAffine(random_state=0) if estimator is None else estimator
-    estimator.fit(z_q, z_fp)
+    estimator.fit(z_q, z_fp, tuned_mask=tuned_mask)
     return ClusterAffineModule(estimator.parameters_), estimator
 
 
@@ -317,6 +324,7 @@ def correct(
     reference: nn.Module,
     calibration: Iterable[Any],
     estimator: ClusterAffine | None = None,
+    tuned_mask: ArrayLike | None = None,
 ) -> CorrectedModule:
     """Fit the cluster-affine step to a quantized module and append it.
 
@@ -333,6 +341,10 @@ def correct(
         Input batches: tensors, or tuples and lists whose first item is the input. No labels are used.
     estimator : ClusterAffine, optional
         What to fit, ``ClusterAffine(random_state=0)`` by default; fitted in place.
+    tuned_mask : array-like of shape (N,), bool, optional
+        True for the samples that `quantized` was tuned on (not merely calibrated), in the order of
+        `calibration`. Its logits are closer to the reference there than on new data, so these samples never
+        judge a candidate, where there are others.
 
     Returns
     -------
@@ -346,6 +358,8 @@ def correct(
         message names the batch.
     CATTypeError
         When an argument is of a wrong type.
+    CATValueError
+        When `tuned_mask` has another length than there are samples.
 
     References
     ----------
@@ -360,7 +374,8 @@ def correct(
     calls = list(as_calls(calibration))
     z_fp = collect_logits(reference, calls, "full-precision")
     z_q = collect_logits(quantized, calls, "quantized")
-    step, fitted = fit_correction(z_q, z_fp, estimator)
+    mask = None if tuned_mask is None else np.asarray(tuned_mask)
+    step, fitted = fit_correction(z_q, z_fp, estimator, mask)
     _log.info("fitted the cluster-affine step to %d samples of %d classes", *z_q.shape)
     step = step.to(
         next((t.device for t in [*quantized.parameters(), *quantized.buffers()]), torch.device("cpu"))

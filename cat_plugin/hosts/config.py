@@ -85,6 +85,7 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
           pca_dim: null         # principal components used for clustering
           mode: auto
           seed: 0
+          holdout: 0.25         # share of the calibration rows that the engine does not see
           base: {rtn: {bits: 4}}   # instead of w_bits, a_bits, preset: correct an algorithm of the host
 
     Parameters
@@ -105,6 +106,9 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
         An algorithm of the host to correct. None runs the plugin's own engine.
     seed : int, default 0
         Seed of the engine and of the clustering.
+    holdout : float, default 0.25
+        Share of the calibration rows, from 512 on, that the engine is not given, so that the correction can
+        be judged on rows that the quantized model was not tuned on.
     **engine_options
         Further fields of :class:`cat_plugin.ptq.QuantSpec`.
 
@@ -128,12 +132,14 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
         mode: Any = "auto",
         base: Any = None,
         seed: Any = 0,
+        holdout: Any = 0.25,
         **engine_options: Any,
     ) -> None:
         super().__init__()
         params = {
             "w_bits": w_bits, "a_bits": a_bits, "preset": preset, "num_clusters": num_clusters, "alpha": alpha,
-            "pca_dim": pca_dim, "mode": mode, "seed": seed, **engine_options,
+            "pca_dim": pca_dim, "mode": mode, "seed": seed, "holdout": holdout,
+            **engine_options,
         }  # fmt: skip
         base = as_base(base)
         options.check({**params, "base": _base_to_dict(base)}, "CATConfig")

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cat_plugin.errors import CATError, HostError, RecipeError
-from cat_plugin.hosts import options
+from cat_plugin.errors import CATError, HostError
+from cat_plugin.hosts import inc2_yaml, options
 from cat_plugin.hosts._patching import Patches
+from cat_plugin.hosts.inc2_options import candidates, plain, take
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,28 +49,7 @@ class _State:
     def __init__(self, args: Any, run: TuningRun | None, samples: int) -> None:
         from cat_plugin.hosts.pipeline import TuningSession
 
-        given = args if isinstance(args, list) else [args or {}]
-        engine = options.engine_defaults()
-        self.candidates: list[dict[str, Any]] = []
-        for params in given:
-            if not isinstance(params, Mapping):
-                raise RecipeError(
-                    f"cat_args is a {type(params).__name__}; expected a mapping of CAT's options"
-                )
-            if params.get("base") is not None:
-                raise RecipeError(
-                    "cat_args has a base; in the 2.x API the host's own approach is what CAT corrects. Remove base, or "
-                    "give w_bits and a_bits to run the low-bit engine instead"
-                )
-            options.check(params, "cat_args")
-            expanded = options.expand(params)
-            self.candidates += [expanded[number] for number in options.order(expanded)]
-        asked = {any(key in params for key in engine) for params in self.candidates}
-        if len(asked) > 1:
-            raise RecipeError(
-                "some of cat_args have options of the low-bit engine and some have not; give all of them w_bits, or none"
-            )
-        self.engine = asked.pop()
+        self.candidates, self.engine = candidates(args)
         self.run = run
         self.samples = samples
         self.session: TuningSession = TuningSession()
@@ -82,15 +62,6 @@ class _State:
 
 def _asked(recipes: Any) -> bool:
     return bool(recipes) and bool(recipes.get("cat") or recipes.get("cat_args") is not None)
-
-
-def _plain(value: Any) -> Any:
-    """Ordinary dicts and lists out of the host's attribute dicts."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _settings(strategy: Any) -> tuple[Any, Any]:
@@ -110,7 +81,7 @@ def _traverse(original: Callable[..., Any]) -> Callable[..., Any]:
             if state is None:
                 sizes = [int(size) for size in getattr(self, "calib_sampling_size_lst", None) or [0]]
                 state = _State(
-                    _plain(recipes.get("cat_args")), getattr(carrier, "cat_run", None), max(_SAMPLES, *sizes)
+                    plain(recipes.get("cat_args")), getattr(carrier, "cat_run", None), max(_SAMPLES, *sizes)
                 )
                 self.adaptor._cat_state = state
                 self.adaptor.quantize = functools.partial(
@@ -327,23 +298,6 @@ def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
     return execute
 
 
-def _take(recipes: Mapping[str, Any]) -> dict[str, Any]:
-    """CAT's part of a mapping of recipes, checked."""
-    taken: dict[str, Any] = {}
-    if "cat" in recipes:
-        if not isinstance(recipes["cat"], bool):
-            raise RecipeError(
-                f"recipes['cat'] is {recipes['cat']!r}; expected True or False (options go to cat_args)"
-            )
-        taken["cat"] = recipes["cat"]
-    if recipes.get("cat_args") is not None:
-        if taken.get("cat") is False:
-            raise RecipeError("recipes has cat_args and cat is False; remove one of the two")
-        _State(_plain(recipes["cat_args"]), None, 0)
-        taken["cat_args"] = recipes["cat_args"]
-    return taken
-
-
 def _recipes_property(original: property) -> property:
     """The host's ``recipes``, which drops what it does not know, with CAT's keys put back."""
     setter = original.fset
@@ -352,86 +306,11 @@ def _recipes_property(original: property) -> property:
     def fset(self: Any, recipes: Any) -> None:
         setter(self, recipes)
         if isinstance(recipes, Mapping) and {"cat", "cat_args"} & set(recipes):
-            self._recipes.update(_take(recipes))
+            self._recipes.update(take(recipes))
 
     return property(original.fget, fset, original.fdel, original.__doc__)
 
 
-def _fold_algorithm(section: dict[str, Any]) -> dict[str, Any]:
-    """``algorithm: cat`` of a validated YAML section, as recipes."""
-    algorithm = section.pop("algorithm", None)
-    if algorithm is None:
-        return section
-    args: Any = None
-    name: Any = algorithm
-    if isinstance(algorithm, Mapping):
-        if "name" in algorithm:
-            name, args = algorithm["name"], {k: v for k, v in algorithm.items() if k != "name"}
-        elif len(algorithm) == 1:
-            name, args = next(iter(algorithm.items()))
-    if name != "cat":
-        raise RecipeError(f"unknown algorithm {name!r} in quantization; {options.nearest(name, ['cat'])}")
-    recipes = dict(section.get("recipes") or {})
-    recipes["cat"] = True
-    if args:
-        recipes["cat_args"] = args
-    section["recipes"] = recipes
-    _take(recipes)
-    return section
-
-
-def _read_cfg(original: Callable[..., Any]) -> Callable[..., Any]:
-    def read(self: Any, cfg_fname: Any) -> Any:
-        try:
-            return original(self, cfg_fname)
-        except RuntimeError as error:
-            # The host says only that the file is not correct; what CAT said about it lies underneath.
-            cause: BaseException | None = error
-            while cause is not None:
-                if isinstance(cause, CATError):
-                    raise cause from None
-                cause = cause.__cause__ or cause.__context__
-            raise
-
-    return read
-
-
-class _Schema:
-    """The host's YAML schema, with CAT's words in the section ``quantization``."""
-
-    def __init__(self) -> None:
-        self._owner: dict[Any, Any] | None = None
-        self._key: Any = None
-        self._before: Any = None
-
-    def extend(self, schema: Any) -> None:
-        """Put a section that also knows CAT in the place of the host's."""
-        from schema import And, Optional, Use  # type: ignore[import-not-found]
-
-        owner = schema._schema
-        key = next((key for key in owner if getattr(key, "schema", key) == "quantization"), None)
-        section = owner.get(key)
-        inner = (
-            next((k for k in section if getattr(k, "schema", k) == "recipes"), None)
-            if isinstance(section, dict)
-            else None
-        )
-        if inner is None:
-            _patches.refused["conf.config.schema"] = "it has no section quantization with recipes"
-            return
-        words = {**section[inner], Optional("cat"): bool, Optional("cat_args"): object}
-        extended = {**section, inner: words, Optional("algorithm"): object}
-        self._owner, self._key, self._before = owner, key, section
-        owner[key] = And(extended, Use(_fold_algorithm))
-
-    def restore(self) -> None:
-        """Undo."""
-        if self._owner is not None:
-            self._owner[self._key] = self._before
-            self._owner = None
-
-
-_yaml = _Schema()
 _properties: list[tuple[type, str, property]] = []
 
 
@@ -459,15 +338,15 @@ def attach(host_module: ModuleType) -> None:
     elif name == "neural_compressor.experimental.quantization":
         _patches.replace(host_module.Quantization, "execute", _execute, ("self",))
     elif name == "neural_compressor.conf.config":
-        _yaml.restore()
-        _yaml.extend(host_module.schema)
-        _patches.replace(host_module.Conf, "_read_cfg", _read_cfg, ("self", "cfg_fname"))
+        inc2_yaml.restore()
+        inc2_yaml.extend(host_module.schema, _patches)
+        _patches.replace(host_module.Conf, "_read_cfg", inc2_yaml.read_cfg, ("self", "cfg_fname"))
 
 
 def detach() -> None:
     """Undo every :func:`attach`."""
     _patches.undo()
-    _yaml.restore()
+    inc2_yaml.restore()
     while _properties:
         owner, name, original = _properties.pop()
         setattr(owner, name, original)

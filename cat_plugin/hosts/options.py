@@ -1,6 +1,7 @@
 """The words of a CAT configuration, one table for every host and every recipe.
 
-A configuration is a plain mapping. What it says about the correction is in :data:`CORRECTION`; ``base``
+A configuration is a plain mapping. What it says about the correction, and about the rows that are kept
+for it, is in :data:`CORRECTION`; ``base``
 names an algorithm of the host to correct; every other key is an option of the plugin's own low-bit
 engine (a field of :class:`cat_plugin.ptq.QuantSpec`), which runs when there is no base.
 """
@@ -44,7 +45,10 @@ CORRECTION: dict[str, Any] = {
     "pca_dim": None,
     "mode": "auto",
     "seed": 0,
+    "holdout": 0.25,
 }
+# Of these, what the quantized model depends on too.
+_SHARED = ("seed", "holdout")
 _ESTIMATOR_NAMES = {
     "num_clusters": "n_clusters",
     "alpha": "alpha",
@@ -132,6 +136,11 @@ def check(params: Mapping[str, Any], where: str = "cat") -> None:
                 f"{where} has both base and {', '.join(asked)}; base quantizes with an algorithm of the host, and "
                 f"{asked[0]} is an option of the plugin's own engine. Remove one of the two."
             )
+        if params.get("holdout", CORRECTION["holdout"]) != CORRECTION["holdout"]:
+            raise RecipeError(
+                f"{where} has both base and holdout; holdout keeps calibration rows from the plugin's own engine, and an "
+                "algorithm of the host sees all of them. Remove one of the two."
+            )
     for key, choices in (
         (key, value if _is_choice(key, value) else [value]) for key, value in params.items()
     ):
@@ -157,6 +166,10 @@ def _check_correction(key: str, value: Any, where: str) -> None:
         isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1
     ):
         refuse("a number from 0 (no correction) to 1 (the whole of it)")
+    if key == "holdout" and (
+        isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1
+    ):
+        refuse("a share of the calibration rows from 0 (none) to below 1")
     if key == "mode" and value not in MODES:
         refuse(f"one of {', '.join(MODES)}")
 
@@ -238,7 +251,7 @@ def order(candidates: list[dict[str, Any]]) -> list[int]:
 def quantization_key(params: Mapping[str, Any]) -> str:
     """What of a configuration decides the quantized model, as a string that is equal when that is."""
     full = with_defaults(params)
-    deciding = {k: v for k, v in full.items() if k == "seed" or k not in CORRECTION}
+    deciding = {k: v for k, v in full.items() if k in _SHARED or k not in CORRECTION}
     return json.dumps(deciding, sort_keys=True, default=str)
 
 
@@ -255,4 +268,4 @@ def make_estimator(params: Mapping[str, Any]) -> ClusterAffine:
     from cat_plugin.cluster_affine import ClusterAffine
 
     values = {**CORRECTION, **{k: v for k, v in params.items() if k in CORRECTION}}
-    return ClusterAffine(**{_ESTIMATOR_NAMES[k]: v for k, v in values.items()})
+    return ClusterAffine(**{_ESTIMATOR_NAMES[k]: v for k, v in values.items() if k in _ESTIMATOR_NAMES})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections import OrderedDict
@@ -21,11 +22,21 @@ from cat_plugin.hosts.progress import TrialProgress
 if TYPE_CHECKING:
     from cat_plugin.ptq.progress import Progress
 
-__all__ = ["CalibrationRecord", "TuningSession", "describe", "fingerprint", "quantize_and_correct"]
+__all__ = [
+    "CalibrationRecord",
+    "TuningSession",
+    "describe",
+    "fingerprint",
+    "quantize_and_correct",
+    "rows_for_engine",
+]
 
 _log = logging.getLogger("cat_plugin")
 # Steps of a progress bar that quantizing takes; each calibration batch of the quantized model is one more.
 _ENGINE_STEPS = 100
+# With fewer rows in all, or fewer that the engine has not seen, dividing them costs more than it is good for.
+_DIVIDED_FROM = 512
+_JUDGES = 128
 
 
 @dataclass
@@ -41,6 +52,7 @@ class _Quantized:
     module: nn.Module
     z_q: np.ndarray
     report: dict[str, Any] | None
+    tuned: int  # the first so many rows are what it was tuned on
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -127,6 +139,27 @@ def _engine_inputs(calls: list[ModelCall]) -> list[torch.Tensor]:
     return inputs
 
 
+def rows_for_engine(rows: int, num_samples: int, holdout: float) -> int:
+    """How many of the calibration rows, from the first on, the engine is given.
+
+    Parameters
+    ----------
+    rows : int
+        Calibration rows in all.
+    num_samples : int
+        Rows that the engine uses at most.
+    holdout : float
+        Share of the rows that is to be left over for judging the correction, when there are enough of them.
+
+    Returns
+    -------
+    int
+        From 1 to `rows`.
+    """
+    kept = round(holdout * rows) if rows >= _DIVIDED_FROM else 0
+    return max(1, min(num_samples, rows - kept))
+
+
 def quantize_and_correct(
     params: Mapping[str, Any],
     reference: nn.Module,
@@ -171,20 +204,35 @@ def quantize_and_correct(
                 from cat_plugin.ptq import quantize
 
                 module: nn.Module
+                spec = make_spec(params)
+                share = rows_for_engine(len(record.z_fp), spec.num_samples, params.get("holdout", 0.0))
+                spec = dataclasses.replace(spec, num_samples=share)
                 with evaluating(reference):
                     module, engine_report = quantize(
-                        reference, make_spec(params), _engine_inputs(record.calls), progress=told
+                        reference, spec, _engine_inputs(record.calls), progress=told
                     )
                 report: dict[str, Any] | None = engine_report.to_dict()
+                # It takes the first rows of what it is given.
+                tuned = engine_report.num_samples
             else:
-                module, report = quantize_base(), None
+                # What the host did with which rows is not known; most of its algorithms use them for ranges only.
+                module, report, tuned = quantize_base(), None, 0
             progress.reach(_ENGINE_STEPS)
             progress.stage("calibrate")
-            return _Quantized(module, collect_logits(module, record.calls, "quantized", progress), report)
+            z_q = collect_logits(module, record.calls, "quantized", progress)
+            return _Quantized(module, z_q, report, tuned)
 
         quantized = session.quantized(quantization_key(params) + detail, make)
         progress.stage("fit")
-        step, estimator = fit_correction(quantized.z_q, record.z_fp, make_estimator(params))
+        mask = None
+        if quantized.tuned and len(record.z_fp) - quantized.tuned >= _JUDGES:
+            mask = np.arange(len(record.z_fp)) < quantized.tuned
+            _log.info(
+                "the correction is judged on the %d of %d calibration rows that the engine was not given",
+                len(mask) - quantized.tuned,
+                len(mask),
+            )
+        step, estimator = fit_correction(quantized.z_q, record.z_fp, make_estimator(params), mask)
     place = next((t.device for t in [*quantized.module.parameters(), *quantized.module.buffers()]), None)
     corrected = CorrectedModule(quantized.module, step.to(place) if place is not None else step, estimator)
     corrected.config = dict(params)

@@ -57,10 +57,7 @@ class Release:
 
 
 RELEASES = (
-    *(
-        Release(v, yaml=True, python2=True, torch3=False, static3=False, pins=_OLD)
-        for v in ("2.4", "2.6")
-    ),
+    *(Release(v, yaml=True, python2=True, torch3=False, static3=False, pins=_OLD) for v in ("2.4", "2.6")),
     *(
         Release(v, yaml=False, python2=True, torch3=True, static3=False, extra="pt", pins=_OLD)
         for v in ("3.2", "3.4", "3.7")

@@ -173,6 +173,7 @@ def test_other_recipes_are_kept_and_unknown_ones_still_dropped():
         ({"cat": True, "cat_args": {"w_bits": 9}}, "2 to 8"),
         ({"cat": True, "cat_args": {"base": {"rtn": {}}}}, "the host's own approach"),
         ({"cat": True, "cat_args": [{"w_bits": 4}, {"alpha": 0.3}]}, "all of them w_bits, or none"),
+        ({"cat": True, "cat_args": {"holdout": 0.5}}, "the host's int8 sees all of them"),
         ({"cat": True, "cat_args": 3}, "expected a mapping"),
         ({"cat": "yes"}, "True or False"),
         ({"cat": False, "cat_args": {}}, "remove one"),
