@@ -6,10 +6,13 @@ import configparser
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from cat_plugin.hosts import register
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,7 +61,16 @@ def run_commands(block: Block) -> None:
                 config.read(ROOT / "tox.ini")
                 assert f"testenv:{words[words.index('-e') + 1]}" in config, command
             else:
-                assert words[:4] == ["python", "-m", "pip", "install"], f"line {block.line}: cannot check {command!r}"
+                assert words[:4] == ["python", "-m", "pip", "install"], (
+                    f"line {block.line}: cannot check {command!r}"
+                )
+
+
+@pytest.fixture(autouse=True)
+def _registered_again() -> Iterator[None]:
+    """A page may show how to unregister; other tests want the algorithm back."""
+    yield
+    register()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
