@@ -72,6 +72,20 @@ def _picked(values: Tensor, positions: Tensor | None) -> Tensor:
     return values if positions is None else values.index_select(-1, positions)
 
 
+def _windows(
+    x: Tensor, kernel: list[int], dilation: list[int], stride: list[int], positions: Tensor
+) -> Tensor:
+    """What ``F.unfold`` gives at some output positions only: (N, I*k, positions) of a padded (N, I, H, W)."""
+    width = (x.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    top = positions.div(width, rounding_mode="floor") * stride[0]
+    left = positions.remainder(width) * stride[1]
+    shift_y = torch.arange(kernel[0], device=x.device).mul(dilation[0]).repeat_interleave(kernel[1])
+    shift_x = torch.arange(kernel[1], device=x.device).mul(dilation[1]).repeat(kernel[0])
+    places = (top + shift_y.unsqueeze(1)) * x.shape[3] + left + shift_x.unsqueeze(1)  # (k, positions)
+    picked = x.flatten(2).index_select(2, places.flatten())
+    return picked.reshape(len(x), -1, len(positions))
+
+
 def input_patches(layer: QuantOp, x: Tensor, positions: Tensor | None = None) -> Tensor:
     """What each output value is a linear function of.
 
@@ -96,8 +110,10 @@ def input_patches(layer: QuantOp, x: Tensor, positions: Tensor | None = None) ->
     x = F.pad(x, _padding(layer, kernel))
     if len(kernel) == 1:
         x, kernel, stride, dilation = x.unsqueeze(2), [1, *kernel], [1, *stride], [1, *dilation]
-    columns = F.unfold(x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))  # (N, I*k, L)
-    columns = _picked(columns, positions)
+    if positions is None:
+        columns = F.unfold(x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))  # (N, I*k, L)
+    else:
+        columns = _windows(x, kernel, dilation, stride, positions)
     groups = layer.groups
     n, width, count = columns.shape
     return columns.reshape(n, groups, width // groups, count).permute(1, 0, 3, 2).flatten(1, 2)

@@ -71,6 +71,16 @@ def test_least_squares_equals_numpys_ridge_regression():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("case", LAYERS[:-1])
+def test_patches_at_some_positions_are_those_of_all(case):
+    layer, x = _layer(case)
+    everything = input_patches(layer, x)
+    per_image = everything.shape[1] // len(x)
+    positions = torch.tensor([per_image - 1, 0, per_image // 2])
+    expected = everything.unflatten(1, (len(x), per_image))[:, :, positions].flatten(1, 2)
+    assert torch.equal(input_patches(layer, x, positions), expected)
+
+
 def test_sampling_positions_keeps_the_moments():
     layer, x = _layer(LAYERS[0])
     x = small_inputs(64, *x.shape[1:], seed=7)
