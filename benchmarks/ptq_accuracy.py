@@ -103,6 +103,7 @@ def measure(name: str, data: str | None, threads: int, logits: Path | None = Non
             "preset": preset,
             "num_samples": SAMPLES[model_name],
             "batch_size": 64 if model_name == "resnet20" else 16,
+            "memory_mb": None if model_name == "resnet20" else 3000,
             **options,
         }
     )
