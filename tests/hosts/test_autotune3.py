@@ -22,6 +22,10 @@ if INC >= (3, 0):
     from cat_plugin import CATConfig
 
 
+# What is fitted in each cluster is of no concern here; comparing all maps would take most of the time.
+QUICK = {"preset": "fast", "mode": "diagonal", "num_clusters": 4}
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """How often the engine ran, and over how many inputs a quantized model was run."""
@@ -58,7 +62,7 @@ def test_criterion_never_met_returns_the_best(task, counted):
         seen.append((score, getattr(model, "config", None)))
         return score
 
-    config = CATConfig(w_bits=[4, 2], a_bits=4, preset="fast", num_clusters=[4, 2])
+    config = CATConfig(w_bits=[4, 2], a_bits=4, preset="fast", mode="diagonal", num_clusters=[4, 2])
     best = tune(task, [config], eval_fn, tolerable_loss=0.0)
     assert len(seen) == 5
     assert best is not None
@@ -66,7 +70,9 @@ def test_criterion_never_met_returns_the_best(task, counted):
     # The winner was quantized again by the host, out of what was kept, with the same result.
     alone = quantize(
         copy.deepcopy(task.net),
-        CATConfig(w_bits=4, a_bits=4, preset="fast", num_clusters=best.config["num_clusters"]),
+        CATConfig(
+            w_bits=4, a_bits=4, preset="fast", mode="diagonal", num_clusters=best.config["num_clusters"]
+        ),
         run_fn=task.run_fn,
     )
     assert torch.equal(task.logits(best), task.logits(alone))
@@ -79,7 +85,9 @@ def test_trials_share_what_only_the_correction_changes(task, counted):
         calls.append(model)
         task.run_fn(model)
 
-    config = CATConfig(w_bits=[4, 2], a_bits=4, preset="fast", num_clusters=[4, 2], alpha=[0.2, 0.4])
+    config = CATConfig(
+        w_bits=[4, 2], a_bits=4, preset="fast", mode="diagonal", num_clusters=[4, 2], alpha=[0.2, 0.4]
+    )
     autotune(
         copy.deepcopy(task.net),
         TuningConfig(config_set=[config], tolerable_loss=-1.0),
@@ -109,33 +117,33 @@ def test_a_base_is_quantized_once_for_all_its_corrections(task, monkeypatch):
 
 def test_stops_at_the_first_trial_that_is_good_enough(task):
     scores = iter([1.0, 0.5, 0.995, 0.999])
-    best = tune(task, [CATConfig(w_bits=[2, 3, 4], preset="fast")], lambda model: next(scores))
+    best = tune(task, [CATConfig(w_bits=[2, 3, 4], **QUICK)], lambda model: next(scores))
     assert best.config["w_bits"] == 3
     assert next(scores) == 0.999
 
 
 def test_max_trials(task):
     scores = iter([1.0, 0.5, 0.4, 0.9])
-    best = tune(task, [CATConfig(w_bits=[2, 3, 4], preset="fast")], lambda model: next(scores), max_trials=2)
+    best = tune(task, [CATConfig(w_bits=[2, 3, 4], **QUICK)], lambda model: next(scores), max_trials=2)
     assert best.config["w_bits"] == 2
     assert next(scores) == 0.9
 
 
 def test_same_configuration_twice_is_one_trial(task):
     scores = iter([1.0, 0.5, 0.4])
-    configs = [CATConfig(w_bits=[2, 3], preset="fast"), CATConfig(w_bits=2, preset="fast")]
+    configs = [CATConfig(w_bits=[2, 3], **QUICK), CATConfig(w_bits=2, **QUICK)]
     best = tune(task, configs, lambda model: next(scores))
     assert best.config["w_bits"] == 2
 
 
 def test_callers_tuning_config_keeps_its_number_of_trials(task):
-    config = TuningConfig(config_set=[CATConfig(preset="fast")], max_trials=7)
+    config = TuningConfig(config_set=[CATConfig(**QUICK)], max_trials=7)
     autotune(copy.deepcopy(task.net), config, task.accuracy, run_fn=task.run_fn)
     assert config.max_trials == 7
 
 
 def test_beside_a_configuration_of_the_host(task):
-    configs = [RTNConfig(bits=4, use_layer_wise=False), CATConfig(preset="fast")]
+    configs = [RTNConfig(bits=4, use_layer_wise=False), CATConfig(**QUICK)]
     scores = iter([1.0, 0.5, 0.6])
     best = tune(task, configs, lambda model: next(scores))
     assert best.config["preset"] == "fast"
@@ -164,7 +172,7 @@ def test_trial_table_is_printed(task):
     logger.addHandler(handler)
     try:
         scores = iter([1.0, 0.5, 0.75])
-        tune(task, [CATConfig(w_bits=[2, 3], preset="fast", num_clusters=4)], lambda model: next(scores))
+        tune(task, [CATConfig(w_bits=[2, 3], **QUICK)], lambda model: next(scores))
     finally:
         logger.removeHandler(handler)
     text = "\n".join(lines)
@@ -187,7 +195,7 @@ def test_trial_table_is_printed(task):
 def test_criteria_that_the_host_lacks(task, criterion, scores, stops_after, best):
     run = TuningRun(criterion)
     left = iter(scores)
-    config = TuningConfig(config_set=[CATConfig(w_bits=[4, 3, 2], preset="fast")])
+    config = TuningConfig(config_set=[CATConfig(w_bits=[4, 3, 2], **QUICK)])
     config.cat_run = run
     made = autotune(copy.deepcopy(task.net), config, lambda model: next(left), run_fn=task.run_fn)
     assert [trial.score for trial in run.trials if trial.score == trial.score] == [
@@ -205,7 +213,7 @@ def test_timeout(task, monkeypatch):
         now[0] += 6.0
         return 1.0 if not hasattr(model, "config") else 0.1
 
-    config = TuningConfig(config_set=[CATConfig(w_bits=[4, 3, 2], preset="fast")])
+    config = TuningConfig(config_set=[CATConfig(w_bits=[4, 3, 2], **QUICK)])
     config.cat_run = run
     autotune(copy.deepcopy(task.net), config, eval_fn, run_fn=task.run_fn)
     assert len(run.trials) == 1

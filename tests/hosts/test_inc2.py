@@ -21,7 +21,7 @@ if (2, 0) <= INC < (3, 8):
     from neural_compressor import PostTrainingQuantConfig, quantization
     from neural_compressor.config import AccuracyCriterion, TuningCriterion
 
-LOW = {"w_bits": 3, "a_bits": 4, "preset": "fast", "num_clusters": 4}
+LOW = {"w_bits": 3, "a_bits": 4, "preset": "fast", "mode": "diagonal", "num_clusters": 4}
 
 
 class Loader:
@@ -74,7 +74,7 @@ def test_engine_runs_in_place_of_int8(task):
     made = fit(task, {"cat": True, "cat_args": LOW})
     alone, _ = quantize(task.net, QuantSpec(w_bits=3, a_bits=4, preset="fast"), task.batches)
     assert torch.equal(task.logits(made.model.model), task.logits(alone))
-    expected = by_hand(task, alone, n_clusters=4)
+    expected = by_hand(task, alone, n_clusters=4, mode="diagonal")
     np.testing.assert_allclose(task.logits(made.model).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -246,7 +246,7 @@ def test_yaml_with_the_engine(task, performance_only):
     tuning = f"tuning: {{exit_policy: {{performance_only: {performance_only}}}}}\n"
     made = yaml_fit(
         task,
-        "  algorithm: {cat: {w_bits: 3, a_bits: 4, preset: fast, num_clusters: 4}}\n",
+        "  algorithm: {cat: {w_bits: 3, a_bits: 4, preset: fast, mode: diagonal, num_clusters: 4}}\n",
         tuning,
         task.accuracy,
     )

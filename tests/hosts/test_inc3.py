@@ -27,7 +27,7 @@ if INC >= (3, 0):
 
     from cat_plugin import CATConfig
 
-FAST = {"w_bits": 3, "a_bits": 4, "preset": "fast", "num_clusters": 4}
+FAST = {"w_bits": 3, "a_bits": 4, "preset": "fast", "mode": "diagonal", "num_clusters": 4}
 
 
 def by_hand(task, quantized, **options):
@@ -46,7 +46,7 @@ def test_engine_runs_when_no_base_is_given(task):
     from cat_plugin.ptq import QuantSpec
     from cat_plugin.ptq import quantize as engine
 
-    corrected = quantize(copy.deepcopy(task.net), CATConfig(**FAST), run_fn=task.run_fn)
+    corrected = quantize(copy.deepcopy(task.net), CATConfig(**{**FAST, "mode": "auto"}), run_fn=task.run_fn)
     alone, _ = engine(task.net, QuantSpec(w_bits=3, a_bits=4, preset="fast"), task.batches)
     assert torch.equal(task.logits(corrected.model), task.logits(alone))
     np.testing.assert_allclose(task.logits(corrected).numpy(), by_hand(task, alone), rtol=1e-4, atol=1e-4)

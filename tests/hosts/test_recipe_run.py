@@ -26,7 +26,7 @@ def recipe(tmp_path):
     return make
 
 
-LOW_BIT = "algorithm: cat\ncat: {w_bits: %s, a_bits: 4, preset: fast, num_clusters: 4}\n"
+LOW_BIT = "algorithm: cat\ncat: {w_bits: %s, a_bits: 4, preset: fast, mode: diagonal, num_clusters: 4}\n"
 
 
 @needs_host
@@ -36,7 +36,8 @@ def test_one_configuration_without_evaluation(task, recipe):
 
     made = recipe(LOW_BIT % 3).run(task.net, task.batches)
     alone, _ = quantize(task.net, QuantSpec(w_bits=3, a_bits=4, preset="fast"), task.batches)
-    expected = cat_plugin.correct(alone, task.net, task.batches, ClusterAffine(n_clusters=4, random_state=0))
+    estimator = ClusterAffine(mode="diagonal", n_clusters=4, random_state=0)
+    expected = cat_plugin.correct(alone, task.net, task.batches, estimator)
     assert torch.equal(task.logits(made), task.logits(expected))
 
 
