@@ -31,6 +31,9 @@ class KernelEntry:
         Multiplications and additions for one sample; for kernels without a weight, elements moved.
     bytes : int
         Bytes of inputs and outputs for one sample, plus the packed weight once.
+    unpacking : str
+        Where weights below 8 bits become bytes: ``"in registers"``, ``"once a call"`` into memory that the call takes for it,
+        or empty where they are stored as bytes.
     """
 
     name: str
@@ -41,6 +44,7 @@ class KernelEntry:
     weight_bytes: int = 0
     operations: int = 0
     bytes: int = 0
+    unpacking: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class CompileReport:
         lines = [f"{self.path}: target {self.target}, {len(self.kernels)} kernels, {self.seconds:.1f} s"]
         for kernel in self.kernels:
             bits = f", {kernel.weight_bits}-bit weights" if kernel.weight_bits else ""
+            bits += f" unpacked {kernel.unpacking}" if kernel.unpacking else ""
             lines.append(f"  {kernel.name}: {kernel.kind} -> {'x'.join(map(str, kernel.output))}{bits}")
         names = ", ".join(sorted(set(self.float_ops))) or "none"
         lines.append(f"  operators in float32: {names}")

@@ -57,6 +57,8 @@ class Kernel:
         Multiplications and additions for one sample; for kernels without a weight, elements produced.
     bytes : int
         Bytes of inputs and outputs for one sample, plus the packed weight once.
+    unpacking : str
+        Where weights below 8 bits become bytes; empty where the kernel reads bytes.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Kernel:
     prim_func: Any
     operations: int
     bytes: int
+    unpacking: str = ""
     _pack: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     _stored_zero: int = 0
 
@@ -190,9 +193,12 @@ def lower(spec: KernelSpec, target: Target) -> Kernel:
 def _lower(spec: KernelSpec, isa: InstructionSet) -> Kernel:
     name, generator = _generator(spec, isa)
     macs = getattr(spec, "macs", None)
-    weight_bytes = 0
+    weight_bytes, unpacking = 0, ""
     if isinstance(generator, DirectConv | Linear):
         weight_bytes = generator.layout.length
+        if generator.layout.bits < 8:
+            # A convolution uses each weight for many pixels, a linear layer for a few rows.
+            unpacking = "in registers" if isinstance(generator, Linear) else "once a call"
     elif isinstance(generator, Depthwise | DepthwiseDot):
         weight_bytes = generator.weight_length
     moved = _moved(spec, weight_bytes)
@@ -203,6 +209,7 @@ def _lower(spec: KernelSpec, isa: InstructionSet) -> Kernel:
         prim_func=generator.build(name),
         operations=2 * macs if macs is not None else moved,
         bytes=moved,
+        unpacking=unpacking,
         _pack=getattr(generator, "pack_weight", None),
         _stored_zero=getattr(generator, "stored_zero", 0),
     )

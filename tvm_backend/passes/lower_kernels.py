@@ -83,6 +83,7 @@ class _Lower(Rewriter):
             weight_bytes=compat.constant_value(args[1]).nbytes if weighted else 0,
             operations=kernel.operations,
             bytes=kernel.bytes,
+            unpacking=kernel.unpacking,
         )
         return self._call(spec, name, kernel.prim_func, args, compat.type_of(self.current))
 
