@@ -202,11 +202,20 @@ def run_peer(name: str, python: str, data: str | None, threads: int) -> list[dic
     return [{"row": name, "threads": threads, **row} for row in rows]
 
 
+def _labels(row: dict[str, Any]) -> dict[str, Any]:
+    """What the tables in the pages select and show a row by."""
+    parts = row["row"].split("/")
+    labels = {"bits": f"W{row['w_bits']}A{row['a_bits']}"} if "w_bits" in row else {}
+    if parts[0] == "ablation":
+        return labels | {"table": parts[1], "method": parts[2]}
+    return labels | {"table": "peer" if parts[0] == "peer" else parts[0]}
+
+
 def merge(path: Path, rows: list[dict[str, Any]], fresh: str) -> None:
     """Replace the rows called ``fresh`` in the JSON."""
     known = json.loads(path.read_text())["rows"] if path.exists() else []
     order = {name: i for i, name in enumerate(all_rows())}
-    kept = [row for row in known if row["row"] != fresh] + rows
+    kept = [{**row, **_labels(row)} for row in [r for r in known if r["row"] != fresh] + rows]
     kept.sort(key=lambda row: order.get(row["row"], len(order)))
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(), "versions": versions(), "rows": kept}
