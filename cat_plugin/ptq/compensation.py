@@ -4,7 +4,8 @@ For one output channel the mean squared output error of integers ``q`` on the gr
 ``(s (q - z) - w*)' H (s (q - z) - w*)`` with ``H`` the covariance of the layer's quantized inputs and ``w*`` the
 least-squares weight that maps these inputs to the full-precision outputs.  Three steps bring it down:
 
-1. ``w*`` by ridge regression towards the trained weight (it takes up what quantized inputs have done already);
+1. ``w*`` by ridge regression towards the trained weight (it takes up what quantized inputs have done already), the ridge
+   chosen by fitting one half of the calibration batches and judging on the other;
 2. one pass of optimal-brain rounding, column by column, each column's error spread over those still free (Frantar et
    al., "GPTQ", arXiv 2210.17323, equations 2 and 3, after "Optimal Brain Compression", arXiv 2208.11580);
 3. sweeps of cyclic coordinate descent over the integers, alternating with the closed-form scale
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from cat_plugin.ptq.moments import Moments
 
-__all__ = ["fit_integers", "least_squares_weight"]
+__all__ = ["fit_integers", "least_squares_weight", "ridge_by_halves"]
 
 _ATTEMPTS = 8  # at a factorisation, with more ridge each time
 _BLOCK = 64  # columns whose errors are gathered before they are spread over the rest by one matrix product
@@ -57,6 +58,37 @@ def least_squares_weight(weight: Tensor, moments: Moments, ridge: float) -> Tens
             return result
         strength = strength * 10
     return trained.clone()
+
+
+def ridge_by_halves(weight: Tensor, moments: Moments, candidates: tuple[float, ...]) -> float:
+    """Ridge whose weight, fitted to one half of the calibration batches, errs least on the other.
+
+    A layer with more inputs than calibration samples could otherwise be made to fit these perfectly.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (G, R, K) trained weight.
+    moments : Moments
+        With its halves; without, the last candidate is taken.
+    candidates : tuple of float
+        Ridges, ascending; ties go to the smaller.
+
+    Returns
+    -------
+    float
+    """
+    if len(moments.halves) < 2:
+        return candidates[-1]
+    losses = []
+    for ridge in candidates:
+        loss = 0.0
+        for fitted, judge in (moments.halves, moments.halves[::-1]):
+            w = least_squares_weight(weight, fitted, ridge)
+            # the squared error but for the outputs' own variance, which no weight changes
+            loss += float((torch.bmm(w, judge.h) * w).sum() - 2.0 * (w * judge.c.transpose(1, 2)).sum())
+        losses.append(loss)
+    return min(zip(losses, candidates, strict=True))[1]
 
 
 def _inverse_factor(h: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cat_plugin.ptq.bias_correction import corrected_bias
-from cat_plugin.ptq.compensation import fit_integers, least_squares_weight
+from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.executor import Executor
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import measure
@@ -20,7 +20,7 @@ from cat_plugin.ptq.spec import QuantSpec
 __all__ = ["fit_layer"]
 
 _ROWS = 1 << 16
-_RIDGE = 0.01
+_RIDGES = (0.01, 0.1, 1.0, 10.0)  # shares of the mean input variance
 
 
 def _relative_error(node: Any, full: Executor, quantized: Executor, reference: Tensor) -> float:
@@ -72,7 +72,9 @@ def fit_layer(
         moments = measure(layer, source, reference, _ROWS, spec.batch_size, generator)
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
-            target = least_squares_weight(grouped, moments, _RIDGE) if spec.refit else grouped.double()
+            target = grouped.double()
+            if spec.refit:
+                target = least_squares_weight(grouped, moments, ridge_by_halves(grouped, moments, _RIDGES))
             scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
             shape = grouped.shape[:2]
             # from 6 bits on the searched scale is as good as any, and few integers move

@@ -28,12 +28,16 @@ class Moments:
         (G, K) mean patch.
     mean_y : Tensor
         (G, O/G) mean target.
+    halves : tuple of Moments
+        The same over every other batch and over the rest, to judge on one what was fitted to the other; empty if there
+        was one batch only.
     """
 
     h: Tensor
     c: Tensor
     mean_x: Tensor
     mean_y: Tensor
+    halves: tuple[Moments, ...] = ()
 
 
 def _padding(layer: QuantOp, kernel: list[int]) -> list[int]:
@@ -152,7 +156,8 @@ def measure(
     Moments
     """
     sums: list[Tensor] | None = None
-    rows_seen = 0
+    odd: list[Tensor] | None = None
+    rows_seen = rows_odd = 0
     total = y.numel() // len(layer.weight)
     share = min(1.0, max_rows / max(total, 1))
     for start in range(0, len(x), batch_size):
@@ -171,10 +176,21 @@ def measure(
             patches.sum(1).double(),
             target.sum(1).double(),
         ]
+        if (start // batch_size) % 2:
+            odd = parts if odd is None else [a + b for a, b in zip(odd, parts, strict=True)]
+            rows_odd += patches.shape[1]
         sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
         rows_seen += patches.shape[1]
     assert sums is not None
-    h, c, mean_x, mean_y = (value / rows_seen for value in sums)
+    moments = _centred(sums, rows_seen)
+    if odd is not None:
+        even = [a - b for a, b in zip(sums, odd, strict=True)]
+        moments.halves = (_centred(even, rows_seen - rows_odd), _centred(odd, rows_odd))
+    return moments
+
+
+def _centred(sums: list[Tensor], rows: int) -> Moments:
+    h, c, mean_x, mean_y = (value / rows for value in sums)
     power = h.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
     h = h - mean_x.unsqueeze(2) * mean_x.unsqueeze(1)
     # the products were summed in float32: what is left of an input that hardly varies is rounding error

@@ -1,7 +1,7 @@
 """What ``fast``, ``balanced`` and ``best`` mean: how much work each stage does.
 
 ``fast`` takes no gradient step: searched ranges, least squares, error-compensated rounding, bias correction.
-``balanced`` trains each unit and refines the grids; ``best`` trains longer and then the whole model on its logits.
+``balanced`` trains each unit and refines the grids; ``best`` trains the whole model on its logits in between.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Plan:
 _PRESETS = {
     "fast": Plan(0, 0, 0, 0.0),
     "balanced": Plan(400, 0, 150, 0.5),
-    "best": Plan(1000, 1500, 300, 0.5),
+    "best": Plan(400, 800, 150, 0.5),
 }
 
 

@@ -5,7 +5,7 @@ zero points ``z`` of weights and activations, ``s0, z0`` being the initial ones 
 Reduction via Cluster-based Affine Transformation", arXiv 2509.26277, section 3).  Integers and biases stay.  Scales
 move in the logarithm, so that the penalty is on their relative change; zero points are rounded in the forward pass and
 see the straight-through gradient, and those that are 0 by construction (unsigned or symmetric tensors) are left alone.
-Default: 150 steps in ``balanced``, 300 in ``best``, ``lambda_p = 0.01``.
+Default: 150 steps in ``balanced`` and ``best``, ``lambda_p = 0.01``.
 """
 
 from __future__ import annotations

@@ -25,25 +25,29 @@ def run_nodes(
 
     Nodes outside the list (constants, batch sizes) are evaluated when they are read.
     """
-
     count = len(next(iter(env.values())))
-
-    def value(node: Any) -> Any:
-        if node not in env:
-            if is_batch_size(node):
-                return count
-            if node.op == "get_attr":
-                return getattr(module, str(node.target))
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            env[node] = node.target(*args, **kwargs)
-        return env[node]
-
     for node in nodes:
         if node.op == "call_module":
-            env[node] = call(module.get_submodule(str(node.target)), value(node.args[0]))
+            x = _value(node.args[0], module, env, count)
+            env[node] = call(module.get_submodule(str(node.target)), x)
         elif node.op != "get_attr" and not is_batch_size(node):
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), value)
-            env[node] = node.target(*args, **kwargs)
+            env[node] = _result(node, module, env, count)
+
+
+def _result(node: Any, module: fx.GraphModule, env: dict[Any, Any], count: int) -> Any:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(n, module, env, count))
+    return node.target(*args, **kwargs)
+
+
+def _value(node: Any, module: fx.GraphModule, env: dict[Any, Any], count: int) -> Any:
+    # not a closure that calls itself: such a cycle keeps a step's activations until the garbage collector comes by
+    if node not in env:
+        if is_batch_size(node):
+            return count
+        if node.op == "get_attr":
+            return getattr(module, str(node.target))
+        env[node] = _result(node, module, env, count)
+    return env[node]
 
 
 def float_call(child: Any, x: Tensor) -> Any:

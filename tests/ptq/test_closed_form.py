@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from cat_plugin.ptq.bias_correction import corrected_bias
-from cat_plugin.ptq.compensation import fit_integers, least_squares_weight
+from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import Moments, input_patches, measure
 from cat_plugin.ptq.observers import search_activation_range, search_weight_range
@@ -239,3 +239,24 @@ def test_a_covariance_that_cannot_be_factored_does_no_harm(damage):
         assert torch.allclose(target, weight.double())
         error = (integers.float() * grid.unsqueeze(2) - weight).abs() / grid.unsqueeze(2)
         assert float(error.max()) < 2.0
+
+
+@pytest.mark.parametrize(("noise", "samples"), [(0.0, 600), (3.0, 40)])
+def test_the_ridge_is_small_where_data_decide_and_large_where_they_are_noise(noise, samples):
+    generator = torch.Generator().manual_seed(9)
+    x = torch.randn(samples, 30, generator=generator)
+    trained, true = (torch.randn(5, 30, generator=generator) for _ in range(2))
+    if noise:  # nothing to learn: the trained weight is the truth
+        true = trained
+    y = x @ true.T + noise * torch.randn(samples, 5, generator=generator)
+    layer = QuantOp("layer", _ATEN.linear.default, trained, None, (), 4, 4)
+    moments = measure(layer, x, y, 1 << 30, samples // 4, generator)
+    ridge = ridge_by_halves(trained[None], moments, (0.01, 0.1, 1.0, 10.0))
+    assert ridge == (10.0 if noise else 0.01)
+    fresh = torch.randn(5000, 30, generator=generator).double()
+
+    def risk(value):
+        w = least_squares_weight(trained[None], moments, value)[0]
+        return float((fresh @ (w - true.double()).T).square().mean())
+
+    assert risk(ridge) == min(risk(value) for value in (0.01, 0.1, 1.0, 10.0))
