@@ -33,22 +33,16 @@ __all__ = ["main", "merged", "with_ratios"]
 
 OUT = CHECKOUT / "docs" / "benchmarks" / "inference.json"
 PRECISIONS = ("w8a8", "w4a4", "w2a2")
-COLUMNS = ["model", "batch", "peer", "precision", "ms", "vs_ort_int8", "vs_openvino_int8", "error", "load"]
-OURS = ["model", "batch", "precision", "weight_bytes", "weights_smaller", "affine_us", "affine_percent",
-        "compile_seconds", "float_ops"]  # fmt: skip
+COLUMNS = [
+    "model", "batch", "peer", "precision", "ms", "ms_p10", "vs_ort_int8", "vs_openvino_int8", "error", "load"
+]  # fmt: skip
+OURS = [
+    "model", "batch", "precision", "weight_bytes", "weights_smaller", "affine_us", "affine_percent", "compile_seconds",
+    "float_ops",
+]  # fmt: skip
 LAYERS = [
-    "model",
-    "batch",
-    "precision",
-    "layer",
-    "output",
-    "us",
-    "operations",
-    "bytes",
-    "gops",
-    "of_peak",
-    "of_floor",
-]
+    "model", "batch", "precision", "layer", "output", "us", "operations", "bytes", "gops", "of_peak", "of_floor",
+]  # fmt: skip
 _REFERENCES = {"vs_ort_int8": ("onnxruntime", "int8"), "vs_openvino_int8": ("openvino", "int8")}
 
 
@@ -131,6 +125,8 @@ def ours(model: str, precision: str, options: argparse.Namespace) -> dict[str, A
         common += ["--batches", *map(str, options.batches)]
         for what in ("prepare", "measure"):
             command = [sys.executable, "-m", "benchmarks.inference_ours", what, *common]
+            if what == "measure":
+                command += ["--library", json.loads(out.read_text())["library"]]
             done = subprocess.run(
                 command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=False
             )

@@ -14,7 +14,6 @@ import json
 import os
 import re
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -159,7 +158,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {"machine": machine(), "rows": [], "layers": []}
-    path = library_path(options.cache, options.model, options.precision)
+    path = options.library
     facts = json.loads(path.with_suffix(".facts.json").read_text())
     library = tvm_backend.load(path)
     reference = MODELS[options.model](options.data)
@@ -199,12 +198,13 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--data")
     parser.add_argument("--layers", action="store_true")
-    parser.add_argument("--out", type=Path, help="JSON file of the rows")
+    parser.add_argument("--library", type=Path, help="what is measured")
+    parser.add_argument("--out", type=Path, required=True, help="JSON: where the library lies, or its rows")
     options = parser.parse_args()
     os.environ.setdefault("CAT_CACHE_DIR", str(options.cache.resolve()))
     if options.what == "prepare":
         path = prepare(options.model, options.precision, options.batches, options.cache, options.data)
-        print(path, file=sys.stderr)
+        options.out.write_text(json.dumps({"library": str(path)}))
     else:
         options.out.write_text(json.dumps(measure(options)))
 
