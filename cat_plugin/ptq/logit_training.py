@@ -23,6 +23,8 @@ from cat_plugin.ptq.soft_unit import SoftUnit, run_float
 
 __all__ = ["LogitTraining", "divergence", "train_on_logits"]
 
+_CHECKS = 8  # looks at the state in a full run
+
 
 @dataclass(frozen=True)
 class LogitTraining:
@@ -100,11 +102,13 @@ def train_on_logits(
     Returns
     -------
     Outcome
-        Divergence before and after; if it got worse or NaN, the initial values are kept.
+        Divergence before and after on the first 256 inputs, where the best state seen is kept; if none is better than
+        the initial values, or the loss turns NaN, these are.
     """
-    initial = soft.state()
+    initial, best = soft.state(), soft.snapshot()
     check = slice(0, min(len(inputs), 256))
-    before = _evaluate(soft, inputs[check], logits[check], settings)
+    before = after = _evaluate(soft, inputs[check], logits[check], settings)
+    every = max(settings.steps // _CHECKS, 1)
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), foreach=True)
     rates = [group["lr"] for group in optimizer.param_groups]
     mask = DropMask(settings.drop_probability, generator, inputs.device)
@@ -132,9 +136,13 @@ def train_on_logits(
         optimizer.step()
         if tick is not None:
             tick(step + 1)
-    after = _evaluate(soft, inputs[check], logits[check], settings)
-    if not after <= before:
+        if (step + 1) % every == 0 or step + 1 == settings.steps:
+            now = _evaluate(soft, inputs[check], logits[check], settings)
+            if now < after:
+                after, best = now, soft.snapshot()
+    if not after < before:
         soft.restore(initial)
-        return Outcome(before, before, settings.steps, "training made it worse: initial values kept")
+        return Outcome(before, before, settings.steps, "training did not improve it: initial values kept")
+    soft.load(best)
     soft.harden()
     return Outcome(before, after, settings.steps)

@@ -25,7 +25,8 @@ from cat_plugin.ptq.units import Unit
 __all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct"]
 
 _CHECKS = 10  # looks at the held-out rows in a full run
-_PATIENCE = 5  # looks without gain after which a run ends
+_PATIENCE = 3  # looks without gain after which a run ends,
+_EARLIEST = 0.7  # not before this share of the steps: what rounding gains, it gains while the rates fall
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ def reconstruct(
     Returns
     -------
     Outcome
-        Losses on held-out rows.  The best state seen there is kept, and training stops early when half of the steps
-        brought nothing; a unit whose loss turns NaN, or that does not get better, keeps its initial values and says so.
+        Losses on held-out rows.  The best state seen there is kept, and training stops early when nothing more
+        is gained while the rates fall; a unit whose loss turns NaN, or that does not get better, keeps its initial values and says so.
     """
     soft = SoftUnit(module, unit, lambda layer: SoftLayer(layer, settings.method), bf16=settings.bf16)
     initial = soft.state()
@@ -223,9 +224,11 @@ def reconstruct(
         optimizer.step()
         if tick is not None:
             tick(step + 1)
-        if settings.method != "adaround" and (step + 1) % watch.every == 0 and watch.look():
-            done = step + 1
-            break
+        if settings.method != "adaround" and (step + 1) % watch.every == 0:
+            stale = watch.look()
+            if stale and share >= _EARLIEST:
+                done = step + 1
+                break
     if settings.method == "adaround":
         soft.harden()
         after = evaluate(SoftUnit(module, unit, lambda layer: SoftLayer(layer, "straight_through")))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.reconstruction import Reconstruction, reconstruct
 from cat_plugin.ptq.refinement import refine
 from cat_plugin.ptq.sequence import quantize_in_order
-from cat_plugin.ptq.soft_unit import run_float
+from cat_plugin.ptq.soft_unit import float_call, run_float, run_nodes
 from cat_plugin.ptq.task_loss import fisher_weights, loss_gradient, prediction_difference
 from cat_plugin.ptq.trace import trace
 from cat_plugin.ptq.units import find_units, whole_model
@@ -137,6 +139,26 @@ def _train_units(settings, **extra):
     return outcomes, prepared
 
 
+def test_activations_of_a_step_go_without_the_garbage_collector():
+    _, module, _, _, x = _prepared()
+    whole = whole_model(module)
+    seen = []
+
+    def call(child, value):
+        result = float_call(child, value)
+        seen.append(weakref.ref(result))
+        return result
+
+    gc.collect()
+    gc.disable()
+    try:
+        run_nodes(module, whole.nodes, {whole.source: x.clone()}, call)
+        assert seen
+        assert all(reference() is None for reference in seen)
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("method", ["straight_through", "adaround"])
 def test_reconstruction_lowers_the_loss_of_every_block(method):
     settings = dataclasses.replace(_SHORT, method=method, weight_rate=0.05 if method == "adaround" else 0.02)
@@ -172,7 +194,7 @@ def test_a_loss_that_turns_nan_keeps_the_initial_values():
 def test_training_that_brings_nothing_stops_early():
     frozen = dataclasses.replace(_SHORT, weight_rate=0.0, scale_rate=0.0, step_rate=0.0, bias_rate=0.0)
     outcomes, _ = _train_units(frozen)
-    assert outcomes["block1"].steps == 30  # half of 60
+    assert outcomes["block1"].steps == 48  # the first look after 70 % of 60
     assert "did not improve" in outcomes["block1"].note
 
 
@@ -207,6 +229,8 @@ def test_refinement_moves_scales_and_zero_points_only_and_lowers_the_divergence(
     model, module, prepared, spec, x = _prepared()
     with TensorStore() as store:
         _, logits = quantize_in_order(prepared, x, spec, store)
+    for layer in prepared.layers:  # the closed form leaves so small a model near its optimum
+        layer.scale = layer.scale * 1.1
     with torch.no_grad():
         torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
         before = float(divergence(module(x), logits, 2.0))
