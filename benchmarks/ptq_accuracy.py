@@ -206,6 +206,7 @@ def _labels(row: dict[str, Any]) -> dict[str, Any]:
     """What the tables in the pages select and show a row by."""
     parts = row["row"].split("/")
     labels = {"bits": f"W{row['w_bits']}A{row['a_bits']}"} if "w_bits" in row else {}
+    labels["corrected"] = "yes" if "cat_top1" in row else "no"
     if parts[0] == "ablation":
         return labels | {"table": parts[1], "method": parts[2]}
     return labels | {"table": "peer" if parts[0] == "peer" else parts[0]}
