@@ -6,9 +6,9 @@ at the moment that Neural Compressor itself is imported; neither it, torch nor T
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from cat_plugin._lazy import attach
 from cat_plugin.hosts import register as _register
 from cat_plugin.hosts import unregister
 
@@ -43,17 +43,7 @@ _LAZY = {
     "save": "cat_plugin.hosts.saving",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _LAZY)
 
 
 _register()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cat_plugin._lazy import attach
 
 if TYPE_CHECKING:
     from cat_plugin.cluster_affine.estimator import ClusterAffine
@@ -16,14 +17,4 @@ _LAZY = {
     "ClusterAffine": "cat_plugin.cluster_affine.estimator",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _LAZY)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cat_plugin._lazy import attach
 
 if TYPE_CHECKING:
     from cat_plugin.graph.module import ClusterAffineModule
@@ -13,14 +14,4 @@ __all__ = ["ClusterAffineModule"]
 # Bundles are read without torch, so nothing that needs torch is imported before it is asked for.
 _LAZY = {"ClusterAffineModule": "cat_plugin.graph.module"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _LAZY)

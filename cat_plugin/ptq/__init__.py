@@ -6,8 +6,9 @@ operations, and a report.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cat_plugin._lazy import attach
 
 if TYPE_CHECKING:
     from cat_plugin.ptq.engine import quantize
@@ -23,14 +24,4 @@ _LAZY = {
     "quantize": "cat_plugin.ptq.engine",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = attach(__name__, _LAZY)
