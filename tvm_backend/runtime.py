@@ -138,9 +138,13 @@ def _permit_amx() -> None:
 
 def _load_cuda_runtime(tvm: Any) -> None:
     """TVM's CUDA part, which its runtime-only mode leaves out; it needs the driver and the CUDA runtime."""
-    candidates = [str(Path(entry) / "cu13" / "lib" / "libcudart.so.13") for entry in _nvidia_packages()]
-    for candidate in filter(os.path.exists, candidates):
-        ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+    try:
+        # The system's own, or one that LD_LIBRARY_PATH names, goes before what pip has installed.
+        ctypes.CDLL("libcudart.so.13", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        candidates = [str(Path(entry) / "cu13" / "lib" / "libcudart.so.13") for entry in _nvidia_packages()]
+        for candidate in filter(os.path.exists, candidates):
+            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
     try:
         ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
     except OSError as error:
