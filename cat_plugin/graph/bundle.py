@@ -4,6 +4,8 @@
     The QDQ graph, written by :func:`torch.export.save`.
 ``cluster_affine.safetensors``
     The numbers of the cluster-affine step, for reading without PyTorch.  Absent when there is no step.
+``report.json``
+    How the model came about: losses, trials, clusters.  For people only; absent when nobody recorded it.
 ``manifest.json``
     Format version, sha256 and size of each file, signature, bit-widths, library versions.
 
@@ -40,9 +42,11 @@ FORMAT = "cat-bundle"
 VERSION = 1
 MODEL = "model.pt2"
 CORRECTION = "cluster_affine.safetensors"
+REPORT = "report.json"
 MANIFEST = "manifest.json"
 _MANIFEST_LIMIT = 16 * 2**20
-_KNOWN_FILES = (MODEL, CORRECTION)
+_REPORT_LIMIT = 32 * 2**20
+_KNOWN_FILES = (MODEL, CORRECTION, REPORT)
 _LIBRARIES = ("torch", "numpy", "scikit-learn", "safetensors", "neural-compressor", "torchao")
 
 
@@ -94,6 +98,7 @@ def export_bundle(
     directory: str | os.PathLike[str],
     *,
     calibration: Mapping[str, Any] | None = None,
+    report: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a quantized, corrected model as a bundle.
 
@@ -107,6 +112,9 @@ def export_bundle(
         Where the bundle goes.  A bundle that stands there is replaced; anything else is refused.
     calibration : mapping, optional
         A JSON-able summary of the calibration (number of samples, seed, settings), stored as it is.
+    report : mapping, optional
+        A JSON-able account of the quantization, see :mod:`cat_plugin.report.record`; by default what `module` itself
+        remembers (``report`` and ``config`` of a :class:`~cat_plugin.correction.CorrectedModule`).
 
     Returns
     -------
@@ -136,6 +144,7 @@ def export_bundle(
         example_inputs = (example_inputs,)
     program = module if isinstance(module, ExportedProgram) else export_program(module, example_inputs)
     correction = find_correction(program)
+    account = _account(_remembered(module) if report is None else report)
 
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -168,6 +177,8 @@ def export_bundle(
             metadata = {"op": correction.op, "alpha": repr(correction.alpha)}
             contiguous = {name: np.ascontiguousarray(array) for name, array in correction.arrays.items()}
             save_file(contiguous, staged / CORRECTION, metadata=metadata)
+        if account:
+            (staged / REPORT).write_text(account, encoding="utf-8")
         manifest["files"] = {
             path.name: {"sha256": sha256_of(path), "size": path.stat().st_size}
             for path in sorted(staged.iterdir())
@@ -184,6 +195,24 @@ def export_bundle(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return final
+
+
+def _remembered(module: Any) -> dict[str, Any]:
+    """What a corrected module says of its own making."""
+    known = {"engine": getattr(module, "report", None), "config": getattr(module, "config", None)}
+    return {key: value for key, value in known.items() if isinstance(value, dict)}
+
+
+def _account(report: Mapping[str, Any]) -> str:
+    """The text of ``report.json``; empty when there is nothing to write."""
+    if not report:
+        return ""
+    try:
+        return json.dumps(report, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise BundleError(
+            f"the report cannot be written as JSON: {error}; give finite numbers, strings, lists and mappings"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -239,6 +268,23 @@ class Bundle:
                     f"{path}: {name} is not the array of shape {shape} that the manifest names; export again"
                 )
         return arrays
+
+    def report(self) -> dict[str, Any] | None:
+        """Load the account of the quantization, or None when the bundle has none (needs no torch)."""
+        if REPORT not in self.manifest["files"]:
+            return None
+        path = self.directory / REPORT
+        entry = self.manifest["files"][REPORT]
+        if entry["size"] > _REPORT_LIMIT:
+            raise BundleError(f"{path} is larger than {_REPORT_LIMIT} bytes; no report of a bundle is")
+        _check_file(path, entry)
+        try:
+            parsed = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, OSError) as error:
+            raise BundleError(f"{path} is not valid JSON ({error}); export the model again") from error
+        if not isinstance(parsed, dict):
+            raise BundleError(f"{path} holds a {type(parsed).__name__}; expected a mapping, export again")
+        return parsed
 
 
 def _check_file(path: Path, expected: Mapping[str, Any]) -> None:

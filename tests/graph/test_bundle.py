@@ -179,3 +179,24 @@ def test_uncorrected_model_has_no_correction_file(
     assert read.cluster_affine() is None
     assert read.manifest["cluster_affine"] is None
     assert sorted(path.name for path in directory.iterdir()) == ["manifest.json", "model.pt2"]
+
+
+def test_report_is_kept_and_hashed(digits_corrected: Any, digits_split: Any, tmp_path: Path) -> None:
+    account = {"engine": {"layers": [{"name": "stem.0", "loss_after": 0.5}]}}
+    export_bundle(digits_corrected, digits_split.test[0][:2], tmp_path / "b", report=account)
+    assert read_bundle(tmp_path / "b").report() == account
+    (tmp_path / "b" / "report.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"report\.json has"):
+        read_bundle(tmp_path / "b")
+
+
+def test_bundle_without_a_report(bundle: Path) -> None:
+    assert read_bundle(bundle).report() is None
+
+
+def test_report_that_json_cannot_hold(digits_corrected: Any, digits_split: Any, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="finite numbers"):
+        export_bundle(
+            digits_corrected, digits_split.test[0][:2], tmp_path / "b", report={"loss": float("nan")}
+        )
+    assert not any(tmp_path.iterdir())
