@@ -7,7 +7,7 @@ without dilation and groups they are one stretch, and three input channels are a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
-from tvm_backend.kernels.epilogue import chunks, finish, finish_row, output_arguments, residual_argument
 from tvm_backend.kernels.ir import Expr
-from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.packing import WeightLayout, storage_bits
 from tvm_backend.kernels.spec import ConvSpec
 from tvm_backend.kernels.tasks import Tasks, run
 from tvm_backend.kernels.unpack import unpack_block
+from tvm_backend.kernels.weighted import Operands, Weighted, store_row
 from tvm_backend.kernels.window import Window
 
 __all__ = ["DirectConv", "reference", "sums"]
@@ -93,19 +92,10 @@ def reference(
 
 
 @dataclass(frozen=True)
-class DirectConv:
-    """Generator of the kernel for one specification.
-
-    Parameters
-    ----------
-    spec : ConvSpec
-        What to compute.
-    isa : InstructionSet
-        How products are summed.
-    """
+class DirectConv(Weighted):
+    """Generator of the kernel for one :class:`ConvSpec`."""
 
     spec: ConvSpec
-    isa: InstructionSet
 
     @property
     def pointwise(self) -> bool:
@@ -117,11 +107,6 @@ class DirectConv:
             and not any(spec.padding)
             and spec.in_channels // spec.groups % self.isa.group == 0
         )
-
-    @property
-    def flip(self) -> bool:
-        """Whether the data are int8 where the instruction set multiplies uint8."""
-        return self.spec.input.signed and self.isa.unsigned
 
     @property
     def out_grid(self) -> tuple[int, int]:
@@ -170,9 +155,19 @@ class DirectConv:
         return layout.pack(last.reshape(spec.groups, layout.out_channels, layout.runs, layout.run))
 
     @property
-    def stored_zero(self) -> int:
-        """The zero point of the activations as the instructions see them."""
-        return self.spec.input.zero_point + (128 if self.flip else 0)
+    def weight_length(self) -> int:
+        """Bytes of the packed weight."""
+        return self.layout.length
+
+    @property
+    def weight_dtype(self) -> str:
+        """Element type of the packed weight."""
+        return self.layout.dtype
+
+    @property
+    def unpacking(self) -> str:
+        """Each weight is used for many pixels, so it is unpacked before."""
+        return "once a call" if self.layout.bits < 8 else ""
 
     @property
     def by_blocks(self) -> bool:
@@ -194,40 +189,18 @@ class DirectConv:
         worthwhile = spec.macs + units if self.by_blocks else _TASK_MACS
         return Tasks(batch, units, max(1, spec.macs // units), worthwhile, fitting)
 
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        per_channel = (spec.out_channels,)
-        out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
-        return [
-            ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
-            ("weight", (self.layout.length,), self.layout.dtype),
-            ("compensation", per_channel, "int32"),
-            ("scale", per_channel, "float32"),
-            ("bias", per_channel, "float32"),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
-
-    def build(self, name: str) -> Any:
-        """The PrimFunc."""
-        batch = ir.batch_extent(self.spec.batch)
-        with ir.Function(name) as function:
-            buffers = function.buffers(self.arguments(batch))
-            _Emitter(self, batch, buffers).emit()
-        return function.result
+    def emit(self, batch: Expr, operands: Operands) -> None:
+        """Write the body."""
+        _Emitter(self, batch, operands).emit()
 
 
 class _Emitter:
     """Writes the loops of one kernel."""
 
-    def __init__(self, conv: DirectConv, batch: Expr, buffers: Sequence[Any]) -> None:
+    def __init__(self, conv: DirectConv, batch: Expr, operands: Operands) -> None:
         self.conv, self.spec, self.isa, self.layout = conv, conv.spec, conv.isa, conv.layout
-        self.batch = batch
-        self.data, self.weight, self.compensation, self.scale, self.bias = buffers[:5]
-        rest = list(buffers[5:])
-        self.residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
-        self.outputs = rest
+        self.batch, self.operands = batch, operands
+        self.data, self.weight = operands.data, operands.weight
         self.window = Window(self.spec, conv.tasks(batch).chunk, conv.flip)
         self.rows, self.width = conv.out_grid
         self.vectors, self.pixels = conv.tile
@@ -307,7 +280,7 @@ class _Emitter:
         for v in range(self.vectors):
             begin = ir.constant(0, "int32", isa.lanes)
             if exact:
-                begin = ir.load(self.compensation, [channel + v * isa.lanes], isa.lanes)
+                begin = ir.load(self.operands.compensation, [channel + v * isa.lanes], isa.lanes)
             for p in range(pixels):
                 held[p * self.vectors + v] = begin
         origin = base + x * (spec.stride[1] * spec.in_channels) + group * (spec.in_channels // spec.groups)
@@ -325,11 +298,7 @@ class _Emitter:
         for p in range(pixels):
             where = [rows.image, y, x + p]
             row = [held[p * self.vectors + v] for v in range(self.vectors)]
-            if exact:
-                self.finish_row(row, where, channel)
-                continue
-            for v in range(self.vectors):
-                self.store(row[v], where, channel, inner, v)
+            store_row(self.operands, layout, row, where, channel, inner, exact)
 
     def run_offset(self, run: Expr) -> Expr:
         """Where a stretch begins, relative to the tile's first input place."""
@@ -340,44 +309,6 @@ class _Emitter:
             return run * (spec.dilation[0] * self.window.pitch)
         ky, kx = run // spec.kernel[1], run % spec.kernel[1]
         return ky * (spec.dilation[0] * self.window.pitch) + kx * (spec.dilation[1] * spec.in_channels)
-
-    def store(self, value: Expr, where: Sequence[Expr], channel: Expr, inner: Expr, v: int) -> None:
-        """The epilogue of one vector of sums; in the last block some channels may not exist."""
-        isa, layout = self.isa, self.layout
-        in_last = layout.out_channels - (layout.blocks - 1) * layout.block_channels
-        existing = max(0, min(isa.lanes, in_last - v * isa.lanes))
-
-        def some(count: int) -> None:
-            for begin, lanes in chunks(count, isa.lanes):
-                at = channel + (v * isa.lanes + begin)
-                part = ir.part(value, begin, lanes) + ir.load(self.compensation, [at], lanes)
-                self.finish(part, where, at, lanes)
-
-        if layout.blocks == 1:
-            some(existing)
-            return
-        with ir.choose(inner == layout.blocks - 1) as (last, full):
-            with last:
-                some(existing)
-            with full:
-                some(isa.lanes)
-
-    def finish(self, total: Expr, where: Sequence[Expr], channel: Expr, lanes: int) -> None:
-        """Scale, bias and the rest of the epilogue."""
-        value = self.scaled(total, channel, lanes)
-        finish(value, self.spec.epilogue, self.residual, self.outputs, [*where, channel], lanes)
-
-    def finish_row(self, totals: Sequence[Expr], where: Sequence[Expr], channel: Expr) -> None:
-        """The same for a whole row of vectors."""
-        lanes = self.isa.lanes
-        values = [self.scaled(total, channel + i * lanes, lanes) for i, total in enumerate(totals)]
-        where = [*where, channel]
-        finish_row(values, self.spec.epilogue, self.residual, self.outputs, where, self.isa)
-
-    def scaled(self, total: Expr, channel: Expr, lanes: int) -> Expr:
-        """Scale and bias."""
-        scale, bias = ir.load(self.scale, [channel], lanes), ir.load(self.bias, [channel], lanes)
-        return ir.fma(ir.cast(total, "float32", lanes), scale, bias, lanes)
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.errors import CompileError
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.conv2d import reference
-from tvm_backend.kernels.epilogue import finish, output_arguments, pieces, residual_argument
+from tvm_backend.kernels.epilogue import pieces
 from tvm_backend.kernels.ir import Expr
-from tvm_backend.kernels.isa import InstructionSet
+from tvm_backend.kernels.packing import as_int8
 from tvm_backend.kernels.spec import ConvSpec
 from tvm_backend.kernels.tasks import Tasks
+from tvm_backend.kernels.weighted import Operands, Weighted
 from tvm_backend.kernels.window import Window
 
 __all__ = ["Depthwise", "reference"]
@@ -29,26 +28,18 @@ _TASK_MACS = 400_000
 
 
 @dataclass(frozen=True)
-class Depthwise:
-    """Generator of the kernel for one specification.
+class Depthwise(Weighted):
+    """Generator of the kernel for one :class:`ConvSpec`; the instruction set gives the width of a vector only.
 
     The weights are so few that they are kept in 8 bits, ``[tap][channel]``, at any bit-width.
-
-    Parameters
-    ----------
-    spec : ConvSpec
-        What to compute.
-    isa : InstructionSet
-        Gives the width of a vector.
     """
 
     spec: ConvSpec
-    isa: InstructionSet
 
     @property
-    def stored_zero(self) -> int:
-        """The zero point of the activations as the instructions see them."""
-        return self.spec.input.zero_point
+    def flip(self) -> bool:
+        """Never: products are those of plain arithmetic."""
+        return False
 
     @property
     def pixels(self) -> int:
@@ -70,51 +61,28 @@ class Depthwise:
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Lay weights of shape (C, 1, kernel height, kernel width) out as [tap][channel]."""
-        if weight.min() < -128 or weight.max() > 127:
-            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
-        flat = np.asarray(weight).reshape(weight.shape[0], -1)
-        return np.ascontiguousarray(flat.T.reshape(-1).astype(np.int8))
+        flat = as_int8(weight).reshape(weight.shape[0], -1)
+        return np.ascontiguousarray(flat.T.reshape(-1))
 
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        per_channel = (spec.out_channels,)
-        out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
-        return [
-            ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
-            ("weight", (self.weight_length,), "int8"),
-            ("compensation", per_channel, "int32"),
-            ("scale", per_channel, "float32"),
-            ("bias", per_channel, "float32"),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
-
-    def build(self, name: str) -> Any:
-        """The PrimFunc."""
-        batch = ir.batch_extent(self.spec.batch)
-        with ir.Function(name) as function:
-            self._emit(batch, function.buffers(self.arguments(batch)))
-        return function.result
-
-    def _emit(self, batch: Expr, buffers: Sequence[Any]) -> None:
+    def emit(self, batch: Expr, operands: Operands) -> None:
+        """Write the body."""
         spec, tasks = self.spec, self.tasks(batch)
         window = Window(spec, tasks.chunk, flip=False)
 
         def task(image: Expr, first: Expr, count: Expr) -> None:
             rows = window.allocate()
             in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
-            window.fill(rows, buffers[0], image, first * spec.stride[0] - spec.padding[0], in_rows)
+            window.fill(rows, operands.data, image, first * spec.stride[0] - spec.padding[0], in_rows)
             with ir.loop(count) as row:
                 for begin, repeat, lanes in pieces(spec.out_channels, self.isa.lanes):
                     with ir.loop(repeat) as piece:
-                        self._row(buffers, window, rows, image, row, first, begin + piece * lanes, lanes)
+                        self._row(operands, window, rows, image, row, first, begin + piece * lanes, lanes)
 
         tasks.run(task)
 
     def _row(
         self,
-        buffers: Sequence[Any],
+        operands: Operands,
         window: Window,
         rows: Any,
         image: Expr,
@@ -127,14 +95,14 @@ class Depthwise:
         full, rest = divmod(self.spec.out_width, self.pixels)
         with ir.loop(full) as tile:
             self._tile(
-                buffers, window, rows, image, row, first, channel, lanes, tile * self.pixels, self.pixels
+                operands, window, rows, image, row, first, channel, lanes, tile * self.pixels, self.pixels
             )
         if rest:
-            self._tile(buffers, window, rows, image, row, first, channel, lanes, full * self.pixels, rest)
+            self._tile(operands, window, rows, image, row, first, channel, lanes, full * self.pixels, rest)
 
     def _tile(
         self,
-        buffers: Sequence[Any],
+        operands: Operands,
         window: Window,
         rows: Any,
         image: Expr,
@@ -146,15 +114,14 @@ class Depthwise:
         pixels: int,
     ) -> None:
         spec = self.spec
-        _, weight, compensation, scale, bias = buffers[:5]
         held = ir.Registers(pixels, "int32", lanes)
         for p in range(pixels):
-            held[p] = ir.load(compensation, [channel], lanes)
+            held[p] = ir.load(operands.compensation, [channel], lanes)
         for ky in range(spec.kernel[0]):
             for kx in range(spec.kernel[1]):
                 tap = (ky * spec.kernel[1] + kx) * spec.out_channels
                 weights = ir.hold(
-                    ir.cast(ir.load(weight, [tap + channel], lanes), "int16", lanes), "int16", lanes
+                    ir.cast(ir.load(operands.weight, [tap + channel], lanes), "int16", lanes), "int16", lanes
                 )
                 y = row * spec.stride[0] + ky * spec.dilation[0]
                 for p in range(pixels):
@@ -163,14 +130,5 @@ class Depthwise:
                     # A product of 8-bit values fits in 16 bits.
                     product = ir.cast(ir.load(rows, [place], lanes), "int16", lanes) * weights
                     held[p] = held[p] + ir.cast(product, "int32", lanes)
-        rest = list(buffers[5:])
-        residual = rest.pop(0) if spec.epilogue.residual is not None else None
         for p in range(pixels):
-            value = ir.fma(
-                ir.cast(held[p], "float32", lanes),
-                ir.load(scale, [channel], lanes),
-                ir.load(bias, [channel], lanes),
-                lanes,
-            )
-            where = [image, first + row, x + p, channel]
-            finish(value, spec.epilogue, residual, rest, where, lanes)
+            operands.finish(held[p], [image, first + row, x + p], channel, lanes)

@@ -17,14 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.errors import CompileError
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.conv2d import reference
-from tvm_backend.kernels.epilogue import finish, integers, output_arguments, residual_argument
+from tvm_backend.kernels.epilogue import finish, integers
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
+from tvm_backend.kernels.packing import as_int8
 from tvm_backend.kernels.spec import ConvSpec, QParams
 from tvm_backend.kernels.tasks import Tasks
+from tvm_backend.kernels.weighted import Operands, Weighted
 
 __all__ = ["DepthwiseDot", "reference"]
 
@@ -45,35 +46,16 @@ _CHANNELS = 16
 
 
 @dataclass(frozen=True)
-class DepthwiseDot:
-    """Generator of the kernel for one specification.
-
-    Parameters
-    ----------
-    spec : ConvSpec
-        What to compute; see :meth:`takes`.
-    isa : InstructionSet
-        A set that multiplies groups of four.
-    """
+class DepthwiseDot(Weighted):
+    """Generator of the kernel for one :class:`ConvSpec`, see :meth:`takes`, with a set that multiplies groups of four."""
 
     spec: ConvSpec
-    isa: InstructionSet
 
     @staticmethod
     def takes(spec: ConvSpec, isa: InstructionSet) -> bool:
         """Whether this kernel can compute `spec`: whole blocks of channels and adjacent columns."""
         fits = spec.out_channels % _CHANNELS == 0 and spec.dilation[1] == 1
         return isa.narrows and isa.group == 4 and isa.lanes == 16 and fits
-
-    @property
-    def flip(self) -> bool:
-        """Whether the data are int8 where the instruction set multiplies uint8."""
-        return self.spec.input.signed and self.isa.unsigned
-
-    @property
-    def stored_zero(self) -> int:
-        """The zero point of the activations as the instructions see them."""
-        return self.spec.input.zero_point + (128 if self.flip else 0)
 
     @property
     def quads(self) -> int:
@@ -99,48 +81,24 @@ class DepthwiseDot:
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Lay weights of shape (C, 1, kernel height, kernel width) out as [block][row][quad][channel][4]."""
-        if weight.min() < -128 or weight.max() > 127:
-            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
         rows, columns = self.spec.kernel
         padded = np.zeros((weight.shape[0], rows, self.quads * 4), np.int8)
-        padded[:, :, :columns] = np.asarray(weight)[:, 0]
+        padded[:, :, :columns] = as_int8(weight)[:, 0]
         blocked = padded.reshape(-1, _CHANNELS, rows, self.quads, 4).transpose(0, 2, 3, 1, 4)
         return np.ascontiguousarray(blocked.reshape(-1))
 
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        per_channel = (spec.out_channels,)
-        out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
-        return [
-            ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
-            ("weight", (self.weight_length,), "int8"),
-            ("compensation", per_channel, "int32"),
-            ("scale", per_channel, "float32"),
-            ("bias", per_channel, "float32"),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
-
-    def build(self, name: str) -> Any:
-        """The PrimFunc."""
-        batch = ir.batch_extent(self.spec.batch)
-        with ir.Function(name) as function:
-            buffers = function.buffers(self.arguments(batch))
-            tasks = self.tasks(batch)
-            tasks.run(_Emitter(self, tasks.chunk, buffers).task)
-        return function.result
+    def emit(self, batch: Expr, operands: Operands) -> None:
+        """Write the body."""
+        tasks = self.tasks(batch)
+        tasks.run(_Emitter(self, tasks.chunk, operands).task)
 
 
 class _Emitter:
     """Writes the loops of one kernel."""
 
-    def __init__(self, kernel: DepthwiseDot, chunk: int, buffers: Sequence[Any]) -> None:
+    def __init__(self, kernel: DepthwiseDot, chunk: int, operands: Operands) -> None:
         self.kernel, self.spec, self.isa = kernel, kernel.spec, kernel.isa
-        self.data, self.weight, self.compensation, self.scale, self.bias = buffers[:5]
-        rest = list(buffers[5:])
-        self.residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
-        self.outputs = rest
+        self.operands, self.data, self.weight = operands, operands.data, operands.weight
         self.dtype = "uint8" if kernel.flip else self.spec.input.dtype
         self.pitch = (self.spec.padding[1] + self.spec.width + self.spec.padding[3]) * _CHANNELS
         self.span = (self.spec.kernel[0] - 1) * self.spec.dilation[0] + 1
@@ -238,7 +196,7 @@ class _Emitter:
         groups = -(-pixels // _PIXELS)
         held = ir.Registers(groups * 4, "int32", isa.lanes)
         for vector in range(4):
-            begin = ir.hold(self.constants(self.compensation, channel, vector), "int32", isa.lanes)
+            begin = ir.hold(self.constants(self.operands.compensation, channel, vector), "int32", isa.lanes)
             for group in range(groups):
                 held[group * 4 + vector] = begin
         for ky in range(spec.kernel[0]):
@@ -254,7 +212,7 @@ class _Emitter:
                         held[slot] = isa.dot(held[slot], ir.load(ring, [place], unit), weights)
         scale, bias = (
             [ir.hold(self.constants(buffer, channel, vector), "float32", isa.lanes) for vector in range(4)]
-            for buffer in (self.scale, self.bias)
+            for buffer in (self.operands.scale, self.operands.bias)
         )
         for group in range(groups):
             values = []
@@ -276,7 +234,7 @@ class _Emitter:
         if epilogue.residual is epilogue.branch is None and all(
             isinstance(kind, QParams) for kind in epilogue.outputs
         ):
-            for output, kind in zip(self.outputs, epilogue.outputs, strict=True):
+            for output, kind in zip(self.operands.outputs, epilogue.outputs, strict=True):
                 assert isinstance(kind, QParams)
                 wide = [integers(value, kind, lanes, epilogue.clip, self.isa) for value in values]
                 packed = ir.hold(self.isa.narrow(wide, kind.dtype, in_order=False), kind.dtype, 4 * lanes)
@@ -287,7 +245,14 @@ class _Emitter:
         for p in range(pixels):
             for vector in range(4):
                 at = [image, y, x + p, channel + vector * 4]
-                finish(ir.part(values[vector], p * 4, 4), epilogue, self.residual, self.outputs, at, 4)
+                finish(
+                    ir.part(values[vector], p * 4, 4),
+                    epilogue,
+                    self.operands.residual,
+                    self.operands.outputs,
+                    at,
+                    4,
+                )
 
 
 def _unpack(a: Expr, b: Expr, size: int, high: bool) -> Expr:

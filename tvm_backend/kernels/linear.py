@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,12 @@ from numpy.typing import NDArray
 
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
-from tvm_backend.kernels.epilogue import chunks, finish, output_arguments, residual_argument
 from tvm_backend.kernels.ir import Expr
-from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.packing import WeightLayout, storage_bits
 from tvm_backend.kernels.spec import LinearSpec
 from tvm_backend.kernels.tasks import run
 from tvm_backend.kernels.unpack import lowest_values, unpacked
+from tvm_backend.kernels.weighted import Operands, Weighted, store_row
 
 __all__ = ["Linear", "reference", "sums"]
 
@@ -46,29 +44,10 @@ def reference(
 
 
 @dataclass(frozen=True)
-class Linear:
-    """Generator of the kernel for one specification.
-
-    Parameters
-    ----------
-    spec : LinearSpec
-        What to compute.
-    isa : InstructionSet
-        How products are summed.
-    """
+class Linear(Weighted):
+    """Generator of the kernel for one :class:`LinearSpec`."""
 
     spec: LinearSpec
-    isa: InstructionSet
-
-    @property
-    def flip(self) -> bool:
-        """Whether the data are int8 where the instruction set multiplies uint8."""
-        return self.spec.input.signed and self.isa.unsigned
-
-    @property
-    def stored_zero(self) -> int:
-        """The zero point of the activations as the instructions see them."""
-        return self.spec.input.zero_point + (128 if self.flip else 0)
 
     @property
     def vectors(self) -> int:
@@ -101,40 +80,33 @@ class Linear:
         """Pack weights of shape (C_out, C_in)."""
         return self.layout.pack(np.asarray(weight)[None, :, None, :])
 
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        per_channel = (spec.out_features,)
-        out_shape = (batch, spec.out_features)
-        return [
-            ("data", (batch, spec.in_features), spec.input.dtype),
-            ("weight", (self.layout.length,), self.layout.dtype),
-            ("compensation", per_channel, "int32"),
-            ("scale", per_channel, "float32"),
-            ("bias", per_channel, "float32"),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
+    @property
+    def weight_length(self) -> int:
+        """Bytes of the packed weight."""
+        return self.layout.length
 
-    def build(self, name: str) -> Any:
-        """The PrimFunc."""
-        batch = ir.batch_extent(self.spec.batch)
-        with ir.Function(name) as function:
-            buffers = function.buffers(self.arguments(batch))
-            _Emitter(self, batch, buffers).emit()
-        return function.result
+    @property
+    def weight_dtype(self) -> str:
+        """Element type of the packed weight."""
+        return self.layout.dtype
+
+    @property
+    def unpacking(self) -> str:
+        """Each weight is used for a few rows only."""
+        return "in registers" if self.layout.bits < 8 else ""
+
+    def emit(self, batch: Expr, operands: Operands) -> None:
+        """Write the body."""
+        _Emitter(self, batch, operands).emit()
 
 
 class _Emitter:
     """Writes the loops of one kernel."""
 
-    def __init__(self, linear: Linear, batch: Expr, buffers: Sequence[Any]) -> None:
+    def __init__(self, linear: Linear, batch: Expr, operands: Operands) -> None:
         self.linear, self.spec, self.isa, self.layout = linear, linear.spec, linear.isa, linear.layout
-        self.batch = batch
-        self.data, self.weight, self.compensation, self.scale, self.bias = buffers[:5]
-        rest = list(buffers[5:])
-        self.residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
-        self.outputs = rest
+        self.batch, self.operands = batch, operands
+        self.data, self.weight = operands.data, operands.weight
 
     def emit(self) -> None:
         """Write the whole body; threads share out the blocks of output channels."""
@@ -167,10 +139,9 @@ class _Emitter:
 
     def tile(self, source: Any, block: Expr, row: Expr, rows: int) -> None:
         """One register tile: sums over all products, then the epilogue."""
-        spec, layout, isa, vectors = self.spec, self.layout, self.isa, self.layout.vectors
+        layout, isa, vectors = self.layout, self.isa, self.layout.vectors
         share = 8 // layout.bits
         channel = block * layout.block_channels
-        exact = spec.out_features % layout.block_channels == 0
         held = ir.Registers(rows * vectors, "int32", isa.lanes)
         for slot in range(rows * vectors):
             held[slot] = ir.constant(0, "int32", isa.lanes)
@@ -212,36 +183,5 @@ class _Emitter:
             if rest:
                 period(full, rest)
         for r in range(rows):
-            for v in range(vectors):
-                self.store(held[r * vectors + v], row + r, block, channel, v, exact)
-
-    def store(self, value: Expr, row: Expr, block: Expr, channel: Expr, v: int, exact: bool) -> None:
-        """The epilogue of one vector of sums; in the last block some channels may not exist."""
-        isa, layout = self.isa, self.layout
-        in_last = layout.out_channels - (layout.blocks - 1) * layout.block_channels
-        existing = max(0, min(isa.lanes, in_last - v * isa.lanes))
-
-        def some(count: int) -> None:
-            for begin, lanes in chunks(count, isa.lanes):
-                self.finish(ir.part(value, begin, lanes), row, channel + (v * isa.lanes + begin), lanes)
-
-        if exact:
-            self.finish(value, row, channel + v * isa.lanes, isa.lanes)
-        elif layout.blocks == 1:
-            some(existing)
-        else:
-            with ir.choose(block == layout.blocks - 1) as (last, full):
-                with last:
-                    some(existing)
-                with full:
-                    self.finish(value, row, channel + v * isa.lanes, isa.lanes)
-
-    def finish(self, total: Expr, row: Expr, channel: Expr, lanes: int) -> None:
-        """Scale, bias and the rest of the epilogue."""
-        value = ir.fma(
-            ir.cast(total + ir.load(self.compensation, [channel], lanes), "float32", lanes),
-            ir.load(self.scale, [channel], lanes),
-            ir.load(self.bias, [channel], lanes),
-            lanes,
-        )
-        finish(value, self.spec.epilogue, self.residual, self.outputs, [row, channel], lanes)
+            totals = [held[r * vectors + v] for v in range(vectors)]
+            store_row(self.operands, layout, totals, [row + r], channel, block, compensated=False)

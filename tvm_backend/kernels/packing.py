@@ -18,12 +18,19 @@ from numpy.typing import NDArray
 from cat_plugin.errors import CompileError
 from tvm_backend.kernels.isa import InstructionSet
 
-__all__ = ["WeightLayout", "storage_bits", "zero_point_sums"]
+__all__ = ["WeightLayout", "as_int8", "storage_bits", "zero_point_sums"]
 
 
 def storage_bits(weight_bits: int) -> int:
     """Bits in which a weight is stored: 2, 4 or 8."""
     return 2 if weight_bits <= 2 else 4 if weight_bits <= 4 else 8
+
+
+def as_int8(weight: NDArray[Any]) -> NDArray[np.int8]:
+    """Integer weights as int8; a :class:`CompileError` where they do not fit."""
+    if weight.min() < -128 or weight.max() > 127:
+        raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
+    return np.asarray(weight).astype(np.int8)
 
 
 def zero_point_sums(weight: NDArray[Any], zero_point: int) -> NDArray[np.int32]:
@@ -142,10 +149,9 @@ class WeightLayout:
         CompileError
             If a channel's weights span more values than the bit-width has.
         """
-        if weight.min() < -128 or weight.max() > 127:
-            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
+        weight = as_int8(weight)
         if self.bits == 8:
-            return np.ascontiguousarray(self._blocked(weight.astype(np.int8)).reshape(-1))
+            return np.ascontiguousarray(self._blocked(weight).reshape(-1))
         # Zero is always among the values: it fills up stretches and blocks.
         lowest = np.minimum(weight.min(axis=(2, 3)), 0)
         span = int((np.maximum(weight.max(axis=(2, 3)), 0) - lowest).max()) + 1

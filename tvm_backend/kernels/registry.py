@@ -35,6 +35,7 @@ from tvm_backend.kernels.spec import (
     SubsampleSpec,
 )
 from tvm_backend.kernels.subsample import Subsample
+from tvm_backend.kernels.weighted import Weighted
 
 __all__ = ["Kernel", "lower"]
 
@@ -193,23 +194,17 @@ def lower(spec: KernelSpec, target: Target) -> Kernel:
 def _lower(spec: KernelSpec, isa: InstructionSet) -> Kernel:
     name, generator = _generator(spec, isa)
     macs = getattr(spec, "macs", None)
-    weight_bytes, unpacking = 0, ""
-    if isinstance(generator, DirectConv | Linear):
-        weight_bytes = generator.layout.length
-        if generator.layout.bits < 8:
-            # A convolution uses each weight for many pixels, a linear layer for a few rows.
-            unpacking = "in registers" if isinstance(generator, Linear) else "once a call"
-    elif isinstance(generator, Depthwise | DepthwiseDot):
-        weight_bytes = generator.weight_length
+    weighted = generator if isinstance(generator, Weighted) else None
+    weight_bytes = weighted.weight_length if weighted else 0
     moved = _moved(spec, weight_bytes)
     return Kernel(
         name=name,
-        variant=isa.name,
+        variant=weighted.variant if weighted else isa.name,
         spec=spec,
         prim_func=generator.build(name),
         operations=2 * macs if macs is not None else moved,
         bytes=moved,
-        unpacking=unpacking,
+        unpacking=weighted.unpacking if weighted else "",
         _pack=getattr(generator, "pack_weight", None),
         _stored_zero=getattr(generator, "stored_zero", 0),
     )

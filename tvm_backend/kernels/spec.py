@@ -243,6 +243,16 @@ class ConvSpec:
         return (self.width + self.padding[1] + self.padding[3] - reach) // self.stride[1] + 1
 
     @property
+    def in_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the input."""
+        return (self.height, self.width, self.in_channels)
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the output."""
+        return (self.out_height, self.out_width, self.out_channels)
+
+    @property
     def depthwise(self) -> bool:
         """Whether each input channel is convolved on its own, giving one output channel."""
         return self.groups == self.in_channels == self.out_channels
@@ -290,6 +300,16 @@ class LinearSpec:
         _check_batch(self.batch)
         _positive(self, "in_features", "out_features")
         _require(2 <= self.weight_bits <= 8, f"weights have 2 to 8 bits, not {self.weight_bits}")
+
+    @property
+    def in_shape(self) -> tuple[int]:
+        """Shape of an input row."""
+        return (self.in_features,)
+
+    @property
+    def out_shape(self) -> tuple[int]:
+        """Shape of an output row."""
+        return (self.out_features,)
 
     @property
     def weight_shape(self) -> tuple[int, int]:
