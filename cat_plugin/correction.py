@@ -363,8 +363,8 @@ def correct(
 
     References
     ----------
-    .. [1] "CAT: Post-Training Quantization Error Reduction via Cluster-based Affine Transformation",
-       arXiv 2509.26277, section on fitting.
+    "CAT: Post-Training Quantization Error Reduction via Cluster-based Affine Transformation",
+    arXiv 2509.26277, section on fitting.
     """
     for name, module in (("quantized", quantized), ("reference", reference)):
         if not isinstance(module, nn.Module):
