@@ -8,6 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from cat_plugin.correction import CorrectedModule, ModelCall, collect_logits, evaluating, fit_correction
 from cat_plugin.errors import CalibrationError
 from cat_plugin.hosts.options import make_estimator, make_spec, quantization_key
-from cat_plugin.hosts.progress import TrialProgress
+from cat_plugin.hosts.progress import TrialProgress, current_watch
 
 if TYPE_CHECKING:
     from cat_plugin.ptq.progress import Progress
@@ -139,6 +140,12 @@ def _engine_inputs(calls: list[ModelCall]) -> list[torch.Tensor]:
     return inputs
 
 
+def _state_of(key: str) -> Path | None:
+    """Where the engine keeps the state of one quantization, when it is to keep any."""
+    root = current_watch().resume
+    return None if root is None else root / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
 def rows_for_engine(rows: int, num_samples: int, holdout: float) -> int:
     """How many of the calibration rows, from the first on, the engine is given.
 
@@ -192,11 +199,11 @@ def quantize_and_correct(
     """
     session = session if session is not None else TuningSession()
     title = f"{session.label} {describe(params)}".strip()
+    key = quantization_key(params) + detail
     with TrialProgress(title, total=_ENGINE_STEPS + len(record.calls)) as progress:
 
         def told(news: Progress) -> None:
-            progress.stage(f"quantize {news.stage}")
-            progress.reach(news.fraction * _ENGINE_STEPS)
+            progress.told(news, _ENGINE_STEPS)
 
         def make() -> _Quantized:
             progress.stage("quantize")
@@ -209,7 +216,7 @@ def quantize_and_correct(
                 spec = dataclasses.replace(spec, num_samples=share)
                 with evaluating(reference):
                     module, engine_report = quantize(
-                        reference, spec, _engine_inputs(record.calls), progress=told
+                        reference, spec, _engine_inputs(record.calls), progress=told, resume=_state_of(key)
                     )
                 report: dict[str, Any] | None = engine_report.to_dict()
                 # It takes the first rows of what it is given.
@@ -222,7 +229,7 @@ def quantize_and_correct(
             z_q = collect_logits(module, record.calls, "quantized", progress)
             return _Quantized(module, z_q, report, tuned)
 
-        quantized = session.quantized(quantization_key(params) + detail, make)
+        quantized = session.quantized(key, make)
         progress.stage("fit")
         mask = None
         if quantized.tuned and len(record.z_fp) - quantized.tuned >= _JUDGES:

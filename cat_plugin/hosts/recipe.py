@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,8 +14,12 @@ from cat_plugin.correction import ModelCall, as_calls
 from cat_plugin.errors import CalibrationError, CATError, CATTypeError, HostError, RecipeError
 from cat_plugin.hosts import options
 from cat_plugin.hosts.criteria import Criterion, Trial
+from cat_plugin.hosts.progress import current_watch, watching
 from cat_plugin.hosts.recipe_file import Located, read
 from cat_plugin.hosts.tuning import TuningRun
+
+if TYPE_CHECKING:
+    from cat_plugin.ptq.progress import Progress
 
 __all__ = ["Recipe", "load_recipe"]
 
@@ -200,6 +204,8 @@ class Recipe:
         eval_fn: Callable[[nn.Module], float] | None = None,
         *,
         keep_models: bool = True,
+        progress: Callable[[str, Progress], None] | None = None,
+        resume: str | Path | None = None,
     ) -> nn.Module:
         """Quantize and correct a model as the recipe says, through the installed host.
 
@@ -214,6 +220,11 @@ class Recipe:
             criterion. Without it the recipe must describe exactly one configuration.
         keep_models : bool, default True
             Whether ``trials`` keep their models; False saves memory with large ones.
+        progress : callable, optional
+            Called with the trial's title and every :class:`~cat_plugin.ptq.progress.Progress` of the engine.
+        resume : path, optional
+            Directory for the engine's state after each unit; an interrupted run that is started again with the same
+            arguments goes on from there and gives the same result.
 
         Returns
         -------
@@ -240,8 +251,10 @@ class Recipe:
         run = TuningRun(replace(self.criterion), keep_models=keep_models)
         self.trials, self.baseline = run.trials, None
         scorer = None if eval_fn is None or self.performance_only else run.watch(eval_fn)
+        watch = replace(current_watch(), listener=progress, resume=None if resume is None else Path(resume))
         try:
-            return _host_runner()(self.configurations, model, calls, scorer, run)
+            with watching(watch):
+                return _host_runner()(self.configurations, model, calls, scorer, run)
         finally:
             self.baseline = run.baseline
 

@@ -170,3 +170,31 @@ def test_without_any_host(task, recipe, monkeypatch):
     monkeypatch.delitem(sys.modules, "neural_compressor", raising=False)
     with pytest.raises(HostError, match="no Neural Compressor is installed"):
         recipe(LOW_BIT % 3).run(task.net, task.batches)
+
+
+@needs_host
+def test_progress_and_resume(task, recipe, tmp_path):
+    """A run that is stopped after its first unit goes on from there and ends with the same model."""
+    text = LOW_BIT.replace("preset: fast", "preset: balanced, unit_steps: 5, refinement_steps: 2") % 3
+    told = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(title, news):
+        told.append((title, news))
+        if sum(each.loss_after is not None for _, each in told) == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        recipe(text).run(task.net, task.batches, progress=stop, resume=tmp_path / "state")
+    assert "W3A4" in told[0][0]
+    assert list((tmp_path / "state").glob("*/state.json"))
+    heard = []
+    made = recipe(text).run(
+        task.net, task.batches, progress=lambda _, news: heard.append(news), resume=tmp_path / "state"
+    )
+    finished = [news.stage for news in heard if news.loss_after is not None]
+    assert finished[0] == [news.stage for _, news in told if news.loss_after is not None][1]
+    whole = recipe(text).run(task.net, task.batches)
+    assert torch.equal(task.logits(made), task.logits(whole))
