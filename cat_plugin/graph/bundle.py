@@ -16,21 +16,31 @@ sizes and hashes before anything is parsed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from cat_plugin.errors import BundleError
+from cat_plugin.files import checked, parse_json, sha256_of, staged_directory, write_errors
+from cat_plugin.graph.archive import check_archive
+from cat_plugin.graph.manifest import (
+    CORRECTION,
+    FORMAT,
+    MANIFEST,
+    MODEL,
+    REMEDY,
+    REPORT,
+    VERSION,
+    read_manifest,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -38,22 +48,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "export_bundle", "read_bundle", "sha256_of"]
 
-FORMAT = "cat-bundle"
-VERSION = 1
-MODEL = "model.pt2"
-CORRECTION = "cluster_affine.safetensors"
-REPORT = "report.json"
-MANIFEST = "manifest.json"
-_MANIFEST_LIMIT = 16 * 2**20
 _REPORT_LIMIT = 32 * 2**20
-_KNOWN_FILES = (MODEL, CORRECTION, REPORT)
+_HEADER_LIMIT = 2**20
 _LIBRARIES = ("torch", "numpy", "scikit-learn", "safetensors", "neural-compressor", "torchao")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file as a hexadecimal string."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -64,32 +61,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace_directory(staged: Path, final: Path) -> None:
-    """Put `staged` in the place of `final`, whatever stands there, with no moment of a half-written one."""
-    retired: Path | None = None
-    if final.exists():
-        retired = Path(tempfile.mkdtemp(prefix=f".{final.name}-old-", dir=final.parent))
-        final.rename(retired / final.name)
-    try:
-        staged.rename(final)
-    except OSError:
-        if retired is not None:
-            (retired / final.name).rename(final)
-        raise
-    finally:
-        if retired is not None:
-            shutil.rmtree(retired, ignore_errors=True)
-    _sync(final.parent)
 
 
 def export_bundle(
@@ -129,7 +100,7 @@ def export_bundle(
         When `directory` holds something that is not a bundle, or cannot be written.
     """
     import torch
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
     from torch.export import ExportedProgram
 
     from cat_plugin.graph.export import export_program
@@ -160,23 +131,18 @@ def export_bundle(
         "calibration": dict(calibration or {}),
         "libraries": _versions(),
     }
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    except OSError as error:
-        raise BundleError(
-            f"cannot write a bundle to {directory}: {error.strerror}; choose a writable place"
-        ) from error
-    try:
-        staged = staging / final.name
-        staged.mkdir()
+    with write_errors(BundleError, f"a bundle to {directory}"), staged_directory(final) as staged:
         # Sample inputs are the one part of the archive that torch pickles; a bundle carries none.
         program._example_inputs = None
-        torch.export.save(program, staged / MODEL)
+        # By way of memory: torch ends the whole process when it cannot write an archive to the disk.
+        archive = io.BytesIO()
+        torch.export.save(program, archive)
+        check_archive(archive, final / MODEL)
+        (staged / MODEL).write_bytes(archive.getbuffer())
         if correction is not None:
             metadata = {"op": correction.op, "alpha": repr(correction.alpha)}
             contiguous = {name: np.ascontiguousarray(array) for name, array in correction.arrays.items()}
-            save_file(contiguous, staged / CORRECTION, metadata=metadata)
+            (staged / CORRECTION).write_bytes(save(contiguous, metadata=metadata))
         if account:
             (staged / REPORT).write_text(account, encoding="utf-8")
         manifest["files"] = {
@@ -184,16 +150,6 @@ def export_bundle(
             for path in sorted(staged.iterdir())
         }
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in staged.iterdir():
-            _sync(path)
-        _sync(staged)
-        _replace_directory(staged, final)
-    except OSError as error:
-        raise BundleError(
-            f"cannot write a bundle to {directory}: {error.strerror}; choose a writable place"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return final
 
 
@@ -244,30 +200,35 @@ class Bundle:
         import cat_plugin.graph.op  # noqa: F401 - registers the cluster-affine ops
 
         path = self.directory / MODEL
-        _check_file(path, self.manifest["files"][MODEL])
-        try:
-            return torch.export.load(path)
-        except Exception as error:
-            raise BundleError(
-                f"{path} cannot be loaded by torch {torch.__version__}: {error}; "
-                f"it was written by torch {self.manifest['libraries'].get('torch', '?')}: use that release or export again"
-            ) from error
+        with checked(path, self.manifest["files"][MODEL], BundleError, REMEDY) as stream:
+            check_archive(stream, path)
+            stream.seek(0)
+            try:
+                return torch.export.load(stream)
+            except Exception as error:
+                raise BundleError(
+                    f"{path} cannot be loaded by torch {torch.__version__}: {error}; it was written by torch "
+                    f"{self.manifest['libraries'].get('torch', '?')}: use that release or export again"
+                ) from error
 
     def cluster_affine(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """Load the numbers of the cluster-affine step, or None when the model has none (needs no torch)."""
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
 
         if CORRECTION not in self.manifest["files"]:
             return None
-        path = self.directory / CORRECTION
-        _check_file(path, self.manifest["files"][CORRECTION])
-        arrays: dict[str, np.ndarray[Any, Any]] = load_file(path)
-        for name, shape in self.manifest["cluster_affine"]["shapes"].items():
-            if name not in arrays or list(arrays[name].shape) != shape:
+        path, shapes = self.directory / CORRECTION, self.manifest["cluster_affine"]["shapes"]
+        with checked(path, self.manifest["files"][CORRECTION], BundleError, REMEDY) as stream:
+            if _shapes(stream) != shapes:
                 raise BundleError(
-                    f"{path}: {name} is not the array of shape {shape} that the manifest names; export again"
+                    f"{path} does not hold the arrays of the shapes that the manifest names: {REMEDY}"
                 )
-        return arrays
+            stream.seek(0)
+            try:
+                return dict(load(stream.read()))
+            except SafetensorError as error:
+                raise BundleError(f"{path} is not a safetensors file ({error}): {REMEDY}") from error
 
     def report(self) -> dict[str, Any] | None:
         """Load the account of the quantization, or None when the bundle has none (needs no torch)."""
@@ -275,70 +236,23 @@ class Bundle:
             return None
         path = self.directory / REPORT
         entry = self.manifest["files"][REPORT]
-        if entry["size"] > _REPORT_LIMIT:
-            raise BundleError(f"{path} is larger than {_REPORT_LIMIT} bytes; no report of a bundle is")
-        _check_file(path, entry)
-        try:
-            parsed = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise BundleError(f"{path} is not valid JSON ({error}); export the model again") from error
+        with checked(path, entry, BundleError, REMEDY) as stream:
+            parsed = parse_json(stream, path, _REPORT_LIMIT, BundleError, REMEDY)
         if not isinstance(parsed, dict):
             raise BundleError(f"{path} holds a {type(parsed).__name__}; expected a mapping, export again")
         return parsed
 
 
-def _check_file(path: Path, expected: Mapping[str, Any]) -> None:
-    if not path.is_file():
-        raise BundleError(
-            f"{path} is missing; the manifest lists it: copy the whole directory, or export again"
-        )
-    size = path.stat().st_size
-    if size != expected["size"]:
-        raise BundleError(
-            f"{path} has {size} bytes; the manifest says {expected['size']}: the bundle is damaged, copy or export it again"
-        )
-    if sha256_of(path) != expected["sha256"]:
-        raise BundleError(
-            f"{path} does not match the sha256 in the manifest: the bundle is damaged or was changed, copy or export it again"
-        )
-
-
-def _check_manifest(path: Path, manifest: Any) -> dict[str, Any]:
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(
-            f"{path} is not a bundle's manifest (its format is not {FORMAT!r}); export the model again"
-        )
-    if manifest.get("version") != VERSION:
-        raise BundleError(
-            f"{path} has format version {manifest.get('version')!r}; this release reads {VERSION}: "
-            "use the release that wrote it, or export again"
-        )
-    files = manifest.get("files")
-    if not isinstance(files, dict) or MODEL not in files or not set(files) <= set(_KNOWN_FILES):
-        raise BundleError(
-            f"{path} lists files {sorted(files) if isinstance(files, dict) else files!r}; expected {_KNOWN_FILES}"
-        )
-    for name, entry in files.items():
-        entry_ok = (
-            isinstance(entry, dict)
-            and isinstance(entry.get("size"), int)
-            and not isinstance(entry["size"], bool)
-            and isinstance(entry.get("sha256"), str)
-        )
-        if not entry_ok:
-            raise BundleError(
-                f"{path}: the entry of {name} needs an integer size and a sha256 string; export again"
-            )
-    parts = {"inputs": list, "outputs": list, "layers": list, "libraries": dict, "calibration": dict}
-    for key, kind in parts.items():
-        if not isinstance(manifest.get(key), kind):
-            raise BundleError(f"{path}: {key!r} is missing or not a {kind.__name__}; export again")
-    step = manifest.get("cluster_affine")
-    if (CORRECTION in files) != isinstance(step, dict) or (
-        isinstance(step, dict) and not isinstance(step.get("shapes"), dict)
-    ):
-        raise BundleError(f"{path}: 'cluster_affine' and the file {CORRECTION} do not agree; export again")
-    return manifest
+def _shapes(stream: IO[bytes]) -> dict[str, Any] | None:
+    """The shape of each array, from the header of a safetensors file; None when it has none."""
+    size = int.from_bytes(stream.read(8), "little")
+    if size > _HEADER_LIMIT:
+        return None
+    try:
+        header = json.loads(stream.read(size))
+        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
+        return None
 
 
 def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
@@ -360,20 +274,8 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
         When something is missing, damaged or of another format.
     """
     root = Path(directory)
-    path = root / MANIFEST
-    if not path.is_file():
-        raise BundleError(
-            f"{directory} is not a bundle: it has no {MANIFEST}; give a directory written by export_bundle"
-        )
-    if path.stat().st_size > _MANIFEST_LIMIT:
-        raise BundleError(f"{path} is larger than {_MANIFEST_LIMIT} bytes; this is no manifest of a bundle")
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
-        raise BundleError(
-            f"{path} is not valid JSON ({error}); the bundle is damaged, export again"
-        ) from error
-    manifest = _check_manifest(path, parsed)
+    manifest = read_manifest(root)
     for name, entry in manifest["files"].items():
-        _check_file(root / name, entry)
+        with checked(root / name, entry, BundleError, REMEDY):
+            pass
     return Bundle(root, manifest)
