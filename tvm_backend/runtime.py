@@ -18,7 +18,7 @@ import numpy as np
 
 from cat_plugin.errors import LibraryError
 
-__all__ = ["FORMAT", "VERSION", "Library", "load"]
+__all__ = ["FORMAT", "VERSION", "Library", "load", "read_manifest"]
 
 FORMAT = "cat-library"
 VERSION = 1
@@ -58,7 +58,14 @@ def cpu_features() -> frozenset[str] | None:
     return None
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What the ``.json`` beside a library says: inputs, outputs, variants, kernels.  Nothing of the library is loaded.
+
+    Raises
+    ------
+    LibraryError
+        It is missing, damaged or of another format.
+    """
     manifest = path.with_suffix(".json")
     try:
         parsed = json.loads(manifest.read_text(encoding="utf-8"))
@@ -338,7 +345,7 @@ def load(path: str | os.PathLike[str]) -> Library:
         A file is missing or damaged, or the processor lacks what the library was built for.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     variant = _choose(manifest, path)
     file = str(variant.get("file"))
     if Path(file).name != file:
