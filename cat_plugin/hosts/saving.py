@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +23,8 @@ import torch
 from torch import fx, nn
 
 from cat_plugin.correction import CorrectedModule
-from cat_plugin.errors import BundleError, CATTypeError
+from cat_plugin.errors import BundleError, CATError, CATTypeError
+from cat_plugin.files import checked, read_json, sha256_of, staged_directory, write_errors
 from cat_plugin.hosts.structure import decode_graph, decode_module, encode_graph, encode_module, tensors_of
 
 __all__ = ["is_saved", "load", "save"]
@@ -36,6 +34,8 @@ VERSION = 1
 TENSORS = "model.safetensors"
 MANIFEST = "cat.json"
 _HOST = "neural_compressor."
+_LIMIT = 32 * 2**20
+_REMEDY = "it is damaged, save the model again"
 
 
 def _replaced(model: nn.Module) -> dict[str, nn.Module]:
@@ -103,6 +103,7 @@ def save(module: nn.Module, directory: str | os.PathLike[str], *args: Any, **kwa
     BundleError
         When `directory` holds something else.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     inner = getattr(module, "_model", module)
@@ -125,24 +126,14 @@ def save(module: nn.Module, directory: str | os.PathLike[str], *args: Any, **kwa
         "correction": {"mode": inner.correction.mode, "alpha": inner.correction.alpha},
         "model": _describe(inner.model),
     }
-    final.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    try:
+    with (
+        write_errors(BundleError, f"a model to {directory}", SafetensorError),
+        staged_directory(final) as staged,
+    ):
         save_file(_unshared(tensors), staged / TENSORS)
-        manifest["sha256"] = hashlib.sha256((staged / TENSORS).read_bytes()).hexdigest()
+        manifest["sha256"] = sha256_of(staged / TENSORS)
+        manifest["size"] = (staged / TENSORS).stat().st_size
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=1, default=str), "utf-8")
-        staged.chmod(0o755)
-        if final.exists():
-            retired = staged.with_name(f"{staged.name}-old")
-            final.rename(retired)
-            staged.rename(final)
-            shutil.rmtree(retired)
-        else:
-            staged.rename(final)
-    except OSError as error:
-        raise BundleError(f"{final} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return final
 
 
@@ -155,28 +146,21 @@ def _read(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load as load_tensors
 
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text("utf-8"))
-        raw = (directory / TENSORS).read_bytes()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{directory} is not a saved model: {error}") from None
-    except json.JSONDecodeError as error:
-        raise BundleError(f"{directory / MANIFEST} is damaged: {error}") from None
+    if not is_saved(directory):
+        raise BundleError(f"{directory} is not a saved model: it has no {MANIFEST}")
+    manifest = read_json(directory / MANIFEST, _LIMIT, BundleError, _REMEDY)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{directory} is not a saved model: {MANIFEST} does not say format {FORMAT!r}")
     if manifest.get("version") != VERSION:
         raise BundleError(
             f"{directory} has version {manifest.get('version')} of the format; this release reads version {VERSION}"
         )
-    found = hashlib.sha256(raw).hexdigest()
-    if found != manifest.get("sha256"):
-        raise BundleError(
-            f"{directory / TENSORS} is damaged: its sha256 is {found}, not {manifest.get('sha256')}"
-        )
-    try:
-        return manifest, load_tensors(raw)
-    except SafetensorError as error:
-        raise BundleError(f"{directory / TENSORS} is damaged: {error}") from None
+    entry = {"size": manifest.get("size"), "sha256": manifest.get("sha256")}
+    with checked(directory / TENSORS, entry, BundleError, _REMEDY) as stream:
+        try:
+            return manifest, load_tensors(stream.read())
+        except SafetensorError as error:
+            raise BundleError(f"{directory / TENSORS} is damaged: {error}") from None
 
 
 def _load_layers(
@@ -252,11 +236,12 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> C
             inner = _load_layers(description, parts, model, directory)
         arrays = {name: tensors[f"correction.{name}"].numpy() for name in MODES[step["mode"]]}
         parameters = AffineParameters(mode=step["mode"], alpha=float(step["alpha"]), **arrays)
-    except (KeyError, AttributeError, RuntimeError) as error:
+        loaded = CorrectedModule(inner, ClusterAffineModule(parameters))
+        loaded.config, loaded.report = manifest["config"], manifest["report"]
+    except CATError:
+        raise
+    except (LookupError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise BundleError(
             f"{directory} is damaged, or was written by another release: {type(error).__name__}: {error}"
-        ) from None
-    loaded = CorrectedModule(inner, ClusterAffineModule(parameters))
-    loaded.config = manifest["config"]
-    loaded.report = manifest["report"]
+        ) from error
     return loaded

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import operator
+import re
 from collections.abc import Mapping
 from types import BuiltinFunctionType
 from typing import Any
@@ -32,6 +33,7 @@ _FUNCTION_ROOTS = {
 _TORCH_NAMES = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
 _NAMESPACES = ("aten", "quantized", "quantized_decomposed", "prims", "cat", "torchao", "onednn")
 _BLANK = frozenset(vars(nn.Module())) | {"training"}
+_PATH = re.compile(r"(?!__)\w+(\.(?!__)\w+)*")
 _QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
 
@@ -187,8 +189,10 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Any]) -> fx.Grap
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
     for path, description in data["modules"].items():
+        _check_names("call_module", path, {})
         _put_module(root, path, decode_module(description, tensors, f"{path}."))
     for op, name, target, args, kwargs in data["nodes"]:
+        _check_names(op, target, decode(kwargs, made))
         if op == "call_function":
             target = _find_function(target)
         elif op == "get_attr":
@@ -202,6 +206,20 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Any]) -> fx.Grap
     module = fx.GraphModule(root, graph)
     module.training = False
     return module
+
+
+def _check_names(op: str, target: Any, keywords: Any) -> None:
+    """Refuse what is no name: the graph's forward function is made of these as source text."""
+    good = isinstance(keywords, dict) and all(isinstance(key, str) and key.isidentifier() for key in keywords)
+    if op in ("get_attr", "call_module"):
+        good = good and isinstance(target, str) and _PATH.fullmatch(target) is not None
+    elif op == "placeholder":
+        good = good and isinstance(target, str) and target.isidentifier()
+    elif op == "call_method":
+        # Of a tensor's own methods those that are public; each of them computes.
+        good = good and isinstance(target, str) and target[:1] != "_" and hasattr(torch.Tensor, target)
+    if not good:
+        raise BundleError(f"{target!r:.100} is no name that a {op} of a graph can have; the file is damaged")
 
 
 def _put_module(root: nn.Module, path: str, module: nn.Module) -> None:

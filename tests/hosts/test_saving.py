@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 import cat_plugin
 from cat_plugin.errors import BundleError, CATError, CATTypeError, ExportError
+from cat_plugin.hosts.structure import decode_graph
 
 from .conftest import INC, needs_inc3, needs_pt2e
 
@@ -151,11 +152,44 @@ def test_damage(task, tmp_path):
     with_change(lambda m: m["model"]["nodes"][1].__setitem__(2, "torch:load"))
     with_change(lambda m: m["model"]["nodes"][1].__setitem__(2, "os:system"))
     with_change(lambda m: m["model"]["nodes"][1].__setitem__(0, "call_anything"))
+    with_change(lambda m: m["model"].update(nodes=[[1]]))
+    with_change(lambda m: m.update(correction=[]))
+    with_change(lambda m: m.pop("report"))
+    with_change(lambda m: m.update(size=1))
     (path / "cat.json").write_text("{")
     with pytest.raises(BundleError, match="damaged"):
         cat_plugin.load(path)
     with pytest.raises(BundleError, match="not a saved model"):
         cat_plugin.load(tmp_path / "nothing")
+
+
+MARK = "__import__('pathlib').Path('ran').touch()"
+
+
+@pytest.mark.parametrize(
+    ("op", "target", "keywords"),
+    [
+        ("placeholder", f"x=({MARK})", {}),
+        ("get_attr", f"a; {MARK}", {}),
+        ("get_attr", f'a", 0) or {MARK} or ("', {}),
+        ("call_module", f"a; {MARK}", {}),
+        ("call_method", f"relu; {MARK}", {}),
+        ("call_method", "__reduce__", {}),
+        ("call_method", "from_file", {}),
+        ("call_function", "torch:relu", {f"{MARK}, x": 1}),
+    ],
+)
+def test_names_do_not_become_code(op, target, keywords, tmp_path, monkeypatch):
+    """Torch makes a Python function of a graph's names: nothing but a name gets there."""
+    monkeypatch.chdir(tmp_path)
+    nodes = [
+        ["placeholder", "x", "x", {"tuple": []}, {"dict": {}}],
+        [op, "y", target, {"tuple": [{"node": "x"}]}, {"dict": keywords}],
+        ["output", "output", "output", {"tuple": [{"node": "y"}]}, {"dict": {}}],
+    ]
+    with pytest.raises(BundleError, match="is no name that"):
+        decode_graph({"nodes": nodes, "modules": {}}, {"a": torch.zeros(1)})(torch.zeros(1))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_other_directories_are_left_alone(task, tmp_path):
