@@ -60,7 +60,19 @@ def check_weighted(
 ) -> None:
     """Run a convolution or linear kernel with random constants and compare with the reference, bit for bit."""
     target = Target(TARGETS[target_name])
-    kernel = lower(spec, target)
+    check_kernel(lower(spec, target), target, data, weight, rng, reference)
+
+
+def check_kernel(
+    kernel: Kernel,
+    target: Target,
+    data: NDArray[Any],
+    weight: NDArray[Any],
+    rng: np.random.Generator,
+    reference: Any,
+) -> None:
+    """The same for a kernel that is there already."""
+    spec: Any = kernel.spec
     channels = weight.shape[0]
     # Scales that spread the sums over the quantized range, so that rounding and clamping both happen.
     spread = float(np.sqrt(weight[0].size) * max(1, np.abs(weight).max()) * 64)

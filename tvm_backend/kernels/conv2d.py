@@ -7,9 +7,10 @@ without dilation and groups they are one stretch, and three input channels are a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +25,13 @@ from tvm_backend.kernels.unpack import unpack_block
 from tvm_backend.kernels.weighted import Operands, Weighted, store_row
 from tvm_backend.kernels.window import Window
 
-__all__ = ["DirectConv", "reference", "sums"]
-
-_WINDOW_BYTES = 48 * 1024
-"""Input rows that a task copies at once, so that they stay in the cache nearest to the core."""
+__all__ = ["ConvEmitter", "DirectConv", "Rows", "reference", "sums"]
 
 _WEIGHT_BYTES = 640 * 1024
 """Weights beyond this do not stay in a core's own cache beside everything else."""
 
 _UNPACK_BYTES = 256 * 1024
 """Weights that are worth unpacking by several threads."""
-
-_TASK_MACS = 4_000_000
-"""Work that is worth handing to a thread."""
 
 
 def sums(spec: ConvSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.int32]:
@@ -97,6 +92,12 @@ class DirectConv(Weighted):
 
     spec: ConvSpec
 
+    window_bytes: ClassVar[int] = 48 * 1024
+    """Input rows that a task copies at once, so that they stay in the cache nearest to the core."""
+
+    task_macs: ClassVar[int] = 4_000_000
+    """Work that is worth handing to a thread."""
+
     @property
     def pointwise(self) -> bool:
         """Whether an image's pixels form one long row that can be read where it lies."""
@@ -133,26 +134,42 @@ class DirectConv(Weighted):
         return vectors, -(-width // -(-width // most))
 
     @property
+    def vectors(self) -> int:
+        """Vectors of output channels in a block."""
+        return self.tile[0]
+
+    @property
+    def stretches(self) -> tuple[int, int]:
+        """How many stretches of consecutive inputs lie under the kernel, and how long each is."""
+        spec = self.spec
+        per_group = spec.in_channels // spec.groups
+        if spec.dilation[1] == 1 and spec.groups == 1:
+            return spec.kernel[0], spec.kernel[1] * per_group
+        return spec.kernel[0] * spec.kernel[1], per_group
+
+    @property
     def layout(self) -> WeightLayout:
         """How the weights are packed."""
-        spec = self.spec
-        joined = spec.dilation[1] == 1 and spec.groups == 1
-        per_group = spec.in_channels // spec.groups
+        spec, (runs, run) = self.spec, self.stretches
         return WeightLayout(
             isa=self.isa,
             out_channels=spec.out_channels // spec.groups,
             groups=spec.groups,
-            runs=spec.kernel[0] if joined else spec.kernel[0] * spec.kernel[1],
-            run=spec.kernel[1] * per_group if joined else per_group,
-            vectors=self.tile[0],
+            runs=runs,
+            run=run,
+            vectors=self.vectors,
             bits=storage_bits(spec.weight_bits),
         )
 
+    def stretched(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Weights of shape (C_out, C_in / groups, kernel height, kernel width) by group, channel and stretch."""
+        groups = self.spec.groups
+        last = np.asarray(weight).reshape(groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
+        return last.reshape(groups, -1, *self.stretches)
+
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of shape (C_out, C_in / groups, kernel height, kernel width)."""
-        spec, layout = self.spec, self.layout
-        last = np.asarray(weight).reshape(spec.groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
-        return layout.pack(last.reshape(spec.groups, layout.out_channels, layout.runs, layout.run))
+        return self.layout.pack(self.stretched(weight))
 
     @property
     def weight_length(self) -> int:
@@ -184,17 +201,17 @@ class DirectConv(Weighted):
             units = -(-width // self.tile[1])
         else:
             pitch = Window(spec, 1, self.flip).pitch
-            fitting = (_WINDOW_BYTES // pitch - spec.kernel[0]) // spec.stride[0]
+            fitting = (self.window_bytes // pitch - spec.kernel[0]) // spec.stride[0]
         # Threads that share out the blocks take whole images, as far as these fit.
-        worthwhile = spec.macs + units if self.by_blocks else _TASK_MACS
+        worthwhile = spec.macs + units if self.by_blocks else self.task_macs
         return Tasks(batch, units, max(1, spec.macs // units), worthwhile, fitting)
 
     def emit(self, batch: Expr, operands: Operands) -> None:
         """Write the body."""
-        _Emitter(self, batch, operands).emit()
+        ConvEmitter(self, batch, operands).emit()
 
 
-class _Emitter:
+class ConvEmitter:
     """Writes the loops of one kernel."""
 
     def __init__(self, conv: DirectConv, batch: Expr, operands: Operands) -> None:
@@ -203,14 +220,14 @@ class _Emitter:
         self.data, self.weight = operands.data, operands.weight
         self.window = Window(self.spec, conv.tasks(batch).chunk, conv.flip)
         self.rows, self.width = conv.out_grid
-        self.vectors, self.pixels = conv.tile
+        self.vectors, self.pixels = conv.vectors, conv.tile[1]
         self.block_count = self.layout.groups * self.layout.blocks
 
     def emit(self) -> None:
         """Write the whole body."""
         layout, tasks = self.layout, self.conv.tasks(self.batch)
         if self.conv.by_blocks:
-            with ir.parallel(self.block_count) as block:
+            with ir.parallel(self.block_count) as block, self.prepared():
                 panel, start = self.weight, block * layout.block_bytes
                 if layout.bits < 8:
                     panel, start = ir.allocate((layout.block_bytes,), "int8"), 0
@@ -230,24 +247,33 @@ class _Emitter:
                 alone=self.block_count * layout.block_bytes < _UNPACK_BYTES,
             )
 
-        def all_blocks(rows: _Rows) -> None:
+        def all_blocks(rows: Rows) -> None:
             with ir.loop(self.block_count) as block:
                 self.block(rows, block, panel, block * layout.block_bytes)
 
-        tasks.run(lambda image, first, count: self.task(image, first, count, all_blocks))
+        def chunk_of_rows(image: Expr, first: Expr, count: Expr) -> None:
+            with self.prepared():
+                self.task(image, first, count, all_blocks)
 
-    def task(self, image: Expr, first: Expr, count: Expr, then: Callable[[_Rows], None]) -> None:
+        tasks.run(chunk_of_rows)
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Around what one thread does."""
+        yield
+
+    def task(self, image: Expr, first: Expr, count: Expr, then: Callable[[Rows], None]) -> None:
         """One chunk of the output of one image."""
         spec = self.spec
         if self.conv.pointwise:
-            then(_Rows(self.data, image, first, count))
+            then(Rows(self.data, image, first, count))
             return
         in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
         buffer = self.window.allocate()
         self.window.fill(buffer, self.data, image, first * spec.stride[0] - spec.padding[0], in_rows)
-        then(_Rows(buffer, image, first, count))
+        then(Rows(buffer, image, first, count))
 
-    def block(self, rows: _Rows, block: Expr, panel: Any, start: Expr) -> None:
+    def block(self, rows: Rows, block: Expr, panel: Any, start: Expr) -> None:
         """All tiles of one block of output channels in one chunk."""
         full, rest = divmod(self.width, self.pixels)
         if not self.conv.pointwise:
@@ -267,7 +293,7 @@ class _Emitter:
                 self.tile(rows, block, panel, start, 0, 0, full * self.pixels, rest)
 
     def tile(
-        self, rows: _Rows, block: Expr, panel: Any, start: Expr, base: Expr, y: Expr, x: Expr, pixels: int
+        self, rows: Rows, block: Expr, panel: Any, start: Expr, base: Expr, y: Expr, x: Expr, pixels: int
     ) -> None:
         """One register tile: sums over all products, then the epilogue."""
         spec, layout, isa = self.spec, self.layout, self.isa
@@ -312,7 +338,7 @@ class _Emitter:
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """Where a chunk reads its input: a window's buffer, or the data themselves."""
 
     buffer: Any

@@ -19,6 +19,7 @@ __all__ = [
     "Expr",
     "Function",
     "Registers",
+    "address",
     "allocate",
     "batch_extent",
     "both",
@@ -171,6 +172,11 @@ def load(buffer: Any, indices: Sequence[Expr], lanes: int = 1) -> Expr:
 def store(buffer: Any, value: Expr, indices: Sequence[Expr], lanes: int = 1) -> None:
     """Write `lanes` consecutive elements along the last axis."""
     T.buffer_store(buffer, value, _indices(indices, lanes))
+
+
+def address(buffer: Any, indices: Sequence[Expr]) -> Expr:
+    """A pointer to an element, for instructions that read or write memory themselves."""
+    return T.address_of(tirx.BufferLoad(buffer, list(indices)))
 
 
 def part(value: Expr, start: int, lanes: int) -> Expr:

@@ -15,7 +15,7 @@ from tvm.target import Target, codegen
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.ir import Expr
 
-__all__ = ["Avx2", "Avx512Vnni", "InstructionSet", "Portable", "select"]
+__all__ = ["Amx", "Avx2", "Avx512Vnni", "InstructionSet", "Portable", "select"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class InstructionSet:
     def unit(self) -> int:
         """Bytes of one weight vector."""
         return self.lanes * self.group
+
+    @property
+    def vector(self) -> InstructionSet:
+        """The set of the kernels that work on vectors only."""
+        return self
 
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
         """`group` activations, in every lane; `flip` turns int8 into uint8 offset by 128."""
@@ -143,6 +148,17 @@ class Avx512Vnni(InstructionSet):
 
 
 @dataclass(frozen=True)
+class Amx(Avx512Vnni):
+    """AMX tiles for matrix products, see :mod:`tvm_backend.kernels.tiles`, and 512-bit vectors for everything else."""
+
+    name: str = "amx_int8"
+
+    @property
+    def vector(self) -> InstructionSet:
+        return Avx512Vnni()
+
+
+@dataclass(frozen=True)
 class Avx2(InstructionSet):
     """``vpmaddwd`` on 256-bit registers.
 
@@ -175,7 +191,7 @@ def select(target: Target) -> InstructionSet:
     if str(target.kind.name if hasattr(target.kind, "name") else target.kind) != "llvm":
         return Portable()
     if _has(target, "avx512vnni", "avx512bw", "avx512vl"):
-        return Avx512Vnni()
+        return Amx() if _has(target, "amx-tile", "amx-int8") else Avx512Vnni()
     if _has(target, "avx2"):
         return Avx2()
     return Portable()

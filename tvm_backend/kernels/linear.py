@@ -17,7 +17,7 @@ from tvm_backend.kernels.tasks import run
 from tvm_backend.kernels.unpack import lowest_values, unpacked
 from tvm_backend.kernels.weighted import Operands, Weighted, store_row
 
-__all__ = ["Linear", "reference", "sums"]
+__all__ = ["Linear", "LinearEmitter", "reference", "sums"]
 
 _TASK_MACS = 400_000
 """Work that is worth handing to threads."""
@@ -97,45 +97,58 @@ class Linear(Weighted):
 
     def emit(self, batch: Expr, operands: Operands) -> None:
         """Write the body."""
-        _Emitter(self, batch, operands).emit()
+        LinearEmitter(self, batch, operands).emit()
 
 
-class _Emitter:
+class LinearEmitter:
     """Writes the loops of one kernel."""
 
     def __init__(self, linear: Linear, batch: Expr, operands: Operands) -> None:
         self.linear, self.spec, self.isa, self.layout = linear, linear.spec, linear.isa, linear.layout
         self.batch, self.operands = batch, operands
         self.data, self.weight = operands.data, operands.weight
+        self.flip = linear.flip
 
     def emit(self) -> None:
         """Write the whole body; threads share out the blocks of output channels."""
-        spec, isa, layout = self.spec, self.isa, self.layout
-        ragged = spec.in_features % isa.group
-        source = self.data
-        pitch = spec.in_features
-        if ragged:
-            # Rows are lengthened to whole groups, so that the last read stays inside.
-            pitch = layout.steps * isa.group
-            source = ir.allocate((self.batch, pitch), spec.input.dtype)
-            with ir.loop(self.batch) as row:
-                with ir.loop(spec.in_features) as i:
-                    ir.store(source, ir.load(self.data, [row, i]), [row, i])
-                with ir.loop(pitch - spec.in_features) as i:
-                    ir.store(source, ir.constant(0, spec.input.dtype), [row, spec.in_features + i])
+        source = self.source()
+        alone = True if self.layout.blocks == 1 else self.batch * self.spec.macs < _TASK_MACS
+        run(self.layout.blocks, lambda block: self.task(source, block), alone)
+
+    def source(self) -> Any:
+        """The rows, lengthened to whole groups so that the last read stays inside."""
+        return self.data if self.pitch == self.spec.in_features else self.copied(False)
+
+    @property
+    def pitch(self) -> int:
+        """Inputs in a lengthened row."""
+        return self.layout.steps * self.isa.group
+
+    def copied(self, flip: bool) -> Any:
+        """A copy of the rows with zeros behind each; `flip` turns int8 into uint8 offset by 128."""
+        spec = self.spec
+        dtype = "uint8" if flip else spec.input.dtype
+        copy = ir.allocate((self.batch, self.pitch), dtype)
+        with ir.loop(self.batch) as row:
+            with ir.loop(spec.in_features) as i:
+                value = ir.load(self.data, [row, i])
+                if flip:
+                    value = ir.reinterpret("uint8", value) ^ ir.constant(128, "uint8")
+                ir.store(copy, value, [row, i])
+            with ir.loop(self.pitch - spec.in_features) as i:
+                ir.store(copy, ir.constant(0, dtype), [row, spec.in_features + i])
+        return copy
+
+    def task(self, source: Any, block: Expr) -> None:
+        """All rows for one block of output channels."""
         rows = self.linear.rows
-
-        def task(block: Expr) -> None:
-            if rows > 1:
-                with ir.loop(self.batch // rows) as index:
-                    self.tile(source, block, index * rows, rows)
-            rest = self.batch % rows if rows > 1 else self.batch
-            if not isinstance(rest, int) or rest:
-                with ir.loop(rest) as index:
-                    self.tile(source, block, self.batch - rest + index, 1)
-
-        alone = True if layout.blocks == 1 else self.batch * spec.macs < _TASK_MACS
-        run(layout.blocks, task, alone)
+        if rows > 1:
+            with ir.loop(self.batch // rows) as index:
+                self.tile(source, block, index * rows, rows)
+        rest = self.batch % rows if rows > 1 else self.batch
+        if not isinstance(rest, int) or rest:
+            with ir.loop(rest) as index:
+                self.tile(source, block, self.batch - rest + index, 1)
 
     def tile(self, source: Any, block: Expr, row: Expr, rows: int) -> None:
         """One register tile: sums over all products, then the epilogue."""
@@ -148,7 +161,7 @@ class _Emitter:
 
         def multiply(step: Expr, v: int, weights: Expr) -> None:
             for r in range(rows):
-                x = isa.activations(source, [row + r, step * isa.group], self.linear.flip)
+                x = isa.activations(source, [row + r, step * isa.group], self.flip)
                 slot = r * vectors + v
                 held[slot] = isa.dot(held[slot], x, weights)
 

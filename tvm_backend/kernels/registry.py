@@ -17,11 +17,13 @@ from tvm_backend.kernels import packing
 from tvm_backend.kernels.border import Dequantize, Quantize
 from tvm_backend.kernels.concat import Concat
 from tvm_backend.kernels.conv2d import DirectConv
+from tvm_backend.kernels.conv2d_amx import AmxConv
 from tvm_backend.kernels.depthwise import Depthwise
 from tvm_backend.kernels.depthwise_vnni import DepthwiseDot
 from tvm_backend.kernels.elementwise import Elementwise
-from tvm_backend.kernels.isa import InstructionSet, select
+from tvm_backend.kernels.isa import Amx, InstructionSet, select
 from tvm_backend.kernels.linear import Linear
+from tvm_backend.kernels.linear_amx import AmxLinear
 from tvm_backend.kernels.pool import Pool
 from tvm_backend.kernels.spec import (
     ConcatSpec,
@@ -37,7 +39,7 @@ from tvm_backend.kernels.spec import (
 from tvm_backend.kernels.subsample import Subsample
 from tvm_backend.kernels.weighted import Weighted
 
-__all__ = ["Kernel", "lower"]
+__all__ = ["Kernel", "lower", "of_generator"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,16 +140,23 @@ def _moved(spec: KernelSpec, weight_bytes: int) -> int:
 
 
 def _generator(spec: KernelSpec, isa: InstructionSet) -> tuple[str, Any]:
-    """The generator for a specification and the kernel's name."""
+    """The kernel's name and the generator for a specification."""
+    tiles, isa = (isa if isinstance(isa, Amx) else None), isa.vector
     match spec:
         case ConvSpec() if spec.depthwise and spec.in_channels > 1:
             name = f"depthwise_{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}"
-            return name, (DepthwiseDot if DepthwiseDot.takes(spec, isa) else Depthwise)(spec, isa)
+            dot = DepthwiseDot.takes(spec, isa)
+            return name, (DepthwiseDot if dot else Depthwise)(spec, isa)
         case ConvSpec():
-            size = f"{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}_{spec.out_channels}"
-            return f"conv2d_{size}", DirectConv(spec, isa)
+            name = f"conv2d_{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}_{spec.out_channels}"
+            if tiles and AmxConv.takes(spec, tiles):
+                return name, AmxConv(spec, tiles)
+            return name, DirectConv(spec, isa)
         case LinearSpec():
-            return f"linear_{spec.in_features}_{spec.out_features}", Linear(spec, isa)
+            name = f"linear_{spec.in_features}_{spec.out_features}"
+            if tiles and AmxLinear.takes(spec, tiles):
+                return name, AmxLinear(spec, tiles)
+            return name, Linear(spec, isa)
         case PoolSpec():
             return f"{spec.kind}_pool_{spec.kernel[0]}x{spec.kernel[1]}_{spec.channels}", Pool(spec, isa)
         case ElementwiseSpec():
@@ -193,13 +202,18 @@ def lower(spec: KernelSpec, target: Target) -> Kernel:
 @functools.lru_cache(maxsize=1024)
 def _lower(spec: KernelSpec, isa: InstructionSet) -> Kernel:
     name, generator = _generator(spec, isa)
+    return of_generator(generator, name)
+
+
+def of_generator(generator: Any, name: str) -> Kernel:
+    """The kernel that a generator makes, under the name it is given."""
+    spec = generator.spec
     macs = getattr(spec, "macs", None)
     weighted = generator if isinstance(generator, Weighted) else None
-    weight_bytes = weighted.weight_length if weighted else 0
-    moved = _moved(spec, weight_bytes)
+    moved = _moved(spec, weighted.weight_length if weighted else 0)
     return Kernel(
         name=name,
-        variant=weighted.variant if weighted else isa.name,
+        variant=generator.isa.name,
         spec=spec,
         prim_func=generator.build(name),
         operations=2 * macs if macs is not None else moved,

@@ -78,11 +78,6 @@ class Weighted:
         return int(self.spec.input.zero_point) + (128 if self.flip else 0)
 
     @property
-    def variant(self) -> str:
-        """Instruction set and algorithm."""
-        return self.isa.name
-
-    @property
     def weight_length(self) -> int:
         """Bytes of the packed weight."""
         raise NotImplementedError
