@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cat_plugin.errors import CATValueError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["Samples", "load_samples"]
 
@@ -27,10 +31,13 @@ class Samples:
         Ready for the model: images are (n, channels, height, width), scaled and normalised.
     labels : ndarray of shape (n,), int64, or None
         Class indices.
+    names : list of str or None
+        The images' files.
     """
 
     inputs: np.ndarray
     labels: np.ndarray | None
+    names: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -70,7 +77,15 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return inputs, labels
 
 
-def _read_images(paths: list[Path]) -> np.ndarray:
+def _square(image: Image, size: int) -> Image:
+    """Scale the shorter side to 8/7 of `size` (256 for 224) and cut a square out of the middle."""
+    scale = size * 8 / 7 / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), resample=2)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _read_images(paths: list[Path], size: int | None) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
@@ -80,34 +95,42 @@ def _read_images(paths: list[Path]) -> np.ndarray:
     images = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                images.append(np.asarray(image.convert("RGB")))
+            with Image.open(path) as opened:
+                image = opened.convert("RGB")
         except OSError as error:
             raise CATValueError(f"{path} cannot be read as an image: {error}") from error
+        images.append(np.asarray(image if size is None else _square(image, size)))
         if images[-1].shape != images[0].shape:
             raise CATValueError(
                 f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {paths[0]} is "
-                f"{images[0].shape[1]} x {images[0].shape[0]}; resize all images to the model's input"
+                f"{images[0].shape[1]} x {images[0].shape[0]}; resize all images to the model's input, "
+                "or have it done with --image-size"
             )
     return np.stack(images)
 
 
-def _from_csv(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.reader(stream) if row]
+_Listed = tuple[list[Path], np.ndarray | None]
+
+
+def _from_csv(path: Path) -> _Listed:
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CATValueError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
     if rows and len(rows[0]) > 1 and not rows[0][1].strip().lstrip("-").isdigit():
         rows = rows[1:]  # a header
     try:
         labels = np.array([int(row[1]) for row in rows], np.int64)
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, OverflowError) as error:
         raise CATValueError(f"{path}: every row must be FILE,CLASS_INDEX; {error}") from error
     if not rows:
         raise CATValueError(f"{path} lists no files; expected rows of FILE,CLASS_INDEX")
-    return _read_images([path.parent / row[0] for row in rows]), labels
+    return [path.parent / row[0] for row in rows], labels
 
 
-def _from_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read one folder per class, classes numbered in the order of their names."""
+def _from_folder(path: Path) -> _Listed:
+    """List one folder per class, classes numbered in the order of their names; or images alone, without labels."""
     classes = sorted(child for child in path.iterdir() if child.is_dir())
     found = [
         (image, index)
@@ -115,13 +138,20 @@ def _from_folder(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         for image in sorted(folder.rglob("*"))
         if image.suffix.lower() in _IMAGE_SUFFIXES
     ]
-    if not found:
+    if found:
+        return [image for image, _ in found], np.array([index for _, index in found], np.int64)
+    alone = sorted(image for image in path.iterdir() if image.suffix.lower() in _IMAGE_SUFFIXES)
+    if not alone:
         raise CATValueError(f"{path} holds no images; expected one folder per class with image files in it")
-    return _read_images([image for image, _ in found]), np.array([index for _, index in found], np.int64)
+    return alone, None
 
 
 def load_samples(
-    source: str | Path, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    source: str | Path,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    image_size: int | None = None,
 ) -> Samples:
     """Load inputs and labels.
 
@@ -129,9 +159,11 @@ def load_samples(
     ----------
     source : path
         An ``.npz`` file (arrays ``inputs``/``images``/``x`` and ``labels``/``y``), a ``.csv`` of file and class
-        index, or a folder with one folder of images per class.
+        index, a folder with one folder of images per class, or a folder of images (without labels).
     mean, std : tuple of float, optional
         Normalisation per channel, after images have been scaled to [0, 1].
+    image_size : int, optional
+        Image files are scaled so that the shorter side is 8/7 of it, and a square of it is cut out of the middle.
 
     Raises
     ------
@@ -139,14 +171,16 @@ def load_samples(
         When the source is missing, empty, or of none of these forms.
     """
     path = Path(source)
-    if path.is_dir():
-        inputs, labels = _from_folder(path)
+    names: list[str] | None = None
+    if path.is_dir() or (path.is_file() and path.suffix == ".csv"):
+        listed, labels = _from_folder(path) if path.is_dir() else _from_csv(path)
+        root = path if path.is_dir() else path.parent
+        names = [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in listed]
+        inputs = _read_images(listed, image_size)
     elif not path.is_file():
         raise CATValueError(f"no data at {source}; give an .npz file, a .csv list or a folder of images")
     elif path.suffix == ".npz":
         inputs, labels = _from_npz(path)
-    elif path.suffix == ".csv":
-        inputs, labels = _from_csv(path)
     else:
         raise CATValueError(
             f"{source} is of no known kind; give an .npz file, a .csv list or a folder of images"
@@ -159,4 +193,5 @@ def load_samples(
         raise CATValueError(
             f"{source} holds {len(inputs)} inputs and labels of shape {labels.shape}; expected one each"
         )
-    return Samples(_prepare(inputs, mean, std), None if labels is None else labels.astype(np.int64))
+    prepared = _prepare(inputs, mean, std)
+    return Samples(prepared, None if labels is None else labels.astype(np.int64), names)

@@ -1,11 +1,13 @@
-"""Full-precision models for the command line: a factory in the user's code, and a safetensors file."""
+"""Full-precision models for the command line: a factory in the user's code or a library's by name, and weights."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cat_plugin.errors import CATTypeError, CATValueError
 
@@ -14,25 +16,71 @@ if TYPE_CHECKING:
 
 __all__ = ["load_model"]
 
+_LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
 
-def load_model(factory: str, weights: Path | None = None) -> nn.Module:
-    """Build a model and load its weights.
 
-    Parameters
-    ----------
-    factory : str
-        ``module:callable``; the module is looked up in the working directory first, the callable takes no argument.
-    weights : path, optional
-        A ``.safetensors`` file with the model's state dict.
+def _library(prefix: str, model: str) -> Any:
+    package = _LIBRARIES[prefix]
+    if importlib.util.find_spec(package) is None:
+        raise CATValueError(
+            f"--model {model!r} needs {package}, which is not installed: pip install {package}, or name a factory of "
+            "your own as module:factory"
+        )
+    return importlib.import_module("torchvision.models" if prefix == "torchvision" else package)
 
-    Raises
-    ------
-    CATValueError
-        When module, callable or weights cannot be found, or do not fit the model.
-    CATTypeError
-        When the callable does not return a ``torch.nn.Module``.
-    """
-    from safetensors.torch import load_file
+
+def _by_name(prefix: str, name: str, num_classes: int | None) -> nn.Module:
+    """A model of timm or torchvision with the weights that it is initialised with; nothing is downloaded."""
+    library = _library(prefix, f"{prefix}:{name}")
+    options = {} if num_classes is None else {"num_classes": num_classes}
+    known = library.list_models()
+    if name not in known:
+        raise CATValueError(f"{_LIBRARIES[prefix]} has no model {name!r}; {_close(name, known)}")
+    if prefix == "timm":
+        model: nn.Module = library.create_model(name, pretrained=False, **options)
+    else:
+        model = library.get_model(name, weights=None, **options)
+    return model
+
+
+def _close(name: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(map(repr, found))}?" if found else f"it has {len(known)} others"
+
+
+def _from_folder(name: str) -> nn.Module:
+    """A Hugging Face image classifier out of a folder, with its output cut down to the logits."""
+    import torch
+    from torch import nn
+
+    transformers = _library("hf", f"hf:{name}")
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise CATValueError(
+            f"--model 'hf:{name}' has no config.json; give a folder that save_pretrained wrote (nothing is downloaded)"
+        )
+
+    class Logits(nn.Module):
+        """The classifier as a function of one tensor."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.model(x).logits
+            return logits
+
+    try:
+        model = transformers.AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise CATValueError(f"--model 'hf:{name}' cannot be loaded: {error}") from error
+    return Logits(model)
+
+
+def _made_by(factory: str) -> nn.Module:
     from torch import nn
 
     module_name, _, attribute = factory.partition(":")
@@ -53,11 +101,52 @@ def load_model(factory: str, weights: Path | None = None) -> nn.Module:
         raise CATTypeError(
             f"--model {factory!r} returned a {type(made).__name__}; expected a torch.nn.Module"
         )
+    return made
+
+
+def load_model(model: str, weights: Path | None = None, num_classes: int | None = None) -> nn.Module:
+    """Build a model and load its weights.
+
+    Parameters
+    ----------
+    model : str
+        ``module:factory`` (the module is looked up in the working directory first, the factory takes no argument),
+        ``timm:NAME`` or ``torchvision:NAME`` (with `weights`), or ``hf:FOLDER`` of a Hugging Face image classifier.
+    weights : path, optional
+        A ``.safetensors`` file with the model's state dict.
+    num_classes : int, optional
+        For the named models, when it is not the library's default.
+
+    Raises
+    ------
+    CATValueError
+        When module, callable, library or weights cannot be found, or do not fit the model.
+    CATTypeError
+        When the callable does not return a ``torch.nn.Module``.
+    """
+    from safetensors.torch import load_file
+
+    prefix, _, name = model.partition(":")
+    if num_classes is not None and prefix not in ("timm", "torchvision"):
+        raise CATValueError(
+            f"--num-classes is for timm and torchvision models; {model!r} knows its own number of classes"
+        )
+    if prefix in ("timm", "torchvision") and name:
+        if weights is None:
+            raise CATValueError(
+                f"--model {model!r} names an architecture without weights, and nothing is downloaded; give a "
+                "state dict with --weights FILE.safetensors"
+            )
+        made = _by_name(prefix, name, num_classes)
+    elif prefix == "hf" and name:
+        made = _from_folder(name)
+    else:
+        made = _made_by(model)
     if weights is not None:
         if not weights.is_file():
             raise CATValueError(f"no weights at {weights}; give a .safetensors file")
         try:
             made.load_state_dict(load_file(weights))
         except Exception as error:  # safetensors and torch each have exceptions of their own
-            raise CATValueError(f"the weights in {weights} do not fit {factory}: {error}") from error
+            raise CATValueError(f"the weights in {weights} do not fit {model}: {error}") from error
     return made.eval()

@@ -218,5 +218,27 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(capsys, "doctor")
-    assert found["torch"].startswith("2.")
-    assert found["neural-compressor"][0].isdigit()
+    parts = {part["part"]: part for part in found["parts"]}
+    assert parts["torch"]["found"].startswith("2.")
+    assert parts["neural-compressor"]["found"][0].isdigit()
+    assert parts["recipe host"]["state"] == "ok"
+    assert all(part["hint"] for part in found["parts"] if part["state"] != "ok")
+    assert found["ok"] == all(part["state"] != "missing" for part in found["parts"])
+
+
+def test_doctor_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cat_plugin.cli import doctor
+
+    def absent(name: str) -> str:
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
+    found = as_json(capsys, "doctor")
+    assert not found["ok"]
+    hints = {part["part"]: part["hint"] for part in found["parts"]}
+    assert "cat-ptq[inc]" in hints["neural-compressor"]
+    assert "cat-ptq[inc]" in hints["recipe host"]
+    assert main(["doctor"]) == 0
+    assert "cat-ptq[inc]" in capsys.readouterr().out.replace("\n", "")

@@ -1,0 +1,145 @@
+"""``cat-ptq benchmark``: latency of a compiled library by batch size, beside PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cat_plugin.cli.app import app, state
+from cat_plugin.cli.compile import _batches_of
+from cat_plugin.cli.options import Model, NumClasses, Weights, tvm_backend
+from cat_plugin.errors import CATError, CATValueError
+
+__all__ = ["measured_latencies"]
+
+
+def measured_latencies(
+    library: Path | None,
+    bundle: Path | None,
+    model: tuple[str, Path | None, int | None] | None,
+    batches: Sequence[int],
+    seconds: float,
+    threads: int | None = None,
+) -> list[dict[str, Any]]:
+    """Measure every runtime that is given, each in a process of its own.
+
+    Parameters
+    ----------
+    library, bundle : pathlib.Path or None
+        What to run with TVM, and what with PyTorch.
+    model : tuple or None
+        Name, weights and number of classes of the full-precision model; needs `library` or `bundle` for the shapes.
+    batches : sequence of int
+    seconds : float
+        For each runtime and batch size.
+    threads : int, optional
+
+    Returns
+    -------
+    list of dict
+        ``runtime`` (a name for people), ``batch``, ``median_ms``, ``p10_ms``, ``p90_ms``, ``calls``.
+    """
+    from cat_plugin.cli.timing import measure
+
+    jobs: list[tuple[str, dict[str, Any]]] = []
+    signature: list[dict[str, Any]] | None = None
+    if library is not None:
+        from tvm_backend.runtime import read_manifest
+
+        signature = read_manifest(library)["inputs"]
+        jobs.append(("compiled library", {"runtime": "library", "path": str(library)}))
+    if bundle is not None:
+        from cat_plugin.graph.bundle import read_bundle
+
+        signature = signature or read_bundle(bundle).manifest["inputs"]
+        jobs.append(("PyTorch, quantized graph", {"runtime": "bundle", "path": str(bundle)}))
+    if model is not None and signature is not None:
+        name, weights, num_classes = model
+        jobs.append(
+            (
+                "PyTorch, float32 model",
+                {
+                    "runtime": "float",
+                    "model": name,
+                    "weights": None if weights is None else str(weights),
+                    "num_classes": num_classes,
+                    "inputs": signature,
+                },
+            )
+        )
+    rows = []
+    for title, job in jobs:
+        with state.console.status(f"measuring: {title}"):
+            job |= {"batches": list(batches), "seconds": seconds}
+            rows += [{"runtime": title, **row} for row in measure(job, threads)]
+    return rows
+
+
+@app.command()
+def benchmark(
+    library: Annotated[Path, typer.Argument(help="A compiled library.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", help="The bundle that it was compiled from, for PyTorch's time."),
+    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes.")] = "1,16",
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.0, help="Time for each runtime and batch size.")
+    ] = 2.0,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads; by default the runtimes' own choice.")
+    ] = None,
+) -> None:
+    """Measure the latency of a compiled library, beside PyTorch's.
+
+    --bundle adds the same quantized graph in PyTorch, --model the full-precision model. Every runtime has a process
+    of its own. On a busy machine the times are not worth much.
+    """
+    from cat_plugin.report.figures import milliseconds
+
+    sizes = _batches_of(batch, "--batch")
+    if not sizes:
+        raise CATValueError("--batch is empty; give batch sizes such as 1,16")
+    tvm_backend()
+    if (bundle or model) and importlib.util.find_spec("torch") is None:
+        raise CATError(
+            "PyTorch is not installed, and --bundle and --model need it: pip install 'cat-ptq[torch]'"
+        )
+    named = None if model is None else (model, weights, num_classes)
+    rows = measured_latencies(library, bundle, named, sizes, seconds, threads)
+    values = {
+        "library": str(library),
+        "rows": rows,
+        "threads": threads,
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    fastest = {
+        row["batch"]: row["median_ms"] for row in reversed(rows) if row["runtime"] == rows[0]["runtime"]
+    }
+
+    def table() -> Table:
+        shown = Table(
+            box=None, caption=f"{values['cpus']} processors, load {values['load']}", caption_justify="left"
+        )
+        for heading in ("runtime", "batch", "median", "p10", "p90", "a sample", "times the library's"):
+            shown.add_column(heading, justify="left" if heading == "runtime" else "right")
+        for row in rows:
+            times = [milliseconds(row[key]) for key in ("median_ms", "p10_ms", "p90_ms")]
+            ratio = row["median_ms"] / fastest[row["batch"]]
+            each = milliseconds(row["median_ms"] / row["batch"])
+            shown.add_row(row["runtime"], str(row["batch"]), *times, each, f"{ratio:.2f}")
+        return shown
+
+    state.report(values, table)

@@ -1,0 +1,83 @@
+"""``cat-ptq compile``: from a bundle to a library, through TVM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.options import tvm_backend
+from cat_plugin.errors import CATValueError
+
+
+def _target_of(text: str) -> Any:
+    """A name, or TVM's description of a target as JSON."""
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise CATValueError(
+            f'--target {text!r} is not valid JSON: {error}; for instance {{"kind": "cuda", "arch": "sm_90"}}'
+        ) from error
+
+
+def _targets(incomplete: str) -> list[str]:
+    return [name for name in ("native", "portable") if name.startswith(incomplete)]
+
+
+def _batches_of(text: str, option: str) -> list[int]:
+    try:
+        sizes = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        sizes = [0]
+    if any(size < 1 for size in sizes):
+        raise CATValueError(f"{option} {text!r} is not a comma-separated list of whole numbers from 1 on")
+    return list(dict.fromkeys(sizes))
+
+
+@app.command("compile")
+def compile_(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target",
+            help="native, portable, the LLVM name of a processor, or TVM's description as JSON.",
+            autocompletion=_targets,
+        ),
+    ] = "native",
+    out: Annotated[Path, typer.Option("--out", help="The library to write.")] = Path("model.so"),
+    batch_sizes: Annotated[
+        str, typer.Option("--batch-sizes", help="Batch sizes to generate code of their own for, as 1,16.")
+    ] = "",
+    cache: Annotated[bool, typer.Option(help="Take the result from the cache, and keep it there.")] = True,
+) -> None:
+    """Compile a bundle with TVM to a library that runs without PyTorch."""
+    from cat_plugin.report.figures import size
+
+    sizes = _batches_of(batch_sizes, "--batch-sizes")
+    chosen = _target_of(target)
+    backend = tvm_backend()
+    with state.console.status("compiling") as status:
+
+        def told(done: int, total: int, what: str) -> None:
+            status.update(f"compiling, step {min(done + 1, total)} of {total}: {what}")
+
+        report = backend.compile(
+            bundle, target=chosen, out=out, batch_sizes=sizes, cache=cache, progress=told
+        )
+    values = {**report.to_dict(), "library": str(out), "bytes": out.stat().st_size}
+    del values["path"]
+    facts = {
+        "library": f"{out}, {size(out.stat().st_size)}, with {out.with_suffix('.json').name} beside it",
+        "target": ", ".join(f"{v['variant'] or target} ({v['target']})" for v in report.variants),
+        "kernels": len(report.kernels),
+        "left in float": ", ".join(sorted(set(report.float_ops))) or "nothing",
+        "weights": size(report.weight_bytes),
+        "seconds": f"{report.seconds:.1f}{', from the cache' if report.cached else ''}",
+    }
+    state.report(values, lambda: key_value_table(facts))

@@ -1,0 +1,158 @@
+"""``cat-ptq doctor``: what is installed, what works, and what to do about the rest."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from typing import Any
+
+from rich.table import Table
+
+from cat_plugin.cli.app import app, state
+
+_PACKAGES = {
+    "torch": "quantizing: pip install 'cat-ptq[torch]'",
+    "neural-compressor": "recipes and autotune: pip install 'cat-ptq[inc]'",
+    "apache-tvm": "compiling and running: pip install 'cat-ptq[tvm]'",
+    "apache-tvm-ffi": "compiling and running: pip install 'cat-ptq[tvm]'",
+    "matplotlib": "the demo's chart: pip install 'cat-ptq[report]'",
+    "pillow": "image files as data: pip install pillow",
+    "timm": "--model timm:NAME: pip install timm",
+    "torchvision": "--model torchvision:NAME: pip install torchvision",
+    "transformers": "--model hf:FOLDER: pip install transformers",
+    "tensorboard": "--tensorboard: pip install tensorboard",
+}
+_NEEDED = ("torch", "neural-compressor", "apache-tvm", "apache-tvm-ffi")
+_OK, _OPTIONAL, _MISSING = "ok", "optional", "missing"
+
+
+def _packages() -> list[dict[str, str]]:
+    found = []
+    for name, hint in _PACKAGES.items():
+        try:
+            version = importlib.metadata.version(name)
+            found.append({"part": name, "state": _OK, "found": version, "hint": ""})
+        except importlib.metadata.PackageNotFoundError:
+            rank = _MISSING if name in _NEEDED else _OPTIONAL
+            found.append({"part": name, "state": rank, "found": "not installed", "hint": hint})
+    return found
+
+
+def _host() -> dict[str, str]:
+    """Whether the installed Neural Compressor is a supported one, and what it can do."""
+    from cat_plugin.hosts.versions import RELEASES
+
+    def number(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+    try:
+        version = importlib.metadata.version("neural-compressor")
+    except importlib.metadata.PackageNotFoundError:
+        return _part("recipe host", _MISSING, "no Neural Compressor", _PACKAGES["neural-compressor"])
+    # The releases between those that are listed share their interfaces.
+    like = [r for r in RELEASES if number(r.version) <= number(version)]
+    if (
+        not like
+        or number(version) > number(RELEASES[-1].version)
+        or number(version)[0] != number(like[-1].version)[0]
+    ):
+        spans = f"{RELEASES[0].version} to {RELEASES[-1].version}"
+        hint = "pip install 'neural-compressor[pt]>=3.9,<3.11'"
+        return _part(
+            "recipe host", _MISSING, f"Neural Compressor {version} is not tested ({spans} are)", hint
+        )
+    release = like[-1]
+    can = {
+        "YAML recipes": release.yaml,
+        "2.x Python API": release.python2,
+        "3.x torch API": release.torch3,
+        "3.x static int8": release.static3,
+    }
+    return _part("recipe host", _OK, ", ".join(name for name, able in can.items() if able))
+
+
+def _part(name: str, rank: str, found: str, hint: str = "") -> dict[str, str]:
+    return {"part": name, "state": rank, "found": found, "hint": hint}
+
+
+def _processor() -> dict[str, str]:
+    from tvm_backend.runtime import cpu_features
+
+    features = cpu_features()
+    if features is None:
+        return _part("processor", _OPTIONAL, f"{platform.machine()}, features unknown")
+    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+    has = [name for name in known if name in features]
+    return _part("processor", _OK, f"{platform.machine()}: {', '.join(has) or 'no vector integers'}")
+
+
+def _tvm() -> list[dict[str, str]]:
+    """Whether TVM can be imported, for which processor it would compile, and what links."""
+    if importlib.util.find_spec("tvm") is None:
+        return []
+    try:
+        from tvm_backend import linker
+        from tvm_backend.target import PORTABLE, native
+    except Exception as error:
+        pins = "pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'"
+        return [_part("TVM", _MISSING, f"cannot be imported: {error}", pins)]
+    from cat_plugin.errors import CompileError
+
+    parts = [
+        _part("target native", _OK, native()["mcpu"]),
+        _part("target portable", _OK, ", ".join(PORTABLE)),
+    ]
+    try:
+        parts.append(_part("linker", _OK, " ".join(linker.find())))
+    except CompileError as error:
+        parts.append(_part("linker", _MISSING, "no C++ compiler", str(error).partition("; ")[2]))
+    return parts
+
+
+def _gpu() -> dict[str, str]:
+    """Whether NVIDIA's driver answers; nothing of CUDA is imported for it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return _part("GPU", _OPTIONAL, "no NVIDIA driver", "compiled CUDA libraries run where the driver is")
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or not count.value:
+        return _part("GPU", _OPTIONAL, "the NVIDIA driver finds no device", "check nvidia-smi")
+    if shutil.which("nvcc"):
+        return _part("GPU", _OK, f"{count.value} NVIDIA device(s), nvcc")
+    return _part(
+        "GPU", _OK, f"{count.value} NVIDIA device(s), no nvcc", "nvcc compiles for CUDA ahead of time"
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Say which parts are installed and usable, and what to install for the rest."""
+    parts = [
+        _part("python", _OK, platform.python_version()),
+        *_packages(),
+        _host(),
+        _processor(),
+        *_tvm(),
+        _gpu(),
+    ]
+    values: dict[str, Any] = {"ok": all(part["state"] != _MISSING for part in parts), "parts": parts}
+
+    def table() -> Table:
+        shown = Table(box=None, caption=_verdict(parts), caption_justify="left")
+        for heading in ("", "part", "found", "to get it"):
+            shown.add_column(heading)
+        marks = {_OK: "[green]\N{CHECK MARK}[/green]", _OPTIONAL: "[dim]-[/dim]", _MISSING: "[red]x[/red]"}
+        for part in parts:
+            shown.add_row(marks[part["state"]], part["part"], part["found"], part["hint"].replace("[", "\\["))
+        return shown
+
+    state.report(values, table)
+
+
+def _verdict(parts: list[dict[str, str]]) -> str:
+    missing = [part["part"] for part in parts if part["state"] == _MISSING]
+    return f"missing: {', '.join(missing)}" if missing else "everything that is needed is here"

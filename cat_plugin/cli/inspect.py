@@ -1,0 +1,93 @@
+"""``cat-ptq inspect``: what a bundle or a compiled library holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from cat_plugin.cli.app import app, key_value_table, state
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A bundle, or a compiled library (.so).")],
+) -> None:
+    """Show what a bundle holds (layers, bits, correction, versions), or a library (kernels, targets)."""
+    if path.suffix == ".so" and not path.is_dir():
+        _inspect_library(path)
+    else:
+        _inspect_bundle(path)
+
+
+def _inspect_bundle(path: Path) -> None:
+    from cat_plugin.graph.bundle import read_bundle
+    from cat_plugin.report.figures import size
+
+    manifest = read_bundle(path).manifest
+    step = manifest["cluster_affine"]
+
+    def shown() -> Group:
+        table = Table(box=None)
+        for heading in ("layer", "kind", "weight", "W bits", "A bits"):
+            table.add_column(heading)
+        for layer in manifest["layers"]:
+            shape = " x ".join(map(str, layer["weight_shape"]))
+            bits = [str(layer[key] or "float") for key in ("w_bits", "a_bits")]
+            table.add_row(escape(layer["name"]), layer["kind"], shape, *bits)
+        shapes = {} if step is None else step["shapes"]
+        facts = {
+            "bundle": path,
+            "inputs": "; ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest["inputs"]),
+            "correction": "none"
+            if step is None
+            else f"{step['op']}, alpha {step['alpha']:g}, {shapes.get('beta', ['?'])[0]} clusters",
+            "files": ", ".join(f"{name} {size(f['size'])}" for name, f in manifest["files"].items()),
+            "calibration": ", ".join(f"{k} {v}" for k, v in manifest["calibration"].items())
+            or "not recorded",
+            "written by": ", ".join(f"{k} {v}" for k, v in manifest["libraries"].items()),
+        }
+        return Group(table, "", key_value_table(facts))
+
+    state.report(manifest, shown)
+
+
+def _inspect_library(path: Path) -> None:
+    from cat_plugin.report.figures import size
+    from tvm_backend.runtime import read_manifest
+
+    manifest = read_manifest(path)
+
+    def shown() -> Group:
+        table = Table(box=None)
+        for heading in ("kernel", "kind", "output", "variant", "weights"):
+            table.add_column(heading)
+        for kernel in manifest.get("kernels", ()):
+            weights = (
+                f"{kernel['weight_bits']} bit, {size(kernel['weight_bytes'])}"
+                if kernel["weight_bits"]
+                else ""
+            )
+            output = " x ".join(map(str, kernel["output"]))
+            table.add_row(escape(kernel["name"]), kernel["kind"], output, kernel["variant"], weights)
+        facts: dict[str, Any] = {
+            "library": path,
+            "inputs": "; ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest["inputs"]),
+            "outputs": "; ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest["outputs"]),
+            "batch sizes with code of their own": ", ".join(map(str, manifest.get("batch_sizes", ())))
+            or "none",
+            "left in float": ", ".join(sorted(set(manifest.get("float_ops", ())))) or "nothing",
+            "written by": ", ".join(f"{k} {v}" for k, v in manifest.get("libraries", {}).items()),
+        }
+        for variant in manifest["variants"]:
+            needs = ", ".join(variant.get("features", ())) or "nothing special"
+            facts[f"variant {variant['variant'] or variant['target']}"] = (
+                f"{variant['file']}, {size(variant.get('size'))}, for {variant['target']}, needs {needs}"
+            )
+        return Group(table, "", key_value_table(facts))
+
+    state.report(manifest, shown)

@@ -1,0 +1,133 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from cat_plugin.errors import CATError, CATValueError
+
+if TYPE_CHECKING:
+    from cat_plugin.cli.data import Samples
+
+__all__ = [
+    "BatchSize",
+    "Data",
+    "ImageSize",
+    "Mean",
+    "Model",
+    "NumClasses",
+    "Std",
+    "Weights",
+    "preparation",
+    "samples_of",
+    "top1",
+    "tvm_backend",
+]
+
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", help="An .npz file, a .csv of file and class, or a folder with a folder of images a class."
+    ),
+]
+Mean = Annotated[
+    str | None, typer.Option("--mean", help="Per-channel mean, comma-separated, for images in [0, 1].")
+]
+Std = Annotated[str | None, typer.Option("--std", help="Per-channel standard deviation, comma-separated.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size",
+        min=1,
+        help="Image files: scale the shorter side to 8/7 of this and cut out a square of this size.",
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per batch.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, or hf:FOLDER.",
+    ),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="A .safetensors state dict.")]
+NumClasses = Annotated[
+    int | None, typer.Option("--num-classes", min=1, help="Classes of a timm or torchvision model.")
+]
+
+
+def _floats(text: str | None, option: str) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise CATValueError(f"{option} {text!r} is not a comma-separated list of numbers") from error
+
+
+def preparation(
+    mean: str | None,
+    std: str | None,
+    image_size: int | None,
+    recorded: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """How inputs are made ready for the model: as the options say, and where they say nothing as the bundle does.
+
+    Parameters
+    ----------
+    mean, std : str or None
+        The options' texts.
+    image_size : int or None
+    recorded : mapping, optional
+        What a bundle's manifest has under ``calibration.preparation``.
+
+    Returns
+    -------
+    dict
+        ``mean`` and ``std`` (tuples of float or None) and ``image_size``, as :func:`load_samples` takes them.
+    """
+    known = dict(recorded or {})
+
+    def kept(key: str) -> tuple[float, ...] | None:
+        values = known.get(key)
+        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
+        return tuple(map(float, values)) if numbers else None  # type: ignore[arg-type]
+
+    size = known.get("image_size")
+    return {
+        "mean": _floats(mean, "--mean") or kept("mean"),
+        "std": _floats(std, "--std") or kept("std"),
+        "image_size": image_size or (size if isinstance(size, int) and size > 0 else None),
+    }
+
+
+def samples_of(source: str, prepared: Mapping[str, Any]) -> Samples:
+    """Load data with what :func:`preparation` returned."""
+    from cat_plugin.cli.data import load_samples
+
+    return load_samples(source, **prepared)
+
+
+def top1(logits: np.ndarray, labels: np.ndarray | None) -> float:
+    """Top-1 accuracy in percent; an error where there are no labels."""
+    if labels is None:
+        raise CATValueError(
+            "the data has no labels; add an array named labels, or class folders, to measure accuracy"
+        )
+    return float((logits.argmax(1) == labels).mean() * 100)
+
+
+def tvm_backend() -> Any:
+    """The backend's package, or an error that says what to install."""
+    import importlib.util
+
+    if importlib.util.find_spec("tvm") is None:
+        raise CATError("TVM is not installed; install it with pip install 'cat-ptq[tvm]'")
+    import tvm_backend
+
+    return tvm_backend

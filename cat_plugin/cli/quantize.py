@@ -1,0 +1,324 @@
+"""``cat-ptq quantize``: from a recipe and a model to a bundle that remembers how it came about."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.options import (
+    BatchSize,
+    Data,
+    ImageSize,
+    Mean,
+    NumClasses,
+    Std,
+    Weights,
+    preparation,
+    samples_of,
+)
+from cat_plugin.errors import BundleError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cat_plugin.cli.data import Samples
+    from cat_plugin.cli.scoring import Scorer
+    from cat_plugin.hosts.recipe import Recipe
+
+_log = logging.getLogger("cat_plugin")
+_CLUSTER_ROWS = 2048
+
+
+@app.command()
+def quantize(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, or hf:FOLDER.",
+        ),
+    ],
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Directory for the bundle.")],
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    tune: Annotated[
+        str | None, typer.Option("--tune", help="Labelled data for the tuning criterion, as --data.")
+    ] = None,
+    mean: Mean = None,
+    std: Std = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = 64,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted run of the same command stopped.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option("--tensorboard", help="Write losses and scores for TensorBoard here.")
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            help="Record layer sensitivities and clusters for 'cat-ptq report'; takes a forward pass a layer."
+        ),
+    ] = True,
+) -> None:
+    """Quantize a model as a recipe says and write the best result as a bundle.
+
+    The state of a long run is kept in OUT.state until the bundle is written.
+    """
+    import torch
+
+    from cat_plugin import export_bundle, load_recipe
+    from cat_plugin.cli.models import load_model
+    from cat_plugin.cli.scoring import Scorer
+    from cat_plugin.graph.export import export_program
+    from cat_plugin.graph.inspect import quantized_layers
+
+    loaded = load_recipe(recipe)
+    _check_destination(out)
+    prepared = preparation(mean, std, image_size)
+    network = load_model(model, weights, num_classes)
+    samples = samples_of(data, prepared)
+    scorer = None if tune is None else Scorer(samples_of(tune, prepared), batch_size)
+    batches = [torch.from_numpy(batch) for batch in samples.batches(batch_size)]
+    with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
+        corrected = _run(loaded, network, batches, scorer, kept, scalars)
+        with state.console.status("exporting"):
+            program = export_program(corrected, batches[0][:2])
+        layers = [_layer(layer.to_dict()) for layer in quantized_layers(program)]
+        record = _record(loaded, model, network, corrected, scorer, tune)
+        if measure:
+            record |= _measured(network, corrected, layers, samples, batch_size)
+        calibration = {
+            "samples": len(samples),
+            "recipe": recipe.name,
+            "preparation": {key: value for key, value in prepared.items() if value is not None},
+        }
+        bundle = export_bundle(program, batches[0][:2], out, calibration=calibration, report=record)
+    values: dict[str, Any] = {
+        "bundle": str(bundle),
+        "calibration_samples": len(samples),
+        "configuration": _described(corrected),
+        "weight_bytes": _weight_bytes(layers),
+        "float_weight_bytes": _weight_bytes([{**layer, "w_bits": None} for layer in layers]),
+    }
+    if "tuning" in record:
+        values |= {key: record["tuning"][key] for key in ("baseline", "target", "trials")}
+    state.report(values, lambda: _summary(values))
+
+
+def _layer(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer under the name that it has in the user's model: the corrected one holds that as ``model``."""
+    return {**layer, "name": layer["name"].removeprefix("model.")}
+
+
+def _check_destination(out: Path) -> None:
+    """Say now, and not hours later, that the bundle cannot be written there."""
+    from cat_plugin.graph.manifest import MANIFEST
+
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise BundleError(
+            f"{out} exists and is not a bundle (no {MANIFEST} in it); give --out a new or empty directory"
+        )
+
+
+@contextlib.contextmanager
+def _state_beside(out: Path, resume: bool) -> Iterator[Path]:
+    """Where the engine keeps its state: gone when the block ends well, kept when there is something to go on from."""
+    kept = out.with_name(f"{out.name}.state")
+    if not resume and kept.exists():
+        _log.info("%s holds an earlier run's state, which is dropped; --resume goes on from it", kept)
+        shutil.rmtree(kept)
+    try:
+        yield kept
+    except BaseException as error:
+        if not list(kept.glob("*/state.json")):
+            shutil.rmtree(kept, ignore_errors=True)
+        elif isinstance(error, KeyboardInterrupt):
+            _log.warning(
+                "what was done is kept in %s: the same command with --resume goes on from there", kept
+            )
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _scalars(directory: Path | None) -> Iterator[Any]:
+    if directory is None:
+        yield None
+        return
+    from cat_plugin.cli.tensorboard import Scalars
+
+    with contextlib.closing(Scalars(directory)) as scalars:
+        yield scalars
+
+
+def _run(
+    recipe: Recipe, network: nn.Module, batches: list[Any], scorer: Scorer | None, kept: Path, scalars: Any
+) -> nn.Module:
+    from cat_plugin.hosts.progress import Watch, watching
+
+    listener: Callable[..., None] | None = None if scalars is None else scalars.unit
+    with watching(Watch(console=state.console)):
+        corrected = recipe.run(network, calibration=batches, eval_fn=scorer, progress=listener, resume=kept)
+    if scalars is not None:
+        scalars.trials(recipe.baseline, recipe.trials)
+    return corrected
+
+
+def _described(corrected: nn.Module) -> str:
+    from cat_plugin.hosts.pipeline import describe
+
+    config = getattr(corrected, "config", None)
+    return describe(config) if isinstance(config, dict) else "as the recipe says"
+
+
+def _weight_bytes(layers: list[dict[str, Any]]) -> int:
+    """Bytes of all weights, each packed densely at its bit-width."""
+    return sum(-(-int(np.prod(x["weight_shape"])) * (x["w_bits"] or 32) // 8) for x in layers)
+
+
+def _best(recipe: Recipe) -> int:
+    """The trial whose model the host returns; it may have made that model anew."""
+    best = 0
+    for number, trial in enumerate(recipe.trials):
+        if recipe.criterion.better(trial.score, recipe.trials[best].score):
+            best = number
+    return best
+
+
+def _record(
+    recipe: Recipe,
+    name: str,
+    network: nn.Module,
+    corrected: nn.Module,
+    scorer: Scorer | None,
+    source: str | None,
+) -> dict[str, Any]:
+    """What the run itself knows, for ``report.json``."""
+    from cat_plugin.hosts.pipeline import describe
+    from cat_plugin.report.record import VERSION, label_changes
+
+    record: dict[str, Any] = {
+        "version": VERSION,
+        "model": {"name": name, "parameters": sum(p.numel() for p in network.parameters())},
+        "recipe": {"name": recipe.path.name, "text": recipe.path.read_text("utf-8")},
+    }
+    for key in ("config", "report"):
+        if isinstance(value := getattr(corrected, key, None), dict):
+            record["engine" if key == "report" else key] = value
+    if scorer is None or not recipe.trials:
+        return record
+    best = _best(recipe)
+    trials = []
+    for number, trial in enumerate(recipe.trials):
+        report = getattr(trial.model, "report", None)
+        trials.append(
+            {
+                "name": describe(trial.config),
+                "config": trial.config,
+                "score": trial.score,
+                "uncorrected": scorer.uncorrected(trial.model),
+                "seconds": round(trial.seconds, 3),
+                "met": trial.met,
+                "best": number == best,
+                "weight_bytes": _weight_bytes(report["layers"]) if report else None,
+            }
+        )
+    baseline = recipe.baseline
+    record["tuning"] = {
+        "source": Path(source or "").name,
+        "samples": len(scorer.samples),
+        "baseline": baseline,
+        "target": None if baseline is None else recipe.criterion.target(baseline),
+        "trials": trials,
+    }
+    classes = scorer.classes(recipe.trials[best].model)
+    if classes is not None and scorer.samples.labels is not None:
+        said = {} if scorer.full is None else {"full": scorer.full}
+        said |= {"quantized": classes[0], "corrected": classes[1]}
+        record["labels"] = label_changes(
+            scorer.samples.labels, said, Path(source or "").name, scorer.samples.names
+        )
+    return record
+
+
+def _measured(
+    network: nn.Module, corrected: nn.Module, layers: list[dict[str, Any]], samples: Samples, batch_size: int
+) -> dict[str, Any]:
+    """What takes further passes over the calibration data: layer sensitivities and clusters."""
+    import torch
+
+    from cat_plugin.cli.data import Samples
+    from cat_plugin.cli.scoring import logits_of
+    from cat_plugin.report.clusters import cluster_summary
+    from cat_plugin.report.sensitivity import layer_sensitivity, rows_for
+
+    found: dict[str, Any] = {}
+    inputs = torch.from_numpy(samples.inputs)
+    rows = rows_for(inputs)
+    with state.console.status("measuring the layers") as status:
+        measured = layer_sensitivity(
+            network,
+            layers,
+            inputs[:rows],
+            batch_size=batch_size,
+            progress=lambda name: status.update(f"measuring the layers: {name}"),
+        )
+        if measured:
+            found["sensitivity"] = {"rows": rows, "layers": measured}
+        samples = Samples(samples.inputs[:_CLUSTER_ROWS], None)
+        step: Any = getattr(corrected, "correction", None)
+        inner: Any = getattr(corrected, "model", None)
+        if step is not None and inner is not None and not step.n_features:
+            status.update("measuring the clusters")
+            plain = logits_of(inner, samples, batch_size)
+            with torch.no_grad():
+                after = step(torch.from_numpy(plain)).numpy()
+            labels = step.to_parameters().assign(plain)
+            found["clusters"] = cluster_summary(plain, after, labels, logits_of(network, samples, batch_size))
+    return found
+
+
+def _summary(values: dict[str, Any]) -> Any:
+    from rich.console import Group
+
+    from cat_plugin.report.figures import percent, size
+
+    facts = {
+        "bundle": values["bundle"],
+        "configuration": values["configuration"],
+        "weights": f"{size(values['weight_bytes'])}, {size(values['float_weight_bytes'])} in float32",
+        "calibration samples": values["calibration_samples"],
+    }
+    shown = key_value_table(facts)
+    if "trials" not in values:
+        return shown
+    table = Table(title="Trials", caption="the best one is in the bundle", box=None, title_justify="left")
+    for heading in ("", "configuration", "score", "without CAT", "criterion", "weights", "seconds"):
+        table.add_column(
+            heading, justify="left" if heading in ("", "configuration", "criterion") else "right"
+        )
+    target = percent(values["target"])
+    table.add_row("", "full precision", percent(values["baseline"]), "", f"target {target}", "", "")
+    for trial in values["trials"]:
+        table.add_row(
+            "*" if trial["best"] else "",
+            trial["name"],
+            percent(trial["score"]),
+            percent(trial["uncorrected"]),
+            "met" if trial["met"] else "missed",
+            size(trial["weight_bytes"]),
+            f"{trial['seconds']:.1f}",
+        )
+    return Group(table, "", shown)

@@ -1,0 +1,74 @@
+"""Numbers as people read them; what is no finite number becomes a dash."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["DASH", "as_number", "decibel", "milliseconds", "percent", "short", "signed", "size"]
+
+DASH = "\N{EN DASH}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def as_number(value: object) -> float | None:
+    """The value as a float when it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _with_minus(text: str) -> str:
+    return text.replace("-", _MINUS)
+
+
+def short(value: object, digits: int = 3) -> str:
+    """So many significant digits, in powers of ten only where zeros would pile up."""
+    number = as_number(value)
+    if number is None:
+        return DASH
+    if number == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(number)))
+    if -4 <= exponent < 6:
+        return _with_minus(f"{number:.{max(digits - 1 - exponent, 0)}f}")
+    return _with_minus(f"{number:.{digits - 1}e}")
+
+
+def percent(share: object, digits: int = 2) -> str:
+    """A share from 0 to 1 in percent."""
+    number = as_number(share)
+    return DASH if number is None else _with_minus(f"{100 * number:.{digits}f}") + " %"
+
+
+def signed(value: object, digits: int = 2) -> str:
+    """With its sign, always."""
+    number = as_number(value)
+    return DASH if number is None else _with_minus(f"{number:+.{digits}f}")
+
+
+def size(count: object) -> str:
+    """Bytes in the unit that leaves one to four digits."""
+    number = as_number(count)
+    if number is None:
+        return DASH
+    for unit in ("B", "KiB", "MiB"):
+        if abs(number) < 1024:
+            return f"{number:.0f} B" if unit == "B" else f"{number:.{1 if number < 100 else 0}f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
+
+
+def milliseconds(value: object) -> str:
+    """A time given in milliseconds, in the unit that suits it."""
+    number = as_number(value)
+    if number is None:
+        return DASH
+    if number < 1:
+        return f"{short(1000 * number)} \N{MICRO SIGN}s"
+    return f"{short(number)} ms" if number < 10_000 else f"{short(number / 1000)} s"
+
+
+def decibel(relative_error: object) -> float | None:
+    """Signal to quantization noise in dB of a relative mean squared error."""
+    number = as_number(relative_error)
+    return None if number is None or number <= 0 else -10 * math.log10(number)
