@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of
+from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of, timed
 
 METHODS = ("rtn", "seq-mse", "adaround")
 NAMES = {"rtn": "rounding to nearest", "seq-mse": "sequential MSE", "adaround": "AdaRound"}
@@ -124,7 +123,8 @@ def quantize(
         if method == "adaround":
             simulation.set_and_freeze_param_encodings(str(next(Path(folder).glob("*.encodings"))))
     if method == "seq-mse":
-        apply_seq_mse(simulation, batches[: options.search])
+        equal = [batch for batch in batches if len(batch) == len(batches[0])]  # it stacks them
+        apply_seq_mse(simulation, equal[: options.search])
 
     def run(module: nn.Module) -> None:
         with torch.no_grad():
@@ -157,10 +157,9 @@ def main() -> None:
                 key = {"model": name, "w_bits": w_bits, "a_bits": a_bits, "method": NAMES[method]}
                 with rows.row(**key, first_last_bits=8, calibration=len(split.calibration)) as row:
                     torch.manual_seed(0)
-                    start = time.perf_counter()
-                    model = MODELS[name](options.data)
-                    quantized = quantize(model, w_bits, a_bits, split.calibration, method, options)
-                    row["seconds"] = round(time.perf_counter() - start, 1)
+                    with timed(row):
+                        model = MODELS[name](options.data)
+                        quantized = quantize(model, w_bits, a_bits, split.calibration, method, options)
                     row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
 
 

@@ -13,7 +13,6 @@ Run in an environment that holds brevitas, from the checkout::
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
 from types import ModuleType
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, Split, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of
+from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of, timed
 
 METHODS = {
     "rtn": "rounding to nearest, MSE ranges",
@@ -134,11 +133,10 @@ def measure(rows: Rows, name: str, split: Split, options: Namespace) -> None:
             key = {"model": name, "w_bits": w_bits, "a_bits": a_bits, "method": METHODS[method]}
             with rows.row(**key, first_last_bits=8, calibration=len(split.calibration)) as row:
                 torch.manual_seed(0)
-                start = time.perf_counter()
-                quantized = quantize(
-                    MODELS[name](options.data), w_bits, a_bits, split.calibration, method, options
-                )
-                row["seconds"] = round(time.perf_counter() - start, 1)
+                with timed(row):
+                    quantized = quantize(
+                        MODELS[name](options.data), w_bits, a_bits, split.calibration, method, options
+                    )
                 row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks.machine import machine, versions
@@ -33,6 +34,7 @@ __all__ = [
     "relative_error",
     "speed_parser",
     "split_of",
+    "timed",
 ]
 
 ACCURACY_BITS = {"resnet20": ("w4a4", "w3a3", "w2a4", "w2a2"), "mobilenet_v2": ("w8a8", "w4a8", "w4a4")}
@@ -140,6 +142,17 @@ class Rows:
         self.rows.append(row)
         self._write()
         print("  ".join(f"{k} {v}" for k, v in row.items() if k != "version"), flush=True)
+
+
+@contextlib.contextmanager
+def timed(row: dict[str, Any]) -> Iterator[None]:
+    """Write into `row` the ``seconds`` that the block takes, what the process computes in them (``cpu_seconds``, over all
+    threads: the better guide where the machine is shared), and the ``threads`` that torch uses."""
+    start, busy = time.perf_counter(), time.process_time()
+    yield
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    row["cpu_seconds"] = round(time.process_time() - busy, 1)
+    row["threads"] = torch.get_num_threads()
 
 
 def median_ms(

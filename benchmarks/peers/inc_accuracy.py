@@ -9,13 +9,11 @@ Run in an environment that holds neural-compressor, from the checkout::
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import Rows, accuracy_parser, bits_of, split_of
+from benchmarks.peers.common import Rows, accuracy_parser, bits_of, split_of, timed
 
 METHODS = ("static",)
 
@@ -50,9 +48,8 @@ def main() -> None:
             with rows.row(**key, first_last_bits=8, calibration=len(split.calibration)) as row:
                 if (w_bits, a_bits) != (8, 8):
                     raise NotImplementedError("no algorithm of this release quantizes Conv2d below 8 bits")
-                start = time.perf_counter()
-                quantized = quantize(MODELS[name](options.data), split.calibration, options.batch)
-                row["seconds"] = round(time.perf_counter() - start, 1)
+                with timed(row):
+                    quantized = quantize(MODELS[name](options.data), split.calibration, options.batch)
                 row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
 
 

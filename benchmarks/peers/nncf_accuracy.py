@@ -11,14 +11,13 @@ Run in an environment that holds nncf, from the checkout::
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of
+from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of, timed
 
 METHODS = ("fast",)
 
@@ -77,10 +76,9 @@ def main() -> None:
                 }
                 ends = 8 if bits == "w8a8" else "float"
                 with rows.row(**key, first_last_bits=ends, calibration=len(split.calibration)) as row:
-                    start = time.perf_counter()
-                    model = MODELS[name](options.data)
-                    quantized = quantize(model, w_bits, a_bits, split.calibration, method, options.batch)
-                    row["seconds"] = round(time.perf_counter() - start, 1)
+                    with timed(row):
+                        model = MODELS[name](options.data)
+                        quantized = quantize(model, w_bits, a_bits, split.calibration, method, options.batch)
                     row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
 
 
