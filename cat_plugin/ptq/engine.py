@@ -17,13 +17,14 @@ from cat_plugin.errors import CalibrationError, CATTypeError
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
 from cat_plugin.ptq.checkpoint import Checkpoint, fingerprint
-from cat_plugin.ptq.equalization import equalize
+from cat_plugin.ptq.equalization import equalize, has_depthwise, insert_ceilings
 from cat_plugin.ptq.fold import fold_batch_norm
 from cat_plugin.ptq.insert import Prepared, insert_quantizers
 from cat_plugin.ptq.lower import lower
 from cat_plugin.ptq.ops import BATCH_NORM, is_call, layer_name
 from cat_plugin.ptq.progress import Progress
 from cat_plugin.ptq.report import QuantReport
+from cat_plugin.ptq.sequence import generator_for
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages import run_stages
 from cat_plugin.ptq.trace import eval_mode, trace
@@ -89,9 +90,11 @@ def quantize(
         _check_finite(model, inputs, spec.batch_size)
         module = trace(model, inputs[:2])
         fold_batch_norm(module)
-        if spec.equalization:
-            equalize(module)
+        ceilings = {}
+        if has_depthwise(module) if spec.equalization is None else spec.equalization:
+            ceilings = equalize(module, inputs, spec, generator_for(spec.seed, "equalization"))
         prepared = insert_quantizers(module, spec)
+        insert_ceilings(module, ceilings)
         checkpoint = None
         if resume is not None:
             checkpoint = Checkpoint(Path(resume), fingerprint(model, spec.to_dict(), inputs))

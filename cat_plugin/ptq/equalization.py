@@ -1,87 +1,264 @@
-"""Cross-layer equalization where it is exact.
+"""Channels of one tensor brought to one range before it is quantized as a whole.
 
-For two layers with only ReLU or nothing between them, ``W2 f(W1 x + b1) = (W2 S) f(S^-1 W1 x + S^-1 b1)`` for every
-positive diagonal ``S``; ``s_i = sqrt(r1_i / r2_i)``, with ``r1_i`` the range of output channel i of the first layer and
-``r2_i`` that of input channel i of the second, gives both the same range (Nagel et al., "Data-Free Quantization Through
-Weight Equalization and Bias Correction", arXiv 1906.04721, equations 7 and 11).  ReLU6 and other activations do not
-commute with ``S`` and are left alone.  With per-channel weights the gain is in the per-tensor activation between.
-Default: off; on for models whose channels differ widely (depthwise convolutions).
+For two layers with ReLU or nothing between them, ``W2 f(W1 x + b1) = (W2 S^-1) f(S W1 x + S b1)`` for every positive
+diagonal ``S`` (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
+equation 7).  Their ``S`` evens the ranges of per-tensor weights; here weights have a scale for each channel anyway, and
+``S`` is chosen for what lies between and has one scale for all channels: ``s_i = (max_j r_j / r_i)^a``, ``r_i`` being the
+clipping range of least squared error of channel i at the activation's bits.  ``a`` is 1 where the second layer is
+depthwise, whose weights' own scales take ``S`` up without a trace.  A dense layer has one scale for a whole row, so that
+there ``a`` is what a model of the rounding noise finds best of 0, 1/4, .., 1.
+
+ReLU6 commutes with ``S`` if channel i is cut at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
+ReLU6 stays what it is, because ``s_i >= 1`` and all ranges end at or below 6: what it cuts more, the quantizer behind it
+would cut.  Default: on for models with depthwise convolutions.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from cat_plugin.ptq.ops import WEIGHTED, is_call
+from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["equalize"]
+__all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings"]
 
 _aten = torch.ops.aten
+_IMAGES = 64  # calibration inputs looked at
+_SAMPLES = 2048  # values of each channel
+_FRACTIONS = tuple(0.05 * i for i in range(4, 21))  # of a channel's greatest value, tried as its range
+_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_MOST = 32.0  # no channel is scaled by more
+# what is left of the weights' rounding noise once its errors compensate each other, of the order seen on 1x1 layers
+_COMPENSATED = 0.3
+
+
+class Ceiling(nn.Module):
+    """ReLU6 behind channels that were scaled up.
+
+    Parameters
+    ----------
+    limit : Tensor
+        (C, 1, 1) what full precision cuts each channel at, 6 or more.
+    """
+
+    limit: Tensor
+
+    def __init__(self, limit: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("limit", limit)
+
+    def full_precision(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape, cut at each channel's own limit."""
+        return torch.minimum(x.clamp(min=0.0), self.limit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape, as the quantized model computes it."""
+        return _aten.relu6.default(x)  # type: ignore[no-any-return]
+
+
+@dataclass
+class _Pair:
+    first: Any
+    second: Any
+    activation: Any  # ReLU or ReLU6 node, None if there is none
+    depthwise: bool
 
 
 def _groups(node: Any) -> int:
     return int(node.args[6]) if len(node.args) > 6 else 1
 
 
-def _follower(node: Any) -> Any:
-    """The layer that alone reads ``node``, with at most a ReLU between; None if there is none."""
-    while True:
-        if len(node.users) != 1:
-            return None
+def _is_weighted(node: Any) -> bool:
+    return is_call(node, WEIGHTED) and node.args[1].op == "get_attr"
+
+
+def _is_relu6(node: Any) -> bool:
+    return is_call(node, {_aten.relu6.default}) or (
+        is_call(node, {_aten.hardtanh.default}) and tuple(node.args[1:]) == (0.0, 6.0)
+    )
+
+
+def _is_zero_padding(node: Any) -> bool:
+    if is_call(node, {_aten.constant_pad_nd.default}):
+        return len(node.args[1]) <= 4 and (len(node.args) < 3 or node.args[2] == 0)
+    if is_call(node, {_aten.pad.default}):
+        mode, value = (*node.args[2:], "constant", None)[:2] if len(node.args) == 2 else node.args[2:4]
+        return len(node.args[1]) <= 4 and mode == "constant" and not value
+    return False
+
+
+def _pair(node: Any) -> _Pair | None:
+    """The layer that alone reads ``node``, with at most one ReLU or ReLU6 and zero padding between."""
+    first, activation = node, None
+    while len(node.users) == 1:
         (user,) = node.users
-        if is_call(user, {_aten.relu.default}):
-            node = user
-        elif is_call(user, WEIGHTED) and user.args[0] is node and user.args[1].op == "get_attr":
-            return user
-        else:
+        if activation is None and node is first and (is_call(user, {_aten.relu.default}) or _is_relu6(user)):
+            activation = user
+        elif _is_weighted(user) and user.args[0] is node:
+            return _Pair(first, user, activation, False)
+        elif not _is_zero_padding(user):
             return None
+        node = user
+    return None
+
+
+def _pairs(module: fx.GraphModule) -> list[_Pair]:
+    uses: dict[str, int] = {}
+    layers = [n for n in module.graph.nodes if _is_weighted(n)]
+    for node in layers:
+        uses[node.args[1].target] = uses.get(node.args[1].target, 0) + 1
+    found = []
+    for node in layers:
+        pair = _pair(node)
+        if pair is None or max(uses[n.args[1].target] for n in (pair.first, pair.second)) > 1:
+            continue
+        width = getattr(module, node.args[1].target).shape[0]
+        second = getattr(module, pair.second.args[1].target)
+        pair.depthwise = _groups(pair.second) == width == second.shape[0]
+        if pair.depthwise or (_groups(pair.second) == 1 and second.shape[1] == width):
+            found.append(pair)
+    return found
+
+
+def has_depthwise(module: fx.GraphModule) -> bool:
+    """Whether a convolution of the graph has a filter for each channel."""
+    return any(
+        _groups(n) > 1 and getattr(module, n.args[1].target).shape[1] == 1
+        for n in module.graph.nodes
+        if _is_weighted(n)
+    )
+
+
+class _Sampler(fx.Interpreter):
+    """Keeps values of some nodes at positions drawn at random: (C, n) for each."""
+
+    def __init__(
+        self, module: fx.GraphModule, nodes: set[Any], share: int, generator: torch.Generator
+    ) -> None:
+        super().__init__(module)
+        self.nodes, self.share, self.generator = nodes, share, generator
+        self.samples: dict[Any, list[Tensor]] = {node: [] for node in nodes}
+
+    def run_node(self, n: Any) -> Any:
+        value = super().run_node(n)
+        if n in self.nodes:
+            axis = value.ndim - 1 if n.target is _aten.linear.default else 1
+            flat = value.movedim(axis, 0).flatten(1)
+            index = torch.randint(flat.shape[1], (self.share,), generator=self.generator)
+            self.samples[n].append(flat[:, index.to(flat.device)])
+        return value
+
+
+def _rounding_error(values: Tensor, clip: Tensor, levels: int) -> Tensor:
+    """(C,) mean squared error of rounding (C, n) magnitudes to ``levels`` steps up to ``clip``, (C, 1) or ()."""
+    step = clip.clamp(min=1e-12) / levels
+    return ((values / step).round_().clamp_(max=levels).mul_(step) - values).square_().mean(1)
+
+
+def _ranges(values: Tensor, levels: int) -> Tensor:
+    """(C,) clipping range of least squared error of each channel's (C, n) magnitudes."""
+    high = values.amax(1, keepdim=True)
+    errors = torch.stack([_rounding_error(values, f * high, levels) for f in _FRACTIONS])
+    return high.squeeze(1) * torch.tensor(_FRACTIONS, device=values.device)[errors.argmin(0)]
+
+
+def _gains(values: Tensor, levels: int, weight: Tensor | None, w_bits: int) -> Tensor:
+    """(C,) factors of the channels, 1 or more.
+
+    Parameters
+    ----------
+    values : Tensor
+        (C, n) magnitudes of the tensor that is quantized.
+    levels : int
+        Steps from 0 to the end of its range.
+    weight : Tensor or None
+        (O, C, ...) of the dense layer that reads it; None for a depthwise one.
+    w_bits : int
+        Its bits.
+    """
+    ranges = _ranges(values, levels)
+    most = ranges.max()
+    alive = ranges > most / _MOST**2
+    full = torch.where(alive, most / ranges.clamp(min=1e-12), torch.ones_like(ranges)).clamp(max=_MOST)
+    if weight is None:
+        return full
+    flat = weight.flatten(2)
+    importance = flat.square().sum((0, 2))
+    power = values.square().mean(1)
+    best = (float("inf"), torch.ones_like(full))
+    for exponent in _EXPONENTS:
+        gains = full**exponent
+        scaled = values[:, :512] * gains.unsqueeze(1)
+        noise = [_rounding_error(scaled, f * scaled.max(), levels) for f in _FRACTIONS]
+        rounded = min(noise, key=lambda errors: float(errors.sum())) / gains.square()
+        reach = (flat / gains.reshape(1, -1, 1)).abs().amax((1, 2)) / (2 ** (w_bits - 1))
+        loss = float((importance * rounded).sum())
+        loss += _COMPENSATED * float(
+            reach.square().sum() / 12 * (gains.square() * power).sum() * flat.shape[2]
+        )
+        best = min(best, (loss, gains), key=lambda item: item[0])
+    return best[1]
 
 
 @torch.no_grad()
-def equalize(module: fx.GraphModule, rounds: int = 3) -> int:
-    """Equalize every pair for which it is exact, in place.
+def equalize(
+    module: fx.GraphModule, inputs: Tensor, spec: QuantSpec, generator: torch.Generator
+) -> dict[Any, Tensor]:
+    """Scale the channels between every pair of layers for which it is exact, in place.
 
     Parameters
     ----------
     module : fx.GraphModule
         BatchNorm-folded ATen graph.
-    rounds : int
-        Passes over the pairs; chains need several to settle.
+    inputs : Tensor
+        (N, ...) calibration inputs; the first 64 are looked at.
+    spec : QuantSpec
+        Bits.
+    generator : torch.Generator
+        Draws what is looked at.
 
     Returns
     -------
-    int
-        Number of pairs.
+    dict
+        ReLU6 node -> (C, 1, 1) what its channels are to be cut at in full precision, for :func:`insert_ceilings`.
     """
-    pairs = []
-    uses: dict[str, int] = {}
-    for node in module.graph.nodes:
-        if is_call(node, WEIGHTED) and node.args[1].op == "get_attr":
-            uses[node.args[1].target] = uses.get(node.args[1].target, 0) + 1
-    for node in module.graph.nodes:
-        if not is_call(node, WEIGHTED) or node.args[1].op != "get_attr":
-            continue
-        after = _follower(node)
-        if after is None or uses[node.args[1].target] > 1 or uses[after.args[1].target] > 1:
-            continue
-        width = getattr(module, node.args[1].target).shape[0]
-        second = getattr(module, after.args[1].target)
-        depthwise = _groups(after) == width == second.shape[0]
-        if depthwise or (_groups(after) == 1 and second.shape[1] == width):
-            pairs.append((node, after, depthwise))
-    for _ in range(rounds):
-        for node, after, depthwise in pairs:
-            first, second = getattr(module, node.args[1].target), getattr(module, after.args[1].target)
-            r1 = first.abs().flatten(1).amax(1)
-            r2 = (second if depthwise else second.transpose(0, 1)).abs().flatten(1).amax(1)
-            usable = (r1 > 1e-8) & (r2 > 1e-8)  # a dead channel stays as it is
-            s = torch.where(usable, (r1 / r2.clamp(min=1e-8)).sqrt(), torch.ones_like(r1)).clamp(1e-3, 1e3)
-            first /= s.reshape(-1, *[1] * (first.ndim - 1))
-            if len(node.args) > 2 and node.args[2] is not None:
-                getattr(module, node.args[2].target).div_(s)
-            shape = [-1, *[1] * (second.ndim - 1)] if depthwise else [1, -1, *[1] * (second.ndim - 2)]
-            second *= s.reshape(shape)
-    return len(pairs)
+    pairs = _pairs(module)
+    starts = range(0, min(len(inputs), _IMAGES), spec.batch_size)
+    sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
+    for start in starts:
+        sampler.run(inputs[start : min(start + spec.batch_size, _IMAGES)])
+    ceilings: dict[Any, Tensor] = {}
+    for pair in pairs:
+        values = torch.cat(sampler.samples.pop(pair.first), 1)
+        levels = 2**spec.a_bits - 1
+        if pair.activation is None:
+            values, levels = values.abs(), levels // 2
+        else:
+            values = values.clamp(0.0, 6.0 if _is_relu6(pair.activation) else None)
+        first, second = (getattr(module, n.args[1].target) for n in (pair.first, pair.second))
+        gains = _gains(values, levels, None if pair.depthwise else second, spec.w_bits)
+        first *= gains.reshape(-1, *[1] * (first.ndim - 1))
+        if len(pair.first.args) > 2 and pair.first.args[2] is not None:
+            getattr(module, pair.first.args[2].target).mul_(gains)
+        shape = [-1, *[1] * (second.ndim - 1)] if pair.depthwise else [1, -1, *[1] * (second.ndim - 2)]
+        second /= gains.reshape(shape)
+        if _is_relu6(pair.activation):
+            ceilings[pair.activation] = 6.0 * gains.reshape(-1, *[1] * (first.ndim - 2))
+    return ceilings
+
+
+def insert_ceilings(module: fx.GraphModule, ceilings: dict[Any, Tensor]) -> None:
+    """Put a :class:`Ceiling` in the place of each ReLU6 behind scaled channels, in place."""
+    for node, limit in ceilings.items():
+        name = f"act_ceiling_{node.name}"
+        module.add_submodule(name, Ceiling(limit))
+        with module.graph.inserting_before(node):
+            new = module.graph.call_module(name, (node.args[0],))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+    module.recompile()

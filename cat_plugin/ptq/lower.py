@@ -12,6 +12,7 @@ import torch
 import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 from torch import fx, nn
 
+from cat_plugin.ptq.equalization import Ceiling
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.quantizers import ActQuantizer
 
@@ -73,6 +74,8 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
             bias = None if child.bias is None else buffer(f"{child.name}.bias", child.bias.float())
             env[node] = graph.call_function(child.target, (env[node.args[0]], weight, bias, *child.extra))
             env[node].meta["nn_module_stack"] = {"0": (child.name, nn.Module)}
+        elif isinstance(child, Ceiling):
+            env[node] = graph.call_function(torch.ops.aten.relu6.default, (env[node.args[0]],))
         else:
             if node.op == "get_attr":
                 value = getattr(module, node.target)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from cat_plugin.ptq.equalization import Ceiling
 from cat_plugin.ptq.learned_steps import SoftActivation
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.ops import is_batch_size
@@ -54,7 +55,7 @@ def float_call(child: Any, x: Tensor) -> Any:
     """What a layer or quantizer of a prepared graph does in full precision."""
     if isinstance(child, QuantOp):
         return child.compute(x, child.float_weight, child.float_bias)
-    return x
+    return child.full_precision(x) if isinstance(child, Ceiling) else x
 
 
 def run_float(module: fx.GraphModule, nodes: list[Any], source: Any, x: Tensor, output: Any) -> Tensor:

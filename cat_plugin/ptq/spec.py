@@ -100,8 +100,8 @@ class QuantSpec:
         Least-squares refit of the weights to quantized inputs before rounding (only with ``compensation``).
     bias_correction : bool, default=True
         See :mod:`cat_plugin.ptq.bias_correction`.
-    equalization : bool, default=False
-        See :mod:`cat_plugin.ptq.equalization`.
+    equalization : bool or None, default=None
+        See :mod:`cat_plugin.ptq.equalization`; None for models with depthwise convolutions.
     rounding : {"straight_through", "adaround", "none"}, default="straight_through"
         How the rounding is learned (:mod:`cat_plugin.ptq.learned_rounding`).
     learned_steps : bool, default=True
@@ -162,7 +162,7 @@ class QuantSpec:
     compensation: bool = True
     refit: bool = True
     bias_correction: bool = True
-    equalization: bool = False
+    equalization: bool | None = None
     rounding: str = "straight_through"
     learned_steps: bool = True
     drop_probability: float | None = None

@@ -8,6 +8,7 @@ on its logits; 5. CAT's refinement of scales and zero points.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from cat_plugin.ptq.insert import Prepared
 from cat_plugin.ptq.learned_rounding import SoftLayer
 from cat_plugin.ptq.logit_training import LogitTraining, train_on_logits
 from cat_plugin.ptq.mixed_precision import choose_bits, unit_costs
+from cat_plugin.ptq.ops import is_batched
 from cat_plugin.ptq.packs import group_by_score, join_units, pack_scores
 from cat_plugin.ptq.precision import bf16_is_faster
 from cat_plugin.ptq.presets import Plan, plan
@@ -37,6 +39,7 @@ from cat_plugin.ptq.units import Unit, find_units, whole_model
 __all__ = ["run_stages"]
 
 _SCORING_ROWS = 128
+_STEP_ELEMENTS = 1 << 22
 
 
 class _Run:
@@ -202,6 +205,15 @@ def _mixed_precision(run: _Run, units: list[Unit]) -> None:
     run.save("bits")
 
 
+def _rows(unit: Unit, most: int) -> int:
+    """Rows of a training step: as many as keep the unit's largest activation within a cache's reach.
+
+    Large feature maps hold many positions, each of which is an example to a convolution, so that few images do.
+    """
+    sizes = [math.prod(node.meta["val"].shape[1:]) for node in unit.nodes if is_batched(node)]
+    return max(min(_STEP_ELEMENTS // max(sizes, default=1), most), min(4, most))
+
+
 def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
     spec = run.spec
     settings = Reconstruction(
@@ -232,7 +244,7 @@ def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
                 x,
                 x_full,
                 y,
-                settings,
+                dataclasses.replace(settings, batch_size=_rows(unit, settings.batch_size)),
                 generator_for(spec.seed, stage),
                 weights=weights,
                 guidance=guidance,

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq import QuantSpec, quantize
-from cat_plugin.ptq.equalization import equalize
+from cat_plugin.ptq.equalization import equalize, has_depthwise, insert_ceilings
 from cat_plugin.ptq.fold import fold_batch_norm
 from cat_plugin.ptq.insert import insert_quantizers
+from cat_plugin.ptq.observers import search_activation_range
+from cat_plugin.ptq.ops import WEIGHTED, is_call
+from cat_plugin.ptq.soft_unit import run_float
 from cat_plugin.ptq.trace import trace
 from cat_plugin.ptq.units import find_units
 from tests.ptq.models import Attention, Gelu1d, GroupedNet, SmallResNet, randomise, small_inputs
@@ -68,31 +71,85 @@ def test_in_place_operations_are_seen_by_later_readers():
         torch.testing.assert_close(trace(model, x)(x), model(x))
 
 
-def test_equalization_leaves_the_function_and_evens_the_ranges():
-    class Chain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6)
-            self.c, self.fc = nn.Conv2d(6, 5, 1), nn.Linear(5, 2)
+class Uneven(nn.Module):
+    """Channels of very different ranges before a depthwise and before a dense convolution."""
 
-        def forward(self, x):
-            y = F.relu(self.b(F.relu(self.a(x))))
-            return self.fc(F.relu6(self.c(y)).mean((2, 3)))
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+        self.c, self.d, self.fc = nn.Conv2d(6, 5, 1), nn.Conv2d(5, 5, 1), nn.Linear(5, 2)
 
-    model, x = randomise(Chain()), small_inputs(8, 3, 6, 6)
-    model.a.weight.data *= torch.logspace(-1, 1, 6).reshape(-1, 1, 1, 1)
+    def forward(self, x):
+        y = F.relu6(self.b(self.pad(F.relu6(self.a(x)))))
+        y = F.relu(self.c(y))
+        return self.fc(F.silu(self.d(y)).mean((2, 3)))
+
+
+def _uneven():
+    model, x = randomise(Uneven()), small_inputs(32, 3, 6, 6)
+    model.a.weight.data *= torch.logspace(-1, 0.7, 6).reshape(-1, 1, 1, 1)
+    model.a.bias.data += 0.1
     module = trace(model, x)
-    assert equalize(module, rounds=50) == 2  # a-b and b-c; ReLU6 stands between c and fc
+    weights = [getattr(module, n.args[1].target).clone() for n in module.graph.nodes if is_call(n, WEIGHTED)]
+    spec = QuantSpec(w_bits=4, a_bits=4, batch_size=8)
+    ceilings = equalize(module, x, spec, torch.Generator().manual_seed(0))
+    after = [getattr(module, n.args[1].target) for n in module.graph.nodes if is_call(n, WEIGHTED)]
+    return model, x, module, ceilings, weights, after
+
+
+def test_equalization_leaves_the_function_and_evens_the_channels():
+    model, x, module, ceilings, before, after = _uneven()
+    first = next(n for n in module.graph.nodes if is_call(n, WEIGHTED))
+    inside = fx.Interpreter(module, garbage_collect_values=False)
+    inside.run(x)
+    prepared = insert_quantizers(module, QuantSpec()).module
+    insert_ceilings(prepared, ceilings)
+    source = next(n for n in prepared.graph.nodes if n.op == "placeholder")
+    nodes = [n for n in prepared.graph.nodes if n.op in ("call_function", "call_module")]
     with torch.no_grad():
-        torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
-    weights = {
-        n.args[1].target: getattr(module, n.args[1].target)
-        for n in module.graph.nodes
-        if len(n.args) > 2 and n.op == "call_function" and "conv2d" in str(n.target)
-    }
-    a, b, c = weights.values()
-    torch.testing.assert_close(a.abs().flatten(1).amax(1), b.abs().flatten(1).amax(1), rtol=1e-2, atol=1e-4)
-    torch.testing.assert_close(b.abs().flatten(1).amax(1), c.abs().amax((0, 2, 3)), rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(
+            run_float(prepared, nodes, source, x, nodes[-1]), model(x), rtol=1e-4, atol=1e-5
+        )
+        original = F.relu6(model.a(x))
+    # a depthwise reader: every channel now rounds with the relative error of its own best range
+    gains = (after[0] / before[0]).flatten(1)[:, 0]
+    assert float(gains.min()) == 1.0
+    assert float(gains.max()) > 3.0
+    equalized = inside.env[first].clamp(0.0, 6.0)
+
+    def error(y):
+        grid = search_activation_range(y.flatten(), 4, False)
+        rounded = ((y / grid[0]).round().clamp(0, 15)) * grid[0]
+        channels = y.transpose(0, 1).flatten(1)
+        return ((rounded - y).transpose(0, 1).flatten(1).square().mean(1) / channels.square().mean(1)).max()
+
+    assert float(error(equalized)) < 0.2 * float(error(original))
+
+
+def test_equalization_reaches_pairs_with_relu_or_nothing_between_and_stops_at_other_functions():
+    *_, ceilings, before, after = _uneven()
+    scaled = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+    assert scaled[0]
+    assert scaled[1]
+    assert not scaled[4]  # SiLU and the mean stand before the last layer
+    assert len(ceilings) == 2  # ReLU needs none
+
+
+def test_a_quantized_model_with_equalization_keeps_relu6_and_the_function():
+    model, x, *_ = _uneven()
+    module, report = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", batch_size=8), x)
+    names = [str(n.target) for n in module.graph.nodes]
+    assert names.count("aten.relu6.default") == 2
+    assert report.unquantized == []
+    with torch.no_grad():
+        y, z = model(x), module(x)
+    assert float((y - z).square().mean() / y.square().mean()) < 1e-3
+
+
+def test_equalization_is_for_depthwise_models_unless_asked_for():
+    for make, shape, expected in ((GroupedNet, (4, 4, 8, 8), True), (SmallResNet, (4, 3, 12, 12), False)):
+        assert has_depthwise(trace(randomise(make()), small_inputs(*shape))) is expected
 
 
 def _units(make, shape, **options):
