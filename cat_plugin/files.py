@@ -32,6 +32,7 @@ __all__ = [
     "read_json",
     "sha256_of",
     "staged_directory",
+    "staged_files",
     "sync",
     "write_errors",
     "write_text",
@@ -130,6 +131,24 @@ def staged_directory(final: Path) -> Iterator[Path]:
     OSError
         When it cannot be written.
     """
+    with staged_files(final) as staging:
+        staged = staging / final.name
+        staged.mkdir()
+        yield staged
+        for path in staged.iterdir():
+            sync(path)
+        sync(staged)
+        with locked(final.parent):
+            _put(staged, final, staging)
+        sync(final.parent)
+
+
+@contextlib.contextmanager
+def staged_files(final: Path) -> Iterator[Path]:
+    """Make an empty directory beside `final` for what is unfinished; it goes when the block ends.
+
+    What processes that were killed in such a block have left there goes too.
+    """
     parent = final.parent
     parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -138,15 +157,7 @@ def staged_directory(final: Path) -> Iterator[Path]:
             staging = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=PART, dir=parent))
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
             stack.enter_context(locked(staging))  # as long as it is held, nobody sweeps it away
-        staged = staging / final.name
-        staged.mkdir()
-        yield staged
-        for path in staged.iterdir():
-            sync(path)
-        sync(staged)
-        with locked(parent):
-            _put(staged, final, staging)
-        sync(parent)
+        yield staging
 
 
 def _sweep(parent: Path, name: str) -> None:

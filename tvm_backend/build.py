@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,6 +15,7 @@ from typing import Any
 import tvm
 
 from cat_plugin.errors import CATError, CATTypeError, CompileError
+from cat_plugin.files import locked, sha256_of, staged_files, sync, write_errors
 from tvm_backend import cache as cache_of
 from tvm_backend import compat, cuda_build, dialect, linker
 from tvm_backend.frontend import batch_variable, function_inputs, import_program
@@ -97,8 +95,7 @@ def compile(
     for rewrite in INTEGER_PASSES:
         symbolic = rewrite(symbolic)
     _require_quantized(symbolic)
-    staging = _staging(path)
-    try:
+    with write_errors(CompileError, f"a library to {path}"), staged_files(path) as staging:
         name = cache_of.key(symbolic, [str(item) for item in variants.values()], batch_sizes) if cache else ""
         manifest = cache_of.fetch(name, staging) if cache else None
         cached = manifest is not None
@@ -113,8 +110,6 @@ def compile(
             if cache:
                 cache_of.store(name, staging, manifest)
         manifest = _install(manifest, staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     step(total, total, "done")
     return CompileReport(
         path=path,
@@ -130,28 +125,23 @@ def compile(
     )
 
 
-def _staging(path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise CompileError(
-            f"cannot write to {path.parent}: {error.strerror}; choose a writable place"
-        ) from error
-
-
 def _install(manifest: dict[str, Any], staging: Path, path: Path) -> dict[str, Any]:
     """Put the finished files in their place, the description last: a half-replaced library fails its sha256."""
-    variants = []
-    for i, variant in enumerate(manifest["variants"]):
-        file = path.name if i == 0 else f"{path.stem}.{variant['variant']}.so"
-        os.replace(staging / variant["file"], path.with_name(file))
-        variants.append({**variant, "file": file})
-    manifest = {**manifest, "variants": variants}
+    variants = [
+        {**variant, "file": path.name if not i else f"{path.stem}.{variant['variant']}.so"}
+        for i, variant in enumerate(manifest["variants"])
+    ]
+    installed = {**manifest, "variants": variants}
     written = staging / "library.json"
-    written.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(written, path.with_suffix(".json"))
-    return manifest
+    written.write_text(json.dumps(installed, indent=2) + "\n", encoding="utf-8")
+    for file in staging.iterdir():
+        sync(file)
+    with locked(path.parent):
+        for made, variant in zip(manifest["variants"], variants, strict=True):
+            os.replace(staging / made["file"], path.with_name(variant["file"]))
+        os.replace(written, path.with_suffix(".json"))
+    sync(path.parent)
+    return installed
 
 
 def _program(source: Any) -> Any:
@@ -216,8 +206,6 @@ def _float_operators(symbolic: Any) -> list[str]:
 
 
 def _describe(name: str, target: Any, built: Path, kernels: list[KernelEntry]) -> dict[str, Any]:
-    with built.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "file": built.name,
         "variant": name,
@@ -226,7 +214,7 @@ def _describe(name: str, target: Any, built: Path, kernels: list[KernelEntry]) -
         "machine": compat.target_machine(target) or platform.machine(),
         "features": required_features(target),
         "amx": any("amx" in kernel.variant for kernel in kernels),
-        "sha256": digest,
+        "sha256": sha256_of(built),
         "size": built.stat().st_size,
     }
 

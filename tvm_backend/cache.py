@@ -11,17 +11,20 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tvm
 
+from cat_plugin.files import sha256_of, staged_directory
 from tvm_backend import compat
 
 __all__ = ["KEPT", "directory", "fetch", "key", "store"]
+
+_FILE = re.compile(r"\d+\.so")
 
 KEPT = 24
 """How many libraries are kept; the least recently used go first."""
@@ -59,9 +62,12 @@ def _whole(entry: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((entry / "library.json").read_text(encoding="utf-8"))
         for variant in manifest["variants"]:
-            with (entry / variant["file"]).open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != variant["sha256"]:
-                    return None
+            # The names that the compiler gives: an entry cannot point elsewhere.
+            if (
+                not _FILE.fullmatch(variant["file"])
+                or sha256_of(entry / variant["file"]) != variant["sha256"]
+            ):
+                return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return dict(manifest)
@@ -89,13 +95,10 @@ def store(name: str, files: Path, manifest: dict[str, Any]) -> None:
     root = directory()
     try:
         root.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
-        for variant in manifest["variants"]:
-            shutil.copyfile(files / variant["file"], staged / variant["file"])
-        (staged / "library.json").write_text(json.dumps(manifest), encoding="utf-8")
-        final = root / name
-        shutil.rmtree(final, ignore_errors=True)
-        staged.rename(final)
+        with staged_directory(root / name) as staged:
+            for variant in manifest["variants"]:
+                shutil.copyfile(files / variant["file"], staged / variant["file"])
+            (staged / "library.json").write_text(json.dumps(manifest), encoding="utf-8")
         entries = sorted(
             (p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime
         )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
-import json
 import logging
 import os
 import platform
@@ -17,12 +15,15 @@ from typing import Any
 import numpy as np
 
 from cat_plugin.errors import LibraryError
+from cat_plugin.files import checked, read_json
 
 __all__ = ["FORMAT", "VERSION", "Library", "load", "read_manifest"]
 
 FORMAT = "cat-library"
 VERSION = 1
 _ALIGNMENT = 64
+_LIMIT = 2 * 2**20
+_REMEDY = "copy both files of the library again, or compile the model again"
 _log = logging.getLogger("tvm_backend")
 
 
@@ -67,22 +68,42 @@ def read_manifest(path: Path) -> dict[str, Any]:
         It is missing, damaged or of another format.
     """
     manifest = path.with_suffix(".json")
-    try:
-        parsed = json.loads(manifest.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LibraryError(
-            f"{manifest} cannot be read ({error.strerror}); a library is two files, copy both or compile again"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise LibraryError(f"{manifest} is not valid JSON ({error}); compile the model again") from error
+    parsed = read_json(manifest, _LIMIT, LibraryError, _REMEDY)
     if not isinstance(parsed, dict) or parsed.get("format") != FORMAT or parsed.get("version") != VERSION:
         raise LibraryError(
             f"{manifest} does not describe a library of format {FORMAT} {VERSION}; compile the model again"
         )
-    for key in ("inputs", "outputs", "variants"):
-        if not isinstance(parsed.get(key), list) or not parsed[key]:
-            raise LibraryError(f"{manifest}: {key!r} is missing; compile the model again")
-    return dict(parsed)
+    for key, right in (("inputs", _is_tensor), ("outputs", _is_tensor), ("variants", _is_variant)):
+        if not isinstance(parsed.get(key), list) or not parsed[key] or not all(map(right, parsed[key])):
+            raise LibraryError(
+                f"{manifest}: {key!r} is missing or not what belongs there; compile the model again"
+            )
+    batches = parsed.setdefault("batch_sizes", [])
+    if not isinstance(batches, list) or not all(type(size) is int for size in batches):
+        raise LibraryError(f"{manifest}: 'batch_sizes' is no list of integers; compile the model again")
+    return parsed
+
+
+def _is_tensor(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(entry.get("shape"), list)
+        and all(isinstance(size, str) or (type(size) is int and 0 <= size < 2**63) for size in entry["shape"])
+    )
+
+
+def _is_variant(entry: Any) -> bool:
+    features = entry.get("features", []) if isinstance(entry, dict) else None
+    return (
+        isinstance(features, list)
+        and all(isinstance(name, str) for name in features)
+        and all(isinstance(entry.get(key), str) for key in ("file", "target", "sha256"))
+        and type(entry.get("size")) is int
+        and isinstance(entry.get("machine", ""), str)
+        and entry.get("device", "cpu") in ("cpu", "cuda")
+    )
 
 
 def _choose(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -103,20 +124,6 @@ def _choose(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
         f"{path} cannot run on this {machine} processor: {'; '.join(missing)}. "
         "Compile on this machine with target='native', or with target='portable'"
     )
-
-
-def _verify(path: Path, variant: dict[str, Any]) -> None:
-    try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise LibraryError(
-            f"{path} cannot be read ({error.strerror}); copy the library again, or compile the model again"
-        ) from error
-    if found != variant.get("sha256"):
-        raise LibraryError(
-            f"{path} does not match its sha256: it is damaged or was changed; copy it again, or compile the model again"
-        )
 
 
 _loaded: dict[str, list[str]] = {}
@@ -190,7 +197,7 @@ class Library:
             _load_cuda_runtime(self._tvm)
         self._device = self._tvm.cuda(0) if device == "cuda" else self._tvm.cpu()
         self._inputs: list[dict[str, Any]] = manifest["inputs"]
-        self._batches = frozenset(manifest.get("batch_sizes", ()))
+        self._batches = frozenset(manifest["batch_sizes"])
         self._local = threading.local()
         if "amx_tile" in variant.get("features", ()) and variant.get("amx"):
             _permit_amx()
@@ -347,12 +354,13 @@ def load(path: str | os.PathLike[str]) -> Library:
     path = Path(path)
     manifest = read_manifest(path)
     variant = _choose(manifest, path)
-    file = str(variant.get("file"))
-    if Path(file).name != file:
+    file = variant["file"]
+    if file in ("", ".", "..") or Path(file).name != file:
         raise LibraryError(
-            f"{path.with_suffix('.json')} names a file elsewhere ({file}); compile the model again"
+            f"{path.with_suffix('.json')} names a file elsewhere ({file!r}); compile the model again"
         )
     chosen = path.with_name(file)
-    _verify(chosen, variant)
+    with checked(chosen, variant, LibraryError, _REMEDY):
+        pass
     _log.debug("loading %s for %s", chosen, variant["target"])
     return Library(chosen, manifest, variant, str(variant.get("device", "cpu")))

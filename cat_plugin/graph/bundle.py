@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["Bundle", "export_bundle", "read_bundle", "sha256_of"]
+__all__ = ["MANIFEST", "Bundle", "export_bundle", "read_bundle", "sha256_of"]
 
 _REPORT_LIMIT = 32 * 2**20
 _HEADER_LIMIT = 2**20

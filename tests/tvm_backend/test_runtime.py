@@ -174,7 +174,7 @@ def copy(compiled, tmp_path):
 def change(path, **entries):
     file = path.with_suffix(".json")
     manifest = json.loads(file.read_text())
-    manifest["variants"][0].update(entries.pop("variant", {}))
+    manifest["variants"][0] |= entries.pop("variant", {})
     manifest.update(entries)
     file.write_text(json.dumps(manifest))
 
@@ -183,7 +183,7 @@ def test_changed_byte(copy):
     data = bytearray(copy.read_bytes())
     data[len(data) // 2] ^= 1
     copy.write_bytes(data)
-    with pytest.raises(LibraryError, match="does not match its sha256"):
+    with pytest.raises(LibraryError, match="does not match the sha256"):
         tvm_backend.load(copy)
 
 
@@ -198,7 +198,8 @@ def test_not_a_library(copy):
     copy.write_text("not a library")
     import hashlib
 
-    change(copy, variant={"sha256": hashlib.sha256(copy.read_bytes()).hexdigest()})
+    data = copy.read_bytes()
+    change(copy, variant={"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)})
     with pytest.raises(LibraryError, match="cannot be loaded by TVM"):
         tvm_backend.load(copy)
 
@@ -222,9 +223,45 @@ def test_other_machine(copy):
         tvm_backend.load(copy)
 
 
-def test_description_cannot_point_elsewhere(copy, tmp_path):
-    change(copy, variant={"file": "../model.so"})
+@pytest.mark.parametrize("name", ["../model.so", "/tmp/model.so", "..", ".", "", "folder/model.so"])
+def test_description_cannot_point_elsewhere(copy, name):
+    change(copy, variant={"file": name})
     with pytest.raises(LibraryError, match="names a file elsewhere"):
+        tvm_backend.load(copy)
+
+
+def test_a_link_in_the_place_of_the_library(copy):
+    copy.rename(copy.with_name("other.so"))
+    copy.symlink_to("other.so")
+    with pytest.raises(LibraryError, match="is a symbolic link"):
+        tvm_backend.load(copy)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"inputs": [1]},
+        {"inputs": [{"name": "x", "dtype": "float32", "shape": [-1]}]},
+        {"outputs": [{"name": "x", "dtype": "float32"}]},
+        {"batch_sizes": 3},
+        {"batch_sizes": ["1"]},
+        {"variants": [None]},
+        {"variant": {"features": "avx2"}},
+        {"variant": {"features": [1]}},
+        {"variant": {"sha256": None}},
+        {"variant": {"size": "1"}},
+        {"variant": {"device": "tpu"}},
+    ],
+)
+def test_description_of_another_shape(copy, entries):
+    change(copy, **entries)
+    with pytest.raises(LibraryError, match="compile the model again"):
+        tvm_backend.load(copy)
+
+
+def test_description_that_is_too_large(copy):
+    copy.with_suffix(".json").write_text(" " * (2**21 + 1))
+    with pytest.raises(LibraryError, match="is larger than"):
         tvm_backend.load(copy)
 
 
