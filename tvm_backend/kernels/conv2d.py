@@ -7,6 +7,7 @@ without dilation and groups they are one stretch, and three input channels are a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ class DirectConv(Weighted):
     window_bytes: ClassVar[int] = 48 * 1024
     """Input rows that a task copies at once, so that they stay in the cache nearest to the core."""
 
-    task_macs: ClassVar[int] = 4_000_000
-    """Work that is worth handing to a thread."""
+    task_macs: ClassVar[int] = 500_000
+    """Work that is worth handing to a thread: about a microsecond."""
 
     @property
     def pointwise(self) -> bool:
@@ -188,23 +189,29 @@ class DirectConv(Weighted):
 
     @property
     def by_blocks(self) -> bool:
-        """Whether threads share out the output channels rather than the rows, so that each reads its weights once."""
-        layout = self.layout
+        """Whether threads share out the output channels before the rows, so that each reads few of the weights.
+
+        That pays where the weights do not fit beside everything else, or are more than the input that all then read.
+        """
+        layout, spec = self.layout, self.spec
         count = layout.groups * layout.blocks
-        return count > 1 and count * layout.block_bytes > _WEIGHT_BYTES
+        into = math.prod(spec.in_shape) * spec.batch if spec.batch is not None else _WEIGHT_BYTES
+        return count > 1 and count * layout.block_bytes > min(_WEIGHT_BYTES, into)
 
     def tasks(self, batch: Expr) -> Tasks:
         """Output rows put together to tasks; for a pointwise convolution, tiles."""
-        spec, (rows, width) = self.spec, self.out_grid
+        spec, (rows, width), layout = self.spec, self.out_grid, self.layout
         units, fitting = rows, None
         if self.pointwise:
             units = -(-width // self.tile[1])
         else:
             pitch = Window(spec, 1, self.flip).pitch
             fitting = (self.window_bytes // pitch - spec.kernel[0]) // spec.stride[0]
-        # Threads that share out the blocks take whole images, as far as these fit.
-        worthwhile = spec.macs + units if self.by_blocks else self.task_macs
-        return Tasks(batch, units, max(1, spec.macs // units), worthwhile, fitting)
+        macs = spec.macs
+        if self.by_blocks:
+            # A task is a block's share; where it unpacks the block's weights first, of a whole image.
+            macs = macs // (layout.groups * layout.blocks) if layout.bits == 8 else 0
+        return Tasks(batch, units, max(1, macs // units), self.task_macs, fitting)
 
     def emit(self, batch: Expr, operands: Operands) -> None:
         """Write the body."""
@@ -227,16 +234,7 @@ class ConvEmitter:
         """Write the whole body."""
         layout, tasks = self.layout, self.conv.tasks(self.batch)
         if self.conv.by_blocks:
-            with ir.parallel(self.block_count) as block, self.prepared():
-                panel, start = self.weight, block * layout.block_bytes
-                if layout.bits < 8:
-                    panel, start = ir.allocate((layout.block_bytes,), "int8"), 0
-                    unpack_block(layout, self.weight, block, panel, 0)
-                chunk, units = tasks.chunk, tasks.units
-                with ir.loop(self.batch) as image, ir.loop(tasks.per_image) as index:
-                    first = index * chunk
-                    count = ir.least(chunk, units - first) if units % chunk else chunk
-                    self.task(image, first, count, lambda rows: self.block(rows, block, panel, start))
+            self.share_blocks(tasks)
             return
         panel = self.weight
         if layout.bits < 8:
@@ -256,6 +254,25 @@ class ConvEmitter:
                 self.task(image, first, count, all_blocks)
 
         tasks.run(chunk_of_rows)
+
+    def share_blocks(self, tasks: Tasks) -> None:
+        """Tasks of one block each; neighbouring ones, which a thread gets, read the same weights."""
+        layout = self.layout
+
+        def part(block: Expr, image: Expr, index: Expr, panel: Any, start: Expr) -> None:
+            self.task(image, *tasks.part(index), lambda rows: self.block(rows, block, panel, start))
+
+        if layout.bits == 8:
+            shares = self.batch * tasks.per_image
+            with ir.parallel(self.block_count * shares) as index, self.prepared():
+                block, image = index // shares, index % shares // tasks.per_image
+                part(block, image, index % tasks.per_image, self.weight, block * layout.block_bytes)
+            return
+        with ir.parallel(self.block_count) as block, self.prepared():
+            panel = ir.allocate((layout.block_bytes,), "int8")
+            unpack_block(layout, self.weight, block, panel, 0)
+            with ir.loop(self.batch) as image, ir.loop(tasks.per_image) as index:
+                part(block, image, index, panel, 0)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -313,14 +330,18 @@ class ConvEmitter:
         with ir.loop(layout.runs) as run, ir.loop(layout.steps) as step:
             place = origin + self.run_offset(run) + step * isa.group
             unit = start + (run * layout.steps + step) * (self.vectors * isa.unit)
-            for v in range(self.vectors):
-                weights = isa.weights(panel, [unit + v * isa.unit])
-                for p in range(pixels):
-                    at = place + p * (spec.stride[1] * spec.in_channels)
-                    indices = [rows.image, 0, 0, at] if self.conv.pointwise else [at]
-                    x_value = isa.activations(rows.buffer, indices, self.conv.pointwise and self.conv.flip)
+            # Few weights are held while activations come one by one: the other way round needs more registers.
+            weights = [
+                ir.hold(isa.weights(panel, [unit + v * isa.unit]), "int8", isa.unit)
+                for v in range(self.vectors)
+            ]
+            for p in range(pixels):
+                at = place + p * (spec.stride[1] * spec.in_channels)
+                indices = [rows.image, 0, 0, at] if self.conv.pointwise else [at]
+                x_value = isa.activations(rows.buffer, indices, self.conv.pointwise and self.conv.flip)
+                for v in range(self.vectors):
                     slot = p * self.vectors + v
-                    held[slot] = isa.dot(held[slot], x_value, weights)
+                    held[slot] = isa.dot(held[slot], x_value, weights[v])
         for p in range(pixels):
             where = [rows.image, y, x + p]
             row = [held[p * self.vectors + v] for v in range(self.vectors)]

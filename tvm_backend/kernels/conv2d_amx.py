@@ -117,7 +117,7 @@ class AmxConv(DirectConv):
         if not self.is_flat:
             return -(-width // -(-width // ROWS))
         tasks = self.tasks(1)
-        fewest = tasks.units % tasks.chunk or tasks.chunk
+        fewest = tasks.units // tasks.per_image
         return min(ROWS, (fewest - 1) * self.pixel_pitch + width)
 
     @property

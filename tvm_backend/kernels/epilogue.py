@@ -152,6 +152,11 @@ def finish_row(
 ) -> None:
     """:func:`finish` for several vectors of consecutive channels, stored together where that is faster."""
     lanes = isa.lanes
+    if len(values) > 4:  # as many as are narrowed at once
+        finish_row(values[:4], epilogue, residual, outputs, indices, isa)
+        indices = [*indices[:-1], indices[-1] + 4 * lanes]
+        finish_row(values[4:], epilogue, residual, outputs, indices, isa)
+        return
     if not isa.narrows or len(values) == 1:
         for i, value in enumerate(values):
             finish(value, epilogue, residual, outputs, [*indices[:-1], indices[-1] + i * lanes], lanes)

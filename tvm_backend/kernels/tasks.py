@@ -75,21 +75,32 @@ class Tasks:
     most: int | None = None
 
     @property
-    def chunk(self) -> int:
-        """Units of a task within an image."""
+    def per_image(self) -> int:
+        """Tasks of an image: a multiple of four or two where there are as many, so that threads get equal shares."""
         count = max(1, min(self.units, self.units * self.cost // self.worthwhile))
-        chunk = -(-self.units // count)
-        return chunk if self.most is None else max(1, min(chunk, self.most))
+        if self.most is not None:
+            count = max(count, -(-self.units // max(1, self.most)))
+        for even in (4, 2):
+            if count >= even and -(-count // even) * even <= self.units:
+                return -(-count // even) * even
+        return count
 
     @property
-    def per_image(self) -> int:
-        """Tasks of an image."""
-        return -(-self.units // self.chunk)
+    def chunk(self) -> int:
+        """Most units of a task within an image."""
+        return -(-self.units // self.per_image)
 
     @property
     def images(self) -> int:
         """Images of a task, where one image is not worth it."""
         return 1 if self.per_image > 1 else max(1, self.worthwhile // (self.units * self.cost))
+
+    def part(self, index: Expr) -> tuple[Expr, Expr]:
+        """First unit and number of units of one of the :attr:`per_image` tasks; these differ by one unit at most."""
+        if self.units % self.per_image == 0:
+            return index * self.chunk, self.chunk
+        first = index * self.units // self.per_image
+        return first, (index + 1) * self.units // self.per_image - first
 
     def run(self, body: Callable[[Expr, Expr, Expr], None]) -> None:
         """Emit the loops around ``body(image, first unit, number of units)``."""
@@ -97,13 +108,7 @@ class Tasks:
 
         def task(index: Expr) -> None:
             if self.per_image > 1:
-                first = index % self.per_image * self.chunk
-                ragged = self.units % self.chunk
-                body(
-                    index // self.per_image,
-                    first,
-                    ir.least(self.chunk, self.units - first) if ragged else self.chunk,
-                )
+                body(index // self.per_image, *self.part(index % self.per_image))
                 return
             start = index * images
             with ir.loop(ir.least(images, self.batch - start)) as image:
