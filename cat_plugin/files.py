@@ -30,6 +30,7 @@ __all__ = [
     "locked",
     "parse_json",
     "read_json",
+    "read_limited",
     "sha256_of",
     "staged_directory",
     "staged_files",
@@ -262,24 +263,37 @@ def read_json(path: Path, limit: int, kind: type[CATError], remedy: str) -> Any:
     CATError
         Of the class `kind`: it cannot be read, is larger, or is no JSON.
     """
+    return _parsed(read_limited(path, limit, kind, remedy), path, kind, remedy)
+
+
+def read_limited(path: Path, limit: int, kind: type[CATError], remedy: str) -> bytes:
+    """Read a file of at most `limit` bytes; raises as :func:`read_json` does."""
     try:
-        stream = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115
-    except OSError as error:
-        raise kind(f"{path} cannot be read ({error.strerror}): {remedy}") from error
-    with stream:
-        return parse_json(stream, path, limit, kind, remedy)
+        # Not blocking: a pipe of that name would otherwise wait for a writer.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            return _limited(stream, path, limit, kind, remedy)
+    except (OSError, ValueError) as error:
+        if isinstance(error, CATError):
+            raise
+        raise kind(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): {remedy}"
+        ) from error
 
 
 def parse_json(stream: IO[bytes], path: Path, limit: int, kind: type[CATError], remedy: str) -> Any:
     """Parse what an open file holds, as :func:`read_json` does; `path` is its name in messages."""
+    return _parsed(_limited(stream, path, limit, kind, remedy), path, kind, remedy)
+
+
+def _limited(stream: IO[bytes], path: Path, limit: int, kind: type[CATError], remedy: str) -> bytes:
+    raw = stream.read(limit + 1) or b""
+    if len(raw) > limit:
+        raise kind(f"{path} is larger than {limit} bytes, which no such file is: {remedy}")
+    return raw
+
+
+def _parsed(raw: bytes, path: Path, kind: type[CATError], remedy: str) -> Any:
     try:
-        raw = stream.read(limit + 1) or b""
-        if len(raw) > limit:
-            raise kind(f"{path} is larger than {limit} bytes, which no such file is: {remedy}")
         return json.loads(raw.decode("utf-8"))
-    except OSError as error:
-        raise kind(f"{path} cannot be read ({error.strerror}): {remedy}") from error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CATError):
-            raise
         raise kind(f"{path} is not valid JSON ({error}): {remedy}") from error

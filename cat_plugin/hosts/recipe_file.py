@@ -11,12 +11,16 @@ from typing import Any
 
 import yaml
 
-from cat_plugin.errors import CATValueError, RecipeError
+from cat_plugin.errors import RecipeError
+from cat_plugin.files import read_limited
 from cat_plugin.hosts.options import engine_defaults, nearest
 
 __all__ = ["Located", "read", "schema"]
 
 _Place = tuple[str | int, ...]
+
+# Far above any recipe and far below what a small file of aliases, brackets or digits can blow up to.
+_LARGEST, _DEEPEST, _MOST, _LONGEST = 2**18, 32, 20_000, 10_000
 
 
 class Located:
@@ -57,9 +61,33 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def _walk(node: yaml.Node, path: _Place, name: str) -> Iterator[tuple[_Place, tuple[int, int]]]:
+class _Loader(yaml.SafeLoader):
+    """The safe loader with a limit on nesting, before it reads on: each level costs it time for each word."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.depth == _DEEPEST:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {_DEEPEST} levels", problem_mark=mark)
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _walk(
+    node: yaml.Node, path: _Place, name: str, left: Iterator[int]
+) -> Iterator[tuple[_Place, tuple[int, int]]]:
+    """Where each value stands; what an alias stands for is counted and walked each time."""
+    line, column = node.start_mark.line + 1, node.start_mark.column + 1
+    if next(left, None) is None or len(path) > _DEEPEST:
+        raise RecipeError(
+            f"{name}:{line}:{column}: too many values, or one that refers to itself; a recipe is a plain tree of at "
+            f"most {_MOST} values, with what stands for another counted in full"
+        )
     if path == ():
-        yield path, (node.start_mark.line + 1, node.start_mark.column + 1)
+        yield path, (line, column)
     if isinstance(node, yaml.MappingNode):
         seen: set[Any] = set()
         for key, value in node.value:
@@ -68,35 +96,50 @@ def _walk(node: yaml.Node, path: _Place, name: str) -> Iterator[tuple[_Place, tu
             if not isinstance(key, yaml.ScalarNode):
                 raise RecipeError(f"{name}:{place[0]}:{place[1]}: a key must be a word")
             if key.value in seen:
-                raise RecipeError(f"{name}:{place[0]}:{place[1]}: the key {key.value!r} stands here twice")
+                raise RecipeError(
+                    f"{name}:{place[0]}:{place[1]}: the key {_short(key.value)} stands here twice"
+                )
             seen.add(key.value)
             yield (*path, key.value), place
-            yield from _walk(value, (*path, key.value), name)
+            yield from _walk(value, (*path, key.value), name, left)
     elif isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
             yield (*path, number), (item.start_mark.line + 1, item.start_mark.column + 1)
-            yield from _walk(item, (*path, number), name)
+            yield from _walk(item, (*path, number), name, left)
+    elif len(node.value) > _LONGEST:
+        raise RecipeError(
+            f"{name}:{line}:{column}: a value of {len(node.value)} characters; expected at most {_LONGEST}"
+        )
 
 
 def _parse(text: str, name: str) -> Located:
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        if node is None:
-            raise RecipeError(f"{name}:1:1: the file is empty; a recipe needs at least 'algorithm: cat'")
-        places = dict(_walk(node, (), name))
-        data = loader.construct_document(node)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                raise RecipeError(f"{name}:1:1: the file is empty; a recipe needs at least 'algorithm: cat'")
+            places = dict(_walk(node, (), name, iter(range(_MOST))))
+            data = loader.construct_document(node)
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = f"{mark.line + 1}:{mark.column + 1}" if mark is not None else "1:1"
         raise RecipeError(f"{name}:{at}: not valid YAML: {error.problem or error.context}") from None
-    except RecursionError:
-        raise RecipeError(
-            f"{name}:1:1: the file refers to itself; a recipe is a plain tree of values"
-        ) from None
-    finally:
-        loader.dispose()
+    except RecipeError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
+        # A character that YAML forbids, a date that there is not, a number of thousands of digits.
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{name}:1:1: not valid YAML: {reason:.200}") from None
     return Located(data, name, places)
+
+
+def _short(value: Any) -> str:
+    """A value for a message, cut when it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _at(path: _Place) -> str:
@@ -116,14 +159,16 @@ def _message(error: Any, located: Located) -> RecipeError:
         words = {"array": "a list", "object": "a mapping", "integer": "a whole number", "number": "a number",
                  "string": "a word", "null": "null", "boolean": "true or false"}  # fmt: skip
         return located.error(
-            path, f"{where} is {value!r}; expected {' or '.join(words[name] for name in names)}"
+            path, f"{where} is {_short(value)}; expected {' or '.join(words[name] for name in names)}"
         )
     if rule == "enum":
-        return located.error(path, f"{where} is {value!r}; {nearest(value, map(str, error.validator_value))}")
+        return located.error(
+            path, f"{where} is {_short(value)}; {nearest(value, map(str, error.validator_value))}"
+        )
     if rule in ("minimum", "maximum"):
         least, most = error.schema.get("minimum"), error.schema.get("maximum")
         span = f"{least} to {most}" if least is not None and most is not None else f"{least} or more"
-        return located.error(path, f"{where} is {value!r}; expected {span}")
+        return located.error(path, f"{where} is {_short(value)}; expected {span}")
     if rule in ("minItems", "minProperties"):
         return located.error(path, f"{where} is empty; give at least one value")
     if rule == "maxProperties":
@@ -151,10 +196,9 @@ def read(path: str | Path) -> Located:
     from jsonschema import Draft202012Validator
 
     path = Path(path)
+    raw = read_limited(path, _LARGEST, RecipeError, "give a recipe, a YAML file")
     try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise CATValueError(f"the recipe {path} cannot be read: {error.strerror or error}") from None
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})"

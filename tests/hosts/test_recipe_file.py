@@ -118,7 +118,7 @@ def test_criteria(write, text, expected):
         ("quantization: {algorithm: {cat: {w_bits: 2}}, cat: {w_bits: 4}}\n", "1:47", "in two places"),
         ("", "1:1", "the file is empty"),
         ("- a\n", "1:1", "expected a mapping"),
-        ("a: &a [*a]\n", "1:1", ""),
+        ("a: &a [*a]\n", "1:4", "refers to itself"),
     ],
 )
 def test_mistakes_are_located(write, text, place, message):
@@ -127,6 +127,34 @@ def test_mistakes_are_located(write, text, place, message):
     assert str(caught.value).startswith(f"recipe.yaml:{place}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "too many values"),
+        (LAUGHS.replace("[", "{<<: [").replace("]", "]}").replace("x, ", "").replace("[x]", "[]"), "too many values"),
+        ("[" * 100_000, "nested deeper than 32 levels"),
+        ("- " * 50_000, "nested deeper than 32 levels"),
+        ("a: {" * 1000, "nested deeper than 32 levels"),
+        ("cat: {seed: " + "9" * 5000 + "}", "not valid YAML"),
+        ("cat: {seed: " + "1:" * 50_000 + "1}", "expected at most 10000"),
+        ("cat: 2001-99-99", "not valid YAML"),
+        ("cat: !!int abc", "not valid YAML"),
+        ("cat: !!float abc", "not valid YAML"),
+        ("\x00", "not valid YAML"),
+        ("#" * 2**18 + "\n", "larger than 262144 bytes"),
+    ],
+)  # fmt: skip
+def test_small_files_that_would_grow(write, text, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write(text))
 
 
 def test_files_that_cannot_be_read(tmp_path):
