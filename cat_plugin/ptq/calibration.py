@@ -72,4 +72,4 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Tens
             break
     if count == 0:
         raise CalibrationError("the calibration set yielded no inputs; expected at least one batch.")
-    return torch.cat(batches).clone()
+    return torch.cat(batches)  # a copy, also of a single batch

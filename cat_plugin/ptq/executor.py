@@ -6,7 +6,7 @@ network's.  Values whose first axis is not the batch (symbolic sizes, folded axe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -78,8 +78,17 @@ class Executor:
         self.values[node] = value
 
     @torch.no_grad()
-    def run(self, node: Any) -> None:
-        """Compute and keep a node's value for all rows (nothing is kept if its first axis is not the batch)."""
+    def run(self, node: Any, dying: Sequence[Any] = ()) -> None:
+        """Compute and keep a node's value for all rows (nothing is kept if its first axis is not the batch).
+
+        Parameters
+        ----------
+        node : fx.Node
+            What to compute.
+        dying : sequence of fx.Node
+            Nodes whose values nobody needs after this one: the result takes the place of one of them where it fits,
+            row by row, so that a chain of activations takes one tensor and not one each.
+        """
         if node.op in ("placeholder", "get_attr", "output") or not is_batched(node):
             return
         self.drop([node])
@@ -87,10 +96,26 @@ class Executor:
         for rows in self._batches():
             part = self.value(node, rows)
             if kept is None:
-                kept = self.store.allocate((self.count, *part.shape[1:]), part.dtype, part.device)
+                shape = (self.count, *part.shape[1:])
+                place = next((n for n in dying if self._fits(n, node, shape, part.dtype)), None)
+                if place is not None:
+                    kept = self.values[place]
+                else:
+                    kept = self.store.allocate(shape, part.dtype, part.device)
             kept[rows] = part
         assert kept is not None
+        for other in [n for n, value in self.values.items() if value is kept]:
+            del self.values[other]
         self.values[node] = kept
+
+    def _fits(self, place: Any, node: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        """Whether the value of ``place`` may be overwritten by that of ``node``: rows of one depend on the same rows of
+        the other only, it is no one else's, and it is not the caller's."""
+        value = self.values.get(place)
+        if value is None or place.op == "placeholder" or place not in node.all_input_nodes:
+            return False
+        owners = [n for n, other in self.values.items() if other is value]
+        return owners == [place] and value.shape == shape and value.dtype == dtype
 
     @torch.no_grad()
     def gathered(self, node: Any) -> Tensor:

@@ -81,6 +81,10 @@ def quantize_in_order(
     logits: Tensor | None = None
 
     for node in module.graph.nodes:
+        unit, dying = ends.get(node), uses.get(node, [])
+        free = [
+            n for n in dying if unit is None or n is not unit.source
+        ]  # what training needs is not written over
         child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(child, ActQuantizer):
             source = node.args[0]
@@ -89,7 +93,7 @@ def quantize_in_order(
                 child.set_range(*search_activation_range(sample, child.bits, spec.symmetric_activations))
             if source in full.values:
                 full.set(node, full.values[source])
-            quantized.run(node)
+            quantized.run(node, free)
         elif isinstance(child, QuantOp):
             full.run(node)
             if child.q_weight is None:
@@ -100,9 +104,8 @@ def quantize_in_order(
         elif node.op == "output":
             logits = full.values[node.args[0]].clone()
         else:
-            full.run(node)
-            quantized.run(node)
-        unit = ends.get(node)
+            full.run(node, free)
+            quantized.run(node, free)
         if unit is not None:
             if train is not None:
                 train(unit, quantized.values[unit.source], full.values[unit.source], full.values[node])
@@ -110,6 +113,6 @@ def quantize_in_order(
             if finished is not None:
                 finished(unit)
         for executor in (full, quantized):
-            executor.drop(uses.get(node, []))
+            executor.drop(dying)
     assert logits is not None
     return reports, logits

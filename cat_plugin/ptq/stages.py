@@ -39,7 +39,7 @@ from cat_plugin.ptq.units import Unit, find_units, whole_model
 __all__ = ["run_stages"]
 
 _SCORING_ROWS = 128
-_STEP_ELEMENTS = 1 << 22
+_STEP_ELEMENTS = 1 << 21
 
 
 class _Run:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import threading
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from cat_plugin.errors import CATValueError, QuantizationError
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.checkpoint import Checkpoint
+from cat_plugin.ptq.executor import Executor, last_uses
 from cat_plugin.ptq.mixed_precision import choose_bits
+from cat_plugin.ptq.ops import is_batched
 from cat_plugin.ptq.packs import group_by_score
 from cat_plugin.ptq.presets import plan
+from cat_plugin.ptq.trace import trace
 from tests.ptq.models import SmallResNet, randomise, small_inputs
 
 _TRAINED = {"unit_steps": 6, "model_steps": 4, "refinement_steps": 3, "batch_size": 8}
@@ -138,8 +146,33 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(QuantizationError, match="another"):
         quantize(model, QuantSpec(preset="balanced", w_bits=3, **_TRAINED), x, resume=tmp_path)
     (tmp_path / "state.json").write_text("{")
-    with pytest.raises(QuantizationError, match="cannot be read"):
+    with pytest.raises(QuantizationError, match="delete the directory to start anew"):
         quantize(model, QuantSpec(preset="balanced", **_TRAINED), x, resume=tmp_path)
+
+
+def test_one_run_at_a_time_in_a_directory(tmp_path):
+    first = Checkpoint(tmp_path, "key")
+    with pytest.raises(QuantizationError, match="another run is at work"):
+        Checkpoint(tmp_path, "key")
+    first.close()
+    Checkpoint(tmp_path, "key").close()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
+    spec = QuantSpec(preset="balanced", **_TRAINED)
+    quantize(model, spec, x, resume=tmp_path)
+    (tensors,) = tmp_path.glob("*.safetensors")
+    data = bytearray(tensors.read_bytes())
+    data[-1] ^= 1
+    tensors.write_bytes(data)
+    with pytest.raises(QuantizationError, match="does not match the sha256"):
+        quantize(model, spec, x, resume=tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text())
+    for change in ({"tensors": None}, {"finished": 3}, {"records": [1]}, {"file": {}}):
+        (tmp_path / "state.json").write_text(json.dumps(state | change))
+        with pytest.raises(QuantizationError, match="delete the directory"):
+            quantize(model, spec, x, resume=tmp_path)
 
 
 def test_a_memory_budget_bounds_the_cache_and_changes_nothing():
@@ -152,6 +185,82 @@ def test_a_memory_budget_bounds_the_cache_and_changes_nothing():
     assert unbounded.cache["peak_bytes"] > 3 << 20
     assert report.cache["file_bytes"] > 0
     assert report.cache["peak_bytes"] <= 3 << 20
+
+
+class _AnonymousMemory(threading.Thread):
+    """Peak of the process's anonymous memory in bytes while it runs; mapped files do not count."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.start_at, self.peak, self.stopped = self.now(), 0, threading.Event()
+
+    @staticmethod
+    def now():
+        text = Path("/proc/self/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+) kB", text)[1]) << 10
+
+    def run(self):
+        while not self.stopped.wait(0.002):
+            self.peak = max(self.peak, self.now())
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        self.join()
+        self.growth = self.peak - self.start_at
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_memory_budget_bounds_what_the_process_takes():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.fc = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.fc(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+    model, x = randomise(Wide()), small_inputs(256, 3, 64, 64)  # 64 MiB an activation
+    options = {"w_bits": 4, "a_bits": 4, "preset": "fast", "batch_size": 4}
+    quantize(model, QuantSpec(**options), x[:8])  # what is loaded once
+    with _AnonymousMemory() as free:
+        first, unbounded = quantize(model, QuantSpec(**options), x)
+    with _AnonymousMemory() as tight:
+        second, bounded = quantize(model, QuantSpec(memory_mb=8, **options), x)
+    _same(first, second)
+    assert bounded.cache["peak_bytes"] <= 8 << 20
+    assert unbounded.cache["peak_bytes"] >= 128 << 20
+    assert tight.growth < free.growth / 2
+    assert (
+        tight.growth < (8 + 12 + 48) << 20
+    )  # the budget, a copy of the inputs, and what single batches take
+
+
+def test_a_chain_of_activations_takes_one_tensor():
+    class Chain(nn.Module):
+        def forward(self, x):
+            y = torch.relu(x + 1.0)
+            return torch.sigmoid(torch.tanh(y)) * y
+
+    x = small_inputs(6, 3, 4, 4)
+    module = trace(Chain(), x)
+    uses = last_uses(module.graph, {})
+    with TensorStore() as store:
+        executor = Executor(module, x, 2, store, lambda child, value: child(value))
+        for node in module.graph.nodes:
+            executor.run(node, uses.get(node, []))
+            executor.drop(uses.get(node, []))
+            result = node
+            if is_batched(node) and node.op == "call_function":
+                last = executor.values[node].clone()
+        assert result.op == "output"
+        assert store.peak == 2 * x.numel() * 4  # y, and one of the others at a time
+    assert torch.equal(last, Chain()(x))
+    assert torch.equal(x, small_inputs(6, 3, 4, 4))
 
 
 def test_the_store_counts_what_it_holds():
