@@ -6,6 +6,7 @@ from __future__ import annotations
 from cat_plugin.cli import recipe  # noqa: F401
 from cat_plugin.cli import quantize  # noqa: F401
 from cat_plugin.cli import evaluate  # noqa: F401
+from cat_plugin.cli import report  # noqa: F401
 from cat_plugin.cli import compile  # noqa: F401
 from cat_plugin.cli import benchmark  # noqa: F401
 from cat_plugin.cli import inspect  # noqa: F401

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 
-__all__ = ["DASH", "as_number", "decibel", "milliseconds", "percent", "short", "signed", "size"]
+__all__ = [
+    "DASH",
+    "as_number",
+    "decibel",
+    "milliseconds",
+    "percent",
+    "round_number",
+    "short",
+    "signed",
+    "size",
+]
 
 DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
@@ -32,6 +43,27 @@ def short(value: object, digits: int = 3) -> str:
     if -4 <= exponent < 6:
         return _with_minus(f"{number:.{max(digits - 1 - exponent, 0)}f}")
     return _with_minus(f"{number:.{digits - 1}e}")
+
+
+_RAISED = str.maketrans(
+    "-0123456789",
+    "\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT ZERO}\N{SUPERSCRIPT ONE}\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT THREE}\N{SUPERSCRIPT FOUR}\N{SUPERSCRIPT FIVE}\N{SUPERSCRIPT SIX}\N{SUPERSCRIPT SEVEN}\N{SUPERSCRIPT EIGHT}\N{SUPERSCRIPT NINE}",
+)
+
+
+def round_number(value: float) -> str:
+    """A round number without idle zeros, for the ticks of an axis."""
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        digits, _, exponent = f"{value:.2e}".partition("e")
+        power = f"10{str(int(exponent)).translate(_RAISED)}"
+        factor = float(digits)
+        return _with_minus(power if factor == 1 else f"{factor:g}\N{MULTIPLICATION SIGN}{power}")
+    return _with_minus(f"{value:.6g}")
+
+
+def without_zeros(text: str) -> str:
+    """A number with its unit, without zeros behind the point that say nothing on an axis."""
+    return re.sub(r"\.0+(?= )", "", text)
 
 
 def percent(share: object, digits: int = 2) -> str:

@@ -1,0 +1,205 @@
+"""``cat-ptq report``: a bundle, what it was made of and what it can do, as one HTML file."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.compile import _batches_of
+from cat_plugin.cli.options import (
+    BatchSize,
+    ImageSize,
+    Mean,
+    Model,
+    NumClasses,
+    Std,
+    Weights,
+    preparation,
+    samples_of,
+    top1,
+)
+from cat_plugin.errors import CATError, CATValueError
+
+if TYPE_CHECKING:
+    from cat_plugin.cli.data import Samples
+    from cat_plugin.graph.bundle import Bundle
+    from cat_plugin.report.content import Content, Evaluation
+
+_PICTURES = 400
+
+
+@app.command()
+def report(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="Labelled data to measure accuracy on, as for 'evaluate'.")
+    ] = None,
+    library: Annotated[
+        Path | None, typer.Option("--library", help="The compiled library, to time beside PyTorch.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="Another bundle; may be given several times.")
+    ] = None,
+    model: Model = None,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("report.html"),
+    mean: Mean = None,
+    std: Std = None,
+    image_size: ImageSize = None,
+    batch_size: BatchSize = 64,
+    batch: Annotated[str, typer.Option("--batch", help="Batch sizes to time the library at.")] = "1,16",
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.0, help="Time for each runtime and batch size.")
+    ] = 1.0,
+) -> None:
+    """Write a report as one HTML file that needs nothing else: no network, no server.
+
+    The bundle alone gives what was recorded while quantizing. --data adds accuracy and changed labels, --model and
+    --weights the full-precision model beside them, --library latencies, --compare further bundles.
+    """
+    from cat_plugin.files import write_errors, write_text
+    from cat_plugin.graph.bundle import read_bundle
+    from cat_plugin.report.content import Content
+    from cat_plugin.report.page import render
+    from cat_plugin.report.record import read_record
+
+    if compare and data is None:
+        raise CATValueError(
+            "--compare measures the bundles on the same samples; give labelled ones with --data"
+        )
+    if weights is not None and model is None:
+        raise CATValueError("--weights without --model; name the full-precision model with --model")
+    if out.is_dir():
+        raise CATValueError(f"--out {out} is a directory; give a file such as report.html")
+    sizes = _batches_of(batch, "--batch")
+    opened = read_bundle(bundle)
+    content = Content(
+        name=Path(bundle).absolute().name,
+        manifest=opened.manifest,
+        record=read_record(opened) or {},
+        arrays=opened.cluster_affine(),
+        written=_written(),
+    )
+    if data is not None:
+        recorded = opened.manifest["calibration"].get("preparation")
+        prepared = preparation(mean, std, image_size, recorded)
+        samples = samples_of(data, prepared)
+        with state.console.status("measuring the accuracy"):
+            _measure(content, opened, compare or [], samples, batch_size, (model, weights, num_classes))
+        content.source = Path(data).name
+        _add_pictures(content, samples, prepared)
+    if library is not None:
+        _time(content, bundle, library, (model, weights, num_classes), sizes, seconds)
+    page = render(content)
+    with write_errors(CATValueError, f"the report {out}"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, page)
+    values: dict[str, Any] = {"report": str(out), "bytes": out.stat().st_size}
+    if content.evaluations:
+        values["evaluations"] = [vars(each) for each in content.evaluations]
+    if content.latency:
+        values["latency"] = content.latency
+    if content.notes:
+        values["notes"] = content.notes
+    shown = {"report": str(out.absolute()), "size": f"{out.stat().st_size / 1024:.0f} KiB"}
+    state.report(
+        values, lambda: key_value_table(shown | ({"left out": content.notes} if content.notes else {}))
+    )
+
+
+def _written() -> str:
+    from cat_plugin import __version__
+
+    today = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return f"cat-ptq {__version__}, {today}, {os.cpu_count()} {platform.machine()} processors"
+
+
+def _measure(
+    content: Content,
+    bundle: Bundle,
+    compared: list[Path],
+    samples: Samples,
+    batch_size: int,
+    full: tuple[str | None, Path | None, int | None],
+) -> None:
+    """Fill in the accuracies, and which samples the models disagree on."""
+    from cat_plugin.cli.models import load_model
+    from cat_plugin.cli.scoring import logits_of
+    from cat_plugin.graph.bundle import read_bundle
+    from cat_plugin.report.record import label_changes
+
+    top1(np.zeros((len(samples), 1)), samples.labels)
+    labels = samples.labels
+    assert labels is not None
+    said: dict[str, np.ndarray] = {}
+    if full[0] is not None:
+        said["full"] = logits_of(load_model(full[0], full[1], full[2]), samples, batch_size).argmax(1)
+        content.full_score = float((said["full"] == labels).mean())
+    own, classes = _evaluated(content.name, bundle, samples, batch_size)
+    content.evaluations = [own]
+    content.samples = len(samples)
+    content.labels = label_changes(labels, said | classes, names=samples.names)
+    for path in compared:
+        other, _ = _evaluated(path.name, read_bundle(path), samples, batch_size)
+        content.evaluations.append(other)
+
+
+def _evaluated(
+    name: str, bundle: Bundle, samples: Samples, batch_size: int
+) -> tuple[Evaluation, dict[str, np.ndarray]]:
+    """A bundle's accuracy, and its classes before and after the correction."""
+    from cat_plugin.report.content import Evaluation, bits_of, weight_bytes
+    from cat_plugin.report.outputs import both_logits
+
+    corrected, plain = both_logits(bundle.program(), samples.batches(batch_size))
+    layers = bundle.manifest["layers"]
+    evaluation = Evaluation(
+        name=name,
+        bits=bits_of(layers),
+        weight_bytes=weight_bytes(layers),
+        score=top1(corrected, samples.labels) / 100,
+        plain=None if plain is None else top1(plain, samples.labels) / 100,
+    )
+    classes = {} if plain is None else {"quantized": plain.argmax(1)}
+    return evaluation, classes | {"corrected": corrected.argmax(1)}
+
+
+def _add_pictures(content: Content, samples: Samples, prepared: dict[str, Any]) -> None:
+    from cat_plugin.report.images import thumbnails
+
+    assert content.labels is not None
+    content.labels["source"] = content.source
+    numbers = [row[0] for row in content.labels["rows"][:_PICTURES]]
+    pictures = thumbnails(samples.inputs[numbers], prepared["mean"], prepared["std"]) if numbers else None
+    content.pictures = dict(zip(numbers, pictures or (), strict=False))
+
+
+def _time(
+    content: Content,
+    bundle: Path,
+    library: Path,
+    full: tuple[str | None, Path | None, int | None],
+    batches: list[int],
+    seconds: float,
+) -> None:
+    """Fill in what the library's description says and, where it can be run here, its latency."""
+    from cat_plugin.cli.benchmark import measured_latencies
+    from tvm_backend.runtime import read_manifest
+
+    manifest = read_manifest(library)
+    content.library = {"name": library.name, "bytes": library.stat().st_size, "manifest": manifest}
+    model = None if full[0] is None else (full[0], full[1], full[2])
+    if not batches:
+        return
+    try:
+        content.latency = measured_latencies(library, bundle, model, batches, seconds)
+    except CATError as error:
+        content.notes.append(f"Latencies: {error}")
