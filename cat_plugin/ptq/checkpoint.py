@@ -6,22 +6,25 @@ against going on with another run's numbers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import QuantizationError
+from cat_plugin.files import PART, checked, locked, read_json, sha256_of, sync, write_errors, write_text
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.quantizers import ActQuantizer
 
 __all__ = ["Checkpoint", "fingerprint"]
+
+_LIMIT = 2**25
 
 
 def _bytes(value: Tensor) -> bytes:
@@ -40,7 +43,7 @@ def fingerprint(model: nn.Module, spec: dict[str, Any], inputs: Tensor) -> str:
 
 
 class Checkpoint:
-    """State of one run in a directory.
+    """State of one run in a directory, which is held against other runs until :meth:`close`.
 
     Parameters
     ----------
@@ -62,28 +65,57 @@ class Checkpoint:
         self.finished: list[str] = []
         self.records: dict[str, Any] = {"layers": [], "units": []}
         self._tensors: dict[str, Tensor] = {}
-        directory.mkdir(parents=True, exist_ok=True)
-        if self._json.exists():
-            self._read()
+        self._held = contextlib.ExitStack()
+        with write_errors(QuantizationError, f"a checkpoint to {directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                self._held.enter_context(locked(directory, wait=False))
+            except BlockingIOError:
+                raise QuantizationError(
+                    f"another run is at work in {directory}; wait for it, or give another directory."
+                ) from None
+        try:
+            kept = self._read() if self._json.exists() else None
+            self._sweep(kept)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other runs have the directory."""
+        self._held.close()
 
     @property
     def _json(self) -> Path:
         return self.directory / "state.json"
 
-    def _read(self) -> None:
+    def _read(self) -> str:
+        """Take over what is there; the name of the file of tensors."""
+        remedy = "delete the directory to start anew."
+        state = read_json(self._json, _LIMIT, QuantizationError, remedy)
         try:
-            state = json.loads(self._json.read_text())
-            tensors = load_file(self.directory / state["tensors"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            key, name = state["fingerprint"], str(state["tensors"])
+            entry = {"size": state["file"]["size"], "sha256": state["file"]["sha256"]}
+            self.finished, self.records = list(state["finished"]), dict(state["records"])
+        except (KeyError, TypeError, ValueError) as error:
             raise QuantizationError(
-                f"the checkpoint in {self.directory} cannot be read ({error}); delete the directory to start anew."
+                f"the checkpoint in {self.directory} cannot be read ({error!r}); {remedy}"
             ) from error
-        if state["fingerprint"] != self.key:
+        if key != self.key:
             raise QuantizationError(
                 f"the checkpoint in {self.directory} belongs to another model, specification or calibration set; "
                 "delete it, or give another directory."
             )
-        self.finished, self.records, self._tensors = state["finished"], state["records"], tensors
+        with checked(self.directory / Path(name).name, entry, QuantizationError, remedy) as stream:
+            self._tensors = load(stream.read())
+        return name
+
+    def _sweep(self, kept: str | None) -> None:
+        """Remove what a run that was killed left half-written, or had just replaced."""
+        for pattern in ("state_*.safetensors", f".*{PART}"):
+            for path in self.directory.glob(pattern):
+                if path.name != kept:
+                    path.unlink(missing_ok=True)
 
     def restore(self, module: fx.GraphModule) -> None:
         """Put what was saved into the graph's layers and quantizers."""
@@ -113,14 +145,16 @@ class Checkpoint:
                 tensors[f"{name}.scale"] = child.scale.detach().cpu().clone()
         self.finished.append(stage)
         name = f"state_{len(self.finished)}.safetensors"
-        save_file(tensors, self.directory / name)
-        state = {
-            "fingerprint": self.key,
-            "finished": self.finished,
-            "tensors": name,
-            "records": self.records,
-        }
-        staged = self.directory / "state.json.part"
-        staged.write_text(json.dumps(state))
-        os.replace(staged, self._json)
-        (self.directory / f"state_{len(self.finished) - 1}.safetensors").unlink(missing_ok=True)
+        path = self.directory / name
+        with write_errors(QuantizationError, f"a checkpoint to {self.directory}", SafetensorError):
+            save_file(tensors, path)
+            sync(path)
+            state = {
+                "fingerprint": self.key,
+                "finished": self.finished,
+                "tensors": name,
+                "file": {"size": path.stat().st_size, "sha256": sha256_of(path)},
+                "records": self.records,
+            }
+            write_text(self._json, json.dumps(state))
+            (self.directory / f"state_{len(self.finished) - 1}.safetensors").unlink(missing_ok=True)

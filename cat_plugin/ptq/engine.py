@@ -98,6 +98,7 @@ def quantize(
         checkpoint = None
         if resume is not None:
             checkpoint = Checkpoint(Path(resume), fingerprint(model, spec.to_dict(), inputs))
+            stack.callback(checkpoint.close)
         target = torch.device(device) if device is not None else home
         module.to(target)
         budget = None if spec.memory_mb is None else spec.memory_mb << 20

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
-import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.memory import STATUS, PeakMemory
 from cat_plugin.errors import CATValueError, QuantizationError
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.cache import TensorStore
@@ -187,33 +185,7 @@ def test_a_memory_budget_bounds_the_cache_and_changes_nothing():
     assert report.cache["peak_bytes"] <= 3 << 20
 
 
-class _AnonymousMemory(threading.Thread):
-    """Peak of the process's anonymous memory in bytes while it runs; mapped files do not count."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.start_at, self.peak, self.stopped = self.now(), 0, threading.Event()
-
-    @staticmethod
-    def now():
-        text = Path("/proc/self/status").read_text()
-        return int(re.search(r"RssAnon:\s+(\d+) kB", text)[1]) << 10
-
-    def run(self):
-        while not self.stopped.wait(0.002):
-            self.peak = max(self.peak, self.now())
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stopped.set()
-        self.join()
-        self.growth = self.peak - self.start_at
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's /proc")
 def test_a_memory_budget_bounds_what_the_process_takes():
     class Wide(nn.Module):
         def __init__(self):
@@ -227,9 +199,9 @@ def test_a_memory_budget_bounds_what_the_process_takes():
     model, x = randomise(Wide()), small_inputs(256, 3, 64, 64)  # 64 MiB an activation
     options = {"w_bits": 4, "a_bits": 4, "preset": "fast", "batch_size": 4}
     quantize(model, QuantSpec(**options), x[:8])  # what is loaded once
-    with _AnonymousMemory() as free:
+    with PeakMemory() as free:
         first, unbounded = quantize(model, QuantSpec(**options), x)
-    with _AnonymousMemory() as tight:
+    with PeakMemory() as tight:
         second, bounded = quantize(model, QuantSpec(memory_mb=8, **options), x)
     _same(first, second)
     assert bounded.cache["peak_bytes"] <= 8 << 20
