@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine, versions
+from benchmarks.memory import PeakMemory
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "ptq_accuracy.json"
 BITS = {"resnet20": ("w4a4", "w3a3", "w2a4", "w2a2"), "mobilenet_v2": ("w8a8", "w4a8", "w4a4")}
@@ -103,14 +104,15 @@ def measure(name: str, data: str | None, threads: int, logits: Path | None = Non
             "preset": preset,
             "num_samples": SAMPLES[model_name],
             "batch_size": 64 if model_name == "resnet20" else 16,
-            "memory_mb": None if model_name == "resnet20" else 3000,
+            "memory_mb": None if model_name == "resnet20" else 1000,
             **options,
         }
     )
     inputs = split.calibration[: SAMPLES[model_name]]
     load = os.getloadavg()[0]
     started, cpu = time.perf_counter(), time.process_time()
-    module, report = quantize(model, spec, inputs)
+    with PeakMemory() as memory:
+        module, report = quantize(model, spec, inputs)
     seconds, busy = time.perf_counter() - started, time.process_time() - cpu
     batch = 250 if model_name == "resnet20" else 25
     with torch.no_grad():
@@ -142,6 +144,10 @@ def measure(name: str, data: str | None, threads: int, logits: Path | None = Non
         "cpu_seconds": round(busy, 1),
         "load_before": round(load, 2),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "memory_mb": spec.memory_mb,
+        "anon_before_mb": memory.before >> 20,
+        "peak_anon_mb": memory.anonymous >> 20,
+        "peak_file_mb": memory.files >> 20,
         "cache_mb": round(report.cache["peak_bytes"] / 2**20),
         "threads": threads,
         "notes": report.notes,
