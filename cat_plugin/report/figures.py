@@ -39,7 +39,7 @@ def short(value: object, digits: int = 3) -> str:
         return DASH
     if number == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(number)))
+    exponent = int(f"{number:.{digits - 1}e}".partition("e")[2])  # of what is shown: 99.99 becomes 100
     if -4 <= exponent < 6:
         return _with_minus(f"{number:.{max(digits - 1 - exponent, 0)}f}")
     return _with_minus(f"{number:.{digits - 1}e}")
