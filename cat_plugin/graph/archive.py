@@ -34,7 +34,8 @@ _ENTRIES = re.compile(
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten\.(?!from_file)|(quantized|quantized_decomposed|prims|cat|torchao|onednn|torchvision)\.)\w+\.\w+"
     r"|torch\.ops\.higher_order\.(cond|while_loop|scan|map_impl|wrap_with_set_grad_enabled|wrap_with_autocast)"
-    r"|torch\.sym_[a-z]+|_operator\.[a-z]\w*|math\.[a-z]\w*"
+    r"|torch\.sym_[a-z]+|math\.[a-z]\w*"
+    r"|_operator\.(i?(add|sub|mul|truediv|floordiv|mod|pow|matmul|and_|or_|xor)|neg|pos|abs|not_|eq|ne|lt|le|gt|ge|getitem)"
 )
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 _WORD = re.compile(r"\w[\w. ]*")
