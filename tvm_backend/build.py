@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.pipeline import INTEGER_PASSES, library_passes
 from tvm_backend.report import CompileReport, KernelEntry
 from tvm_backend.runtime import FORMAT, VERSION
-from tvm_backend.target import is_cuda, required_features, resolve
+from tvm_backend.target import is_cuda, machine_of, required_features, resolve
 
 __all__ = ["compile"]
 
@@ -84,7 +83,8 @@ def compile(
             f"out={str(out)!r} must end in .so; the description is written to a .json beside it"
         )
     variants = resolve(target)
-    linker.find()
+    for item in variants.values():
+        linker.find(machine_of(item))
     total = len(variants) + 2
     step = progress or (lambda done, total, what: _log.info("%d/%d %s", done, total, what))
     step(0, total, "importing the graph")
@@ -179,7 +179,7 @@ def _build_library(mod: Any, target: Any, path: Path) -> list[KernelEntry]:
     except Exception as error:
         raise CompileError(f"TVM {tvm.__version__} could not build for {target}: {error}") from error
     pack = cuda_build.pack_imports(cuda_build.architecture(target)) if is_cuda(target) else None
-    linker.export(executable, path, pack)
+    linker.export(executable, path, pack, machine_of(target))
     return lower.calls("main")
 
 
@@ -211,7 +211,7 @@ def _describe(name: str, target: Any, built: Path, kernels: list[KernelEntry]) -
         "variant": name,
         "target": str(target.attrs.get("mcpu", "") or target.kind),
         "device": "cuda" if is_cuda(target) else "cpu",
-        "machine": compat.target_machine(target) or platform.machine(),
+        "machine": machine_of(target),
         "features": required_features(target),
         "amx": any("amx" in kernel.variant for kernel in kernels),
         "sha256": sha256_of(built),

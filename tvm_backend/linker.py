@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,45 +18,69 @@ __all__ = ["export", "find"]
 _COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
 
 
-def find() -> list[str]:
+def find(machine: str = "") -> list[str]:
     """The command that links.
+
+    Parameters
+    ----------
+    machine : str, optional
+        The machine that the library is for, as ``platform.machine()`` names it; this one by default.
 
     Returns
     -------
     list of str
-        ``$CXX`` when it is set, else the first compiler on the path, else the compiler of the ``ziglang`` package.
+        ``$CXX`` when it is set, else the first compiler on the path, else the compiler of the ``ziglang`` package.  For
+        another machine, its cross compiler under Debian's name, or ``ziglang``.
 
     Raises
     ------
     CompileError
         There is none.
     """
+    foreign = machine not in ("", platform.machine())
     chosen = os.environ.get("CXX", "").split()
-    if chosen and shutil.which(chosen[0]):
+    if chosen and shutil.which(chosen[0]) and (not foreign or machine in chosen[0]):
         return chosen
-    for name in _COMPILERS:
+    for name in (f"{machine}-linux-gnu-g++", f"{machine}-linux-gnu-gcc") if foreign else _COMPILERS:
         if (found := shutil.which(name)) is not None:
             return [found]
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "c++"]
+        return [
+            sys.executable,
+            "-m",
+            "ziglang",
+            "c++",
+            *(["-target", f"{machine}-linux-gnu"] if foreign else []),
+        ]
+    if foreign:
+        package = f"g++-{machine.replace('_', '-')}-linux-gnu"
+        raise CompileError(
+            f"no compiler was found to link a library for {machine} with; install one (Debian: apt-get install {package}), "
+            "or: pip install ziglang"
+        )
     raise CompileError(
         "no C++ compiler was found to link the library with; install one (Debian: apt-get install g++), "
         "or: pip install ziglang"
     )
 
 
-def _link(output: str, objects: list[str], *_ignored: Any, **__ignored: Any) -> None:
-    command = [*find(), "-shared", "-fPIC", "-o", output, *objects]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CompileError(f"linking failed: {' '.join(command)}\n{done.stderr.strip()}")
+class _Linker:
+    """What TVM calls to link objects."""
+
+    output_format = "so"
+    object_format = "o"
+
+    def __init__(self, machine: str) -> None:
+        self.command = [*find(machine), "-shared", "-fPIC"]
+
+    def __call__(self, output: str, objects: list[str], *_ignored: Any, **__ignored: Any) -> None:
+        command = [*self.command, "-o", output, *objects]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CompileError(f"linking failed: {' '.join(command)}\n{done.stderr.strip()}")
 
 
-_link.output_format = "so"  # type: ignore[attr-defined]
-_link.object_format = "o"  # type: ignore[attr-defined]
-
-
-def export(executable: Any, path: Path, pack_imports: Any = None) -> None:
+def export(executable: Any, path: Path, pack_imports: Any = None, machine: str = "") -> None:
     """Write a compiled executable as a shared library.
 
     Parameters
@@ -66,6 +91,8 @@ def export(executable: Any, path: Path, pack_imports: Any = None) -> None:
         The library to write.
     pack_imports : callable, optional
         For CUDA targets, from :func:`tvm_backend.cuda_build.pack_imports`: compiles the device code.
+    machine : str, optional
+        The machine that the library is for; this one by default.
     """
     options = {} if pack_imports is None else {"fpack_imports": pack_imports}
-    executable.export_library(str(path), fcompile=_link, **options)
+    executable.export_library(str(path), fcompile=_Linker(machine), **options)

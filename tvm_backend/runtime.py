@@ -16,6 +16,7 @@ import numpy as np
 
 from cat_plugin.errors import LibraryError
 from cat_plugin.files import checked, read_json
+from tvm_backend.processor import cpu_features, permit_amx
 
 __all__ = ["FORMAT", "VERSION", "Library", "load", "read_manifest"]
 
@@ -44,19 +45,6 @@ def _import_tvm() -> Any:
         if hide:
             del sys.modules["torch"]
     return tvm
-
-
-def cpu_features() -> frozenset[str] | None:
-    """What the processor can do, as ``/proc/cpuinfo`` names it; None where that cannot be found out."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return None
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -113,6 +101,8 @@ def _choose(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
     for variant in manifest["variants"]:
         built_for = variant.get("machine", machine)
         lacking = sorted(set(variant.get("features", ())) - available) if available is not None else []
+        if built_for == machine and not lacking and variant.get("amx") and not permit_amx():
+            lacking = ["AMX tiles, which the operating system refuses"]
         if built_for == machine and not lacking:
             return dict(variant)
         missing.append(
@@ -140,14 +130,6 @@ def _spelling(path: Path, variant: dict[str, Any]) -> str:
     if digest not in seen:
         seen.append(digest)
     return f"{path.absolute().parent}/{'./' * seen.index(digest)}{path.name}"
-
-
-def _permit_amx() -> None:
-    """Ask Linux, once for the process, for the tile registers' state (ARCH_REQ_XCOMP_PERM, XTILEDATA)."""
-    if ctypes.CDLL(None, use_errno=True).syscall(158, 0x1023, 18) != 0:
-        raise LibraryError(
-            "the operating system refuses the use of AMX tiles; compile with target='portable'"
-        )
 
 
 def _load_cuda_runtime(tvm: Any) -> None:
@@ -199,8 +181,6 @@ class Library:
         self._inputs: list[dict[str, Any]] = manifest["inputs"]
         self._batches = frozenset(manifest["batch_sizes"])
         self._local = threading.local()
-        if "amx_tile" in variant.get("features", ()) and variant.get("amx"):
-            _permit_amx()
         try:
             self._module = sys.modules["tvm_ffi"].load_module(_spelling(path, variant))
             self._machine()

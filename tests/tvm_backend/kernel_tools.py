@@ -24,6 +24,8 @@ def native_features() -> set[str]:
 TARGETS = {"portable": {"kind": "llvm", "mcpu": "x86-64"}}
 if "avx2" in native_features():
     TARGETS["avx2"] = {"kind": "llvm", "mcpu": "haswell"}
+if "avx_vnni" in native_features():
+    TARGETS["avx_vnni"] = {"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]}
 if "avx512_vnni" in native_features():
     TARGETS["avx512_vnni"] = {"kind": "llvm", "mcpu": "icelake-server"}
 
@@ -72,6 +74,16 @@ def check_kernel(
     reference: Any,
 ) -> None:
     """The same for a kernel that is there already."""
+    arguments, expected = expected_outputs(kernel, data, weight, rng, reference)
+    blank = [np.full_like(array, 77) for array in expected]
+    for found, wanted in zip(execute(kernel, target, arguments, blank), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def expected_outputs(
+    kernel: Kernel, data: NDArray[Any], weight: NDArray[Any], rng: np.random.Generator, reference: Any
+) -> tuple[list[NDArray[Any]], tuple[NDArray[Any], ...]]:
+    """Arguments of a convolution or linear kernel with random constants, and what it must write."""
     spec: Any = kernel.spec
     channels = weight.shape[0]
     # Scales that spread the sums over the quantized range, so that rounding and clamping both happen.
@@ -79,16 +91,12 @@ def check_kernel(
     scale = (rng.uniform(0.1, 2, channels) / spread).astype(np.float32)
     bias = rng.normal(size=channels).astype(np.float32)
     shape = reference(spec, data, weight, scale, bias, _zeros(spec, data, weight))[0].shape
+    arguments = [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias]
     residual = None
     if spec.epilogue.residual is not None:
         residual = random_tensor(spec.epilogue.residual, shape, rng)
-    expected = reference(spec, data, weight, scale, bias, residual)
-    arguments = [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias]
-    if residual is not None:
         arguments.append(residual)
-    blank = [np.full_like(array, 77) for array in expected]
-    for found, wanted in zip(execute(kernel, target, arguments, blank), expected, strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    return arguments, reference(spec, data, weight, scale, bias, residual)
 
 
 def _zeros(spec: Any, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:

@@ -12,7 +12,7 @@ from torch import nn  # noqa: E402
 
 import cat_plugin.graph.op  # noqa: E402, F401
 import tvm_backend  # noqa: E402
-from cat_plugin.errors import CATTypeError, CompileError  # noqa: E402
+from cat_plugin.errors import CATTypeError, CompileError, LibraryError  # noqa: E402
 from tests.tvm_backend import qdq_models as models  # noqa: E402
 
 Q = models.Quantize
@@ -143,7 +143,6 @@ def test_equals_torch(kind, dynamic, tmp_path):
 
 
 def test_fixed_batch_refuses_another(tmp_path):
-    from cat_plugin.errors import LibraryError
 
     x = torch.randn(4, 6, 33)
     program = models.exported(Sequence(), x, dynamic=False)
@@ -190,12 +189,15 @@ def test_a_portable_library_carries_variants(tmp_path, monkeypatch):
     model = models.QResNet(4, "pad", width=8)
     x = torch.randn(2, 3, 8, 8)
     report = tvm_backend.compile(models.exported(model, x), "portable", tmp_path / "m.so", cache=False)
-    assert [v["file"] for v in report.variants] == ["m.so", "m.avx2.so", "m.baseline.so"]
+    names = ["amx_int8", "avx512_vnni", "avx_vnni", "avx2", "baseline"]
+    assert [v["variant"] for v in report.variants] == names
+    assert [v["file"] for v in report.variants] == ["m.so", *(f"m.{name}.so" for name in names[1:])]
     features = runtime.cpu_features()
     if features is None or "avx2" not in features:
         pytest.skip("this processor has no AVX2")
     chosen = {}
-    for without in ((), ("avx512_vnni",), ("avx512_vnni", "avx2")):
+    for hidden in range(len(names)):
+        without = names[:hidden]
         monkeypatch.setattr(runtime, "cpu_features", lambda hidden=without: features - set(hidden))
         library = tvm_backend.load(report.path)
         chosen[library.variant["variant"]] = library(x)
@@ -203,6 +205,39 @@ def test_a_portable_library_carries_variants(tmp_path, monkeypatch):
     results = list(chosen.values())
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], atol=1e-6, rtol=0)
+
+
+def test_a_library_for_amx_needs_amx(tmp_path, monkeypatch):
+    from tvm_backend import runtime
+
+    model = models.QResNet(8, "pad", width=16)
+    program = models.exported(model, torch.randn(2, 3, 8, 8))
+    report = tvm_backend.compile(program, "sapphirerapids", tmp_path / "m.so", cache=False)
+    assert report.variants[0]["amx"]
+    assert {"amx_int8", "avx512_vnni"} <= {kernel.variant for kernel in report.kernels}
+    everything = frozenset(report.variants[0]["features"])
+    monkeypatch.setattr(runtime, "cpu_features", lambda: everything - {"amx_int8", "amx_tile"})
+    with pytest.raises(LibraryError, match=r"sapphirerapids needs amx_int8, amx_tile\."):
+        tvm_backend.load(report.path)
+    monkeypatch.setattr(runtime, "cpu_features", lambda: everything)
+    monkeypatch.setattr(runtime, "permit_amx", lambda: False)
+    with pytest.raises(LibraryError, match=r"AMX tiles, which the operating system refuses"):
+        tvm_backend.load(report.path)
+
+
+def test_native_leaves_out_what_is_withheld(monkeypatch):
+    from tvm_backend import target
+
+    spelled = target.FEATURES["x86_64"]
+    monkeypatch.setattr(target.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(target.codegen, "llvm_get_system_cpu", lambda: "sapphirerapids")
+    monkeypatch.setattr(target, "permit_amx", lambda: False)
+    monkeypatch.setattr(target, "cpu_features", lambda: frozenset(spelled.values()))
+    assert target.native() == {"kind": "llvm", "mcpu": "sapphirerapids", "mattr": ["-amx-tile", "-amx-int8"]}
+    monkeypatch.setattr(target, "permit_amx", lambda: True)
+    assert target.native() == {"kind": "llvm", "mcpu": "sapphirerapids"}
+    monkeypatch.setattr(target, "cpu_features", lambda: frozenset(spelled.values()) - {"avx512_vnni"})
+    assert target.native()["mattr"] == ["-avx512vnni"]
 
 
 def test_a_graph_of_torchao(tmp_path):

@@ -99,7 +99,7 @@ class _Emitter:
     def __init__(self, kernel: DepthwiseDot, chunk: int, operands: Operands) -> None:
         self.kernel, self.spec, self.isa = kernel, kernel.spec, kernel.isa
         self.operands, self.data, self.weight = operands, operands.data, operands.weight
-        self.dtype = "uint8" if kernel.flip else self.spec.input.dtype
+        self.dtype = kernel.stored.dtype
         self.pitch = (self.spec.padding[1] + self.spec.width + self.spec.padding[3]) * _CHANNELS
         self.span = (self.spec.kernel[0] - 1) * self.spec.dilation[0] + 1
         self.in_rows = (chunk - 1) * self.spec.stride[0] + self.span
@@ -125,7 +125,7 @@ class _Emitter:
     def copy(self, window: Any, image: Expr, first: Expr, in_rows: Expr) -> None:
         """Copy input rows, block by block, with their padding."""
         spec, blocks = self.spec, self.spec.out_channels // _CHANNELS
-        zero = ir.constant(spec.input.zero_point + (128 if self.kernel.flip else 0), self.dtype, _CHANNELS)
+        zero = ir.constant(self.kernel.stored_zero, self.dtype, _CHANNELS)
 
         def put(value: Expr, row: Expr, x: Expr, block: Expr) -> None:
             place = (block * self.in_rows + row) * self.pitch + x * _CHANNELS
@@ -145,8 +145,7 @@ class _Emitter:
                     with ir.loop(spec.width) as x, ir.loop(blocks) as block:
                         value = ir.load(self.data, [image, first + row, x, block * _CHANNELS], _CHANNELS)
                         if self.kernel.flip:
-                            unsigned = ir.reinterpret(ir.vector("uint8", _CHANNELS), value)
-                            value = unsigned ^ ir.constant(128, "uint8", _CHANNELS)
+                            value = ir.flip_sign(value, spec.input.dtype, _CHANNELS)
                         put(value, row, left + x, block)
                     blank(row, left + spec.width, right)
                 with outside:

@@ -29,6 +29,7 @@ __all__ = [
     "choose",
     "constant",
     "fence",
+    "flip_sign",
     "fma",
     "hold",
     "larger",
@@ -209,6 +210,12 @@ def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:
 def reinterpret(dtype: str, value: Expr) -> Expr:
     """The same bits as another type of the same size."""
     return T.reinterpret(dtype, value)
+
+
+def flip_sign(value: Expr, dtype: str, lanes: int = 1) -> Expr:
+    """int8 as uint8 offset by 128, or uint8 as int8 offset by -128: the highest bit turned."""
+    turned = reinterpret(vector("uint8", lanes), value) ^ constant(128, "uint8", lanes)
+    return turned if dtype == "int8" else reinterpret(vector("int8", lanes), turned)
 
 
 def call(dtype: str, name: str, *arguments: Expr) -> Expr:

@@ -15,7 +15,17 @@ from tvm.target import Target, codegen
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.ir import Expr
 
-__all__ = ["Amx", "Avx2", "Avx512Vnni", "InstructionSet", "Portable", "select"]
+__all__ = [
+    "Amx",
+    "Avx2",
+    "Avx2Bytes",
+    "Avx512Vnni",
+    "AvxVnni",
+    "InstructionSet",
+    "NeonDot",
+    "Portable",
+    "select",
+]
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,10 @@ class InstructionSet:
         Output channels in one vector of int32 sums.
     group : int
         Consecutive activations multiplied at once.
-    unsigned : bool
-        Whether activations must be uint8; signed ones are then offset by 128.
+    takes : {"uint8", "int8", ""}
+        The type that activations must have, if any; others are offset by 128, which turns their highest bit.
+    operand : str
+        Type of the activations as the instruction takes them.
     tiles : tuple of (int, int)
         Register tiles, each as (vectors, most pixels), best first.
     """
@@ -39,7 +51,8 @@ class InstructionSet:
     name: str
     lanes: int
     group: int
-    unsigned: bool
+    takes: str
+    operand: str
     tiles: tuple[tuple[int, int], ...]
 
     @property
@@ -52,8 +65,12 @@ class InstructionSet:
         """The set of the kernels that work on vectors only."""
         return self
 
+    def for_values(self, activation: int, weight: int) -> InstructionSet:
+        """The set for activations (as :attr:`takes` says) and weights up to these magnitudes."""
+        return self
+
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
-        """`group` activations, in every lane; `flip` turns int8 into uint8 offset by 128."""
+        """`group` activations, in every lane; `flip` offsets them by 128."""
         raise NotImplementedError
 
     def weights(self, buffer: Any, indices: Sequence[Expr]) -> Expr:
@@ -89,7 +106,8 @@ class Portable(InstructionSet):
     name: str = "portable"
     lanes: int = 8
     group: int = 1
-    unsigned: bool = False
+    takes: str = ""
+    operand: str = "int16"
     tiles: tuple[tuple[int, int], ...] = ((2, 2), (1, 4))
 
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
@@ -101,30 +119,25 @@ class Portable(InstructionSet):
         return sums + ir.cast(product, "int32", self.lanes)
 
 
+def _four(buffer: Any, indices: Sequence[Expr], flip: bool, dtype: str, lanes: int) -> Expr:
+    """Four consecutive bytes in each of `lanes` lanes."""
+    word = ir.reinterpret("int32", ir.load(buffer, indices, 4))
+    if flip:
+        word = word ^ ir.constant(-0x7F7F7F80, "int32")
+    return ir.reinterpret(f"{dtype}x{4 * lanes}", ir.broadcast(word, lanes))
+
+
 @dataclass(frozen=True)
-class Avx512Vnni(InstructionSet):
-    """``vpdpbusd`` on 512-bit registers: 64 products of uint8 and int8 an instruction."""
-
-    name: str = "avx512_vnni"
-    lanes: int = 16
-    group: int = 4
-    unsigned: bool = True
-    tiles: tuple[tuple[int, int], ...] = ((4, 6), (3, 7), (2, 10), (1, 28))
-
-    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
-        word = ir.reinterpret("int32", ir.load(buffer, indices, 4))
-        if flip:
-            word = word ^ ir.constant(-0x7F7F7F80, "int32")
-        return ir.reinterpret("uint8x64", ir.broadcast(word, 16))
-
-    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
-        return ir.call("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums, activations, weights)
+class _X86(InstructionSet):
+    """What the x86 sets share: rounding, and narrowing with saturation, on 256 or 512 bits."""
 
     @property
     def narrows(self) -> bool:
         return True
 
     def round_to_int(self, value: Expr) -> Expr:
+        if self.lanes == 8:
+            return ir.call("int32x8", "llvm.x86.avx.cvt.ps2dq.256", value)
         zero, everywhere, current = (
             ir.constant(0, "int32", 16),
             ir.constant(-1, "int16"),
@@ -133,18 +146,36 @@ class Avx512Vnni(InstructionSet):
         return ir.call("int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", value, zero, everywhere, current)
 
     def narrow(self, values: Sequence[Expr], dtype: str, in_order: bool = True) -> Expr:
+        sign = "ss" if dtype == "int8" else "us"
+        name = f"llvm.x86.avx2.pack{sign}" if self.lanes == 8 else f"llvm.x86.avx512.pack{sign}"
+        end = "" if self.lanes == 8 else ".512"
+        lanes = self.lanes
         padded = [*values, *[values[-1]] * (4 - len(values))]
-        halves = [
-            ir.call("int16x32", f"llvm.x86.avx512.pack{'ss' if dtype == 'int8' else 'us'}dw.512", *pair)
-            for pair in (padded[:2], padded[2:])
-        ]
-        name = f"llvm.x86.avx512.pack{'ss' if dtype == 'int8' else 'us'}wb.512"
-        packed = ir.call(f"{dtype}x64", name, *halves)
+        halves = [ir.call(f"int16x{2 * lanes}", f"{name}dw{end}", *pair) for pair in (padded[:2], padded[2:])]
+        packed = ir.call(f"{dtype}x{4 * lanes}", f"{name}wb{end}", *halves)
         if not in_order:
             return packed
-        words = ir.hold(ir.reinterpret("int32x16", packed), "int32", 16)
-        order = [lane * 4 + vector for vector in range(4) for lane in range(4)]
-        return ir.reinterpret(f"{dtype}x64", ir.shuffle([words], order))
+        words = ir.hold(ir.reinterpret(f"int32x{lanes}", packed), "int32", lanes)
+        order = [lane * 4 + vector for vector in range(4) for lane in range(lanes // 4)]
+        return ir.reinterpret(f"{dtype}x{4 * lanes}", ir.shuffle([words], order))
+
+
+@dataclass(frozen=True)
+class Avx512Vnni(_X86):
+    """``vpdpbusd`` on 512-bit registers: 64 products of uint8 and int8 an instruction."""
+
+    name: str = "avx512_vnni"
+    lanes: int = 16
+    group: int = 4
+    takes: str = "uint8"
+    operand: str = "uint8"
+    tiles: tuple[tuple[int, int], ...] = ((4, 6), (3, 7), (2, 10), (1, 28))
+
+    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
+        return _four(buffer, indices, flip, "uint8", 16)
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        return ir.call("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums, activations, weights)
 
 
 @dataclass(frozen=True)
@@ -159,17 +190,40 @@ class Amx(Avx512Vnni):
 
 
 @dataclass(frozen=True)
-class Avx2(InstructionSet):
+class AvxVnni(_X86):
+    """``vpdpbusd`` on 256-bit registers, of which there are sixteen."""
+
+    name: str = "avx_vnni"
+    lanes: int = 8
+    group: int = 4
+    takes: str = "uint8"
+    operand: str = "uint8"
+    tiles: tuple[tuple[int, int], ...] = ((3, 4), (2, 6), (1, 12))
+
+    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
+        return _four(buffer, indices, flip, "uint8", 8)
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        return ir.call("int32x8", "llvm.x86.avx512.vpdpbusd.256", sums, activations, weights)
+
+
+@dataclass(frozen=True)
+class Avx2(_X86):
     """``vpmaddwd`` on 256-bit registers.
 
-    ``vpmaddubsw`` would do twice the products, but saturates at 16 bits; widening to 16 bits first is exact.
+    ``vpmaddubsw`` would do twice the products, but saturates at 16 bits; widening to 16 bits first is exact.  Where the
+    values are small enough, :class:`Avx2Bytes` uses it.
     """
 
     name: str = "avx2"
     lanes: int = 8
     group: int = 2
-    unsigned: bool = False
+    takes: str = ""
+    operand: str = "int16"
     tiles: tuple[tuple[int, int], ...] = ((2, 5), (1, 10))
+
+    def for_values(self, activation: int, weight: int) -> InstructionSet:
+        return Avx2Bytes() if 2 * activation * weight < 1 << 15 else self
 
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
         assert not flip
@@ -179,6 +233,43 @@ class Avx2(InstructionSet):
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         wide = ir.cast(weights, "int16", 16)
         return sums + ir.call("int32x8", "llvm.x86.avx2.pmadd.wd", activations, wide)
+
+
+@dataclass(frozen=True)
+class Avx2Bytes(_X86):
+    """``vpmaddubsw``, for values of which two products fit into 16 bits: 4-bit weights, or 7-bit activations."""
+
+    name: str = "avx2_bytes"
+    lanes: int = 8
+    group: int = 4
+    takes: str = "uint8"
+    operand: str = "uint8"
+    tiles: tuple[tuple[int, int], ...] = ((3, 3), (2, 5), (1, 10))
+
+    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
+        return _four(buffer, indices, flip, "uint8", 8)
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        pairs = ir.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", activations, weights)
+        return sums + ir.call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ir.constant(1, "int16", 16))
+
+
+@dataclass(frozen=True)
+class NeonDot(InstructionSet):
+    """``sdot`` of Arm's dot-product extension: 16 products of int8 an instruction, in 32 registers of 128 bits."""
+
+    name: str = "neon_dot"
+    lanes: int = 4
+    group: int = 4
+    takes: str = "int8"
+    operand: str = "int8"
+    tiles: tuple[tuple[int, int], ...] = ((4, 6), (2, 10), (1, 20))
+
+    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
+        return _four(buffer, indices, flip, "int8", 4)
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        return ir.call("int32x4", "llvm.aarch64.neon.sdot", sums, activations, weights)
 
 
 def _has(target: Target, *features: str) -> bool:
@@ -192,6 +283,10 @@ def select(target: Target) -> InstructionSet:
         return Portable()
     if _has(target, "avx512vnni", "avx512bw", "avx512vl"):
         return Amx() if _has(target, "amx-tile", "amx-int8") else Avx512Vnni()
+    if _has(target, "avxvnni"):
+        return AvxVnni()
     if _has(target, "avx2"):
         return Avx2()
+    if _has(target, "dotprod"):
+        return NeonDot()
     return Portable()

@@ -125,15 +125,15 @@ class LinearEmitter:
         return self.layout.steps * self.isa.group
 
     def copied(self, flip: bool) -> Any:
-        """A copy of the rows with zeros behind each; `flip` turns int8 into uint8 offset by 128."""
+        """A copy of the rows with zeros behind each; `flip` offsets them by 128."""
         spec = self.spec
-        dtype = "uint8" if flip else spec.input.dtype
+        dtype = spec.input.flipped.dtype if flip else spec.input.dtype
         copy = ir.allocate((self.batch, self.pitch), dtype)
         with ir.loop(self.batch) as row:
             with ir.loop(spec.in_features) as i:
                 value = ir.load(self.data, [row, i])
                 if flip:
-                    value = ir.reinterpret("uint8", value) ^ ir.constant(128, "uint8")
+                    value = ir.flip_sign(value, spec.input.dtype)
                 ir.store(copy, value, [row, i])
             with ir.loop(self.pitch - spec.in_features) as i:
                 ir.store(copy, ir.constant(0, dtype), [row, spec.in_features + i])

@@ -139,6 +139,13 @@ def _moved(spec: KernelSpec, weight_bytes: int) -> int:
     return total
 
 
+def _for_values(spec: ConvSpec | LinearSpec, isa: InstructionSet) -> InstructionSet:
+    """The instruction set for the values that a layer multiplies."""
+    stored = spec.input if spec.input.dtype == "uint8" else spec.input.flipped
+    bits = packing.storage_bits(spec.weight_bits)
+    return isa.for_values(max(stored.qmax, stored.zero_point), (1 << bits) - 1 if bits < 8 else 128)
+
+
 def _generator(spec: KernelSpec, isa: InstructionSet) -> tuple[str, Any]:
     """The kernel's name and the generator for a specification."""
     tiles, isa = (isa if isinstance(isa, Amx) else None), isa.vector
@@ -151,12 +158,12 @@ def _generator(spec: KernelSpec, isa: InstructionSet) -> tuple[str, Any]:
             name = f"conv2d_{spec.kernel[0]}x{spec.kernel[1]}_{spec.in_channels}_{spec.out_channels}"
             if tiles and AmxConv.takes(spec, tiles):
                 return name, AmxConv(spec, tiles)
-            return name, DirectConv(spec, isa)
+            return name, DirectConv(spec, _for_values(spec, isa))
         case LinearSpec():
             name = f"linear_{spec.in_features}_{spec.out_features}"
             if tiles and AmxLinear.takes(spec, tiles):
                 return name, AmxLinear(spec, tiles)
-            return name, Linear(spec, isa)
+            return name, Linear(spec, _for_values(spec, isa))
         case PoolSpec():
             return f"{spec.kind}_pool_{spec.kernel[0]}x{spec.kernel[1]}_{spec.channels}", Pool(spec, isa)
         case ElementwiseSpec():

@@ -93,6 +93,18 @@ class QParams:
         return self.dtype == "int8"
 
     @property
+    def flipped(self) -> QParams:
+        """The same values stored with the other sign: integers offset by 128, their highest bit turned."""
+        shift = 128 if self.signed else -128
+        return QParams(
+            self.scale,
+            self.zero_point + shift,
+            self.qmin + shift,
+            self.qmax + shift,
+            "uint8" if self.signed else "int8",
+        )
+
+    @property
     def inverse(self) -> float:
         """``1 / scale`` rounded to float32, the factor that torch quantizes with."""
         return float(np.float32(1.0 / self.scale))

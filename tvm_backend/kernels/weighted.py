@@ -11,7 +11,7 @@ from tvm_backend.kernels.epilogue import chunks, finish, finish_row, output_argu
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.packing import WeightLayout
-from tvm_backend.kernels.spec import ConvSpec, LinearSpec
+from tvm_backend.kernels.spec import ConvSpec, LinearSpec, QParams
 
 __all__ = ["Operands", "Weighted", "store_row"]
 
@@ -69,13 +69,19 @@ class Weighted:
 
     @property
     def flip(self) -> bool:
-        """Whether the data are int8 where the instruction set multiplies uint8."""
-        return bool(self.spec.input.signed and self.isa.unsigned)
+        """Whether the data have the other sign than what the instruction set multiplies."""
+        return self.isa.takes not in ("", self.spec.input.dtype)
+
+    @property
+    def stored(self) -> QParams:
+        """The activations as the instructions see them."""
+        input_: QParams = self.spec.input
+        return input_.flipped if self.flip else input_
 
     @property
     def stored_zero(self) -> int:
         """The zero point of the activations as the instructions see them."""
-        return int(self.spec.input.zero_point) + (128 if self.flip else 0)
+        return self.stored.zero_point
 
     @property
     def weight_length(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.ir import Expr
-from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.spec import ConvSpec, QParams
 
 __all__ = ["Window"]
 
@@ -26,7 +26,7 @@ class Window:
     rows : int
         Output rows.
     flip : bool
-        Whether int8 values are stored as uint8, offset by 128.
+        Whether values are stored with the other sign, offset by 128.
     """
 
     spec: ConvSpec
@@ -48,7 +48,12 @@ class Window:
     @property
     def dtype(self) -> str:
         """Element type."""
-        return "uint8" if self.flip else self.spec.input.dtype
+        return self.stored.dtype
+
+    @property
+    def stored(self) -> QParams:
+        """The values as they are stored."""
+        return self.spec.input.flipped if self.flip else self.spec.input
 
     def allocate(self) -> Any:
         """Emit the allocation."""
@@ -72,7 +77,7 @@ class Window:
         """
         spec = self.spec
         channels, width = spec.in_channels, spec.width
-        zero = spec.input.zero_point + (128 if self.flip else 0)
+        zero = self.stored.zero_point
         left, right = spec.padding[1] * channels, spec.padding[3] * channels
 
         def blank(start: Expr, count: int) -> None:
@@ -90,7 +95,7 @@ class Window:
                     with ir.loop(width * channels) as i:
                         value = ir.load(data, [image, first_row + row, 0, i])
                         if self.flip:
-                            value = ir.reinterpret("uint8", value) ^ ir.constant(128, "uint8")
+                            value = ir.flip_sign(value, self.spec.input.dtype)
                         ir.store(buffer, value, [start + left + i])
                     blank(start + left + width * channels, right)
                 with outside:
