@@ -83,6 +83,11 @@ class _Writer:
             return self.emit("Gemm", [self.value(x) for x in a[:3]], transB=1)
         if name == "aten.relu.default":
             return self.emit("Relu", [self.value(a[0])])
+        if name == "aten.relu6.default":
+            limits = [self.constant(np.float32(limit)) for limit in (0, 6)]
+            return self.emit("Clip", [self.value(a[0]), *limits])
+        if name == "aten.silu.default":
+            return self.emit("Mul", [self.value(a[0]), self.emit("Sigmoid", [self.value(a[0])])])
         if name == "aten.add.Tensor":
             return self.emit("Add", [self.value(a[0]), self.value(a[1])])
         if name == "aten.slice.Tensor":

@@ -9,7 +9,7 @@ from torch import nn
 from cat_plugin.errors import CATTypeError, ExportError
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
-from tests.ptq.models import GroupedNet, SmallResNet, randomise, small_inputs
+from tests.ptq.models import GroupedNet, SmallResNet, Uneven, randomise, small_inputs
 
 
 def _quantized(make, shape, **options):
@@ -67,13 +67,14 @@ def test_what_cannot_be_exported_is_named():
         export_program(model, small_inputs(0, 3))
 
 
+@pytest.mark.parametrize(("make", "shape"), [(SmallResNet, (64, 3, 12, 12)), (Uneven, (64, 3, 6, 6))])
 @pytest.mark.parametrize("bits", [8, 4])
-def test_onnx_runtime_agrees(tmp_path, bits):
+def test_onnx_runtime_agrees(tmp_path, make, shape, bits):
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("onnx")
     from tests.graph.qdq_to_onnx import to_onnx
 
-    module, x = _quantized(SmallResNet, (64, 3, 12, 12), w_bits=bits, a_bits=bits)
+    module, x = _quantized(make, shape, w_bits=bits, a_bits=bits)
     path = tmp_path / "model.onnx"
     onnx.save(to_onnx(export_program(module, x)), path)
     options = onnxruntime.SessionOptions()

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Block", "Gelu1d", "GroupedNet", "SmallResNet", "randomise", "small_inputs"]
+__all__ = ["Attention", "Block", "Gelu1d", "GroupedNet", "SmallResNet", "Uneven", "randomise", "small_inputs"]
 
 
 class Block(nn.Module):
@@ -71,6 +71,21 @@ class Gelu1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(F.gelu(self.b(F.gelu(self.a(x)))).mean(-1))
+
+
+class Uneven(nn.Module):
+    """Channels of very different ranges before a depthwise and before a dense convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+        self.c, self.d, self.fc = nn.Conv2d(6, 5, 1), nn.Conv2d(5, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu6(self.b(self.pad(F.relu6(self.a(x)))))
+        y = F.relu(self.c(y))
+        return self.fc(F.silu(self.d(y)).mean((2, 3)))
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -17,7 +17,7 @@ from cat_plugin.ptq.ops import WEIGHTED, is_call
 from cat_plugin.ptq.soft_unit import run_float
 from cat_plugin.ptq.trace import trace
 from cat_plugin.ptq.units import find_units
-from tests.ptq.models import Attention, Gelu1d, GroupedNet, SmallResNet, randomise, small_inputs
+from tests.ptq.models import Attention, Gelu1d, GroupedNet, SmallResNet, Uneven, randomise, small_inputs
 
 MODELS = [
     (SmallResNet, (4, 3, 12, 12)),
@@ -69,21 +69,6 @@ def test_in_place_operations_are_seen_by_later_readers():
     model, x = randomise(InPlace()), small_inputs(6, 4)
     with torch.no_grad():
         torch.testing.assert_close(trace(model, x)(x), model(x))
-
-
-class Uneven(nn.Module):
-    """Channels of very different ranges before a depthwise and before a dense convolution."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6, stride=2)
-        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
-        self.c, self.d, self.fc = nn.Conv2d(6, 5, 1), nn.Conv2d(5, 5, 1), nn.Linear(5, 2)
-
-    def forward(self, x):
-        y = F.relu6(self.b(self.pad(F.relu6(self.a(x)))))
-        y = F.relu(self.c(y))
-        return self.fc(F.silu(self.d(y)).mean((2, 3)))
 
 
 def _uneven():
@@ -145,6 +130,18 @@ def test_a_quantized_model_with_equalization_keeps_relu6_and_the_function():
     with torch.no_grad():
         y, z = model(x), module(x)
     assert float((y - z).square().mean() / y.square().mean()) < 1e-3
+
+
+def test_dead_channels_do_equalization_no_harm():
+    model, x = randomise(Uneven()), small_inputs(16, 3, 6, 6)
+    model.a.weight.data[2], model.a.bias.data[2] = 0, -1.0  # nothing comes through ReLU6
+    model.b.weight.data[4], model.b.bias.data[4] = 0, 0
+    model.c.weight.data[:], model.c.bias.data[:] = 0, 0.5  # a constant tensor
+    module, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", batch_size=8), x)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), model(x), rtol=0.02, atol=0.02)
+    low, _ = quantize(model, QuantSpec(w_bits=2, a_bits=2, preset="fast", batch_size=8), x)
+    assert torch.isfinite(low(x)).all()
 
 
 def test_equalization_is_for_depthwise_models_unless_asked_for():

@@ -159,6 +159,9 @@ def test_a_dead_layer_and_a_constant_activation_do_no_harm():
     module, _ = quantize(model, _spec(w_bits=8, a_bits=8), x)
     assert torch.isfinite(module(x)).all()
     assert float((module(x) - model(x)).abs().max()) < 0.2
+    steps = {"unit_steps": 3, "model_steps": 2, "refinement_steps": 2}
+    trained, _ = quantize(model, _spec(w_bits=2, a_bits=2, **{"preset": "best", **steps}), x)
+    assert torch.isfinite(trained(x)).all()
 
 
 @pytest.mark.parametrize("name", ["w_bits", "a_bits", "residual_bits", "first_bits"])
