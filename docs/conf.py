@@ -51,10 +51,10 @@ numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
 NAVIGATION = {
-    "Start": ["quickstart"],
-    "Use": ["hosts", "ptq", "estimator", "bundle", "deploy", "security"],
+    "Start": ["quickstart", "examples/digits", "examples/cifar_resnet20", "examples/text_encoder"],
+    "Use": ["hosts", "choosing", "ptq", "estimator", "bundle", "deploy", "security", "troubleshooting"],
     "Understand": ["method"],
-    "Extend": ["contributing"],
+    "Extend": ["extending/kernel", "extending/reconstruction", "extending/host", "contributing"],
     "Look up": [
         "api/cat_plugin",
         "api/cluster_affine",

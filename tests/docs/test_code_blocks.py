@@ -47,6 +47,13 @@ def write_file(block: Block) -> None:
     Path(name[1]).write_text(block.body)
 
 
+def check_example(module: str, arguments: list[str]) -> None:
+    """An example takes minutes and data: that it runs is tested elsewhere, here that it has these options."""
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text("utf-8")
+    for option in (word for word in arguments if word.startswith("--")):
+        assert f'"{option}"' in source, f"{module} has no option {option}"
+
+
 def run_commands(block: Block) -> None:
     from cat_plugin.cli import main
 
@@ -60,6 +67,8 @@ def run_commands(block: Block) -> None:
                 config = configparser.ConfigParser()
                 config.read(ROOT / "tox.ini")
                 assert f"testenv:{words[words.index('-e') + 1]}" in config, command
+            elif words[:2] == ["python", "-m"] and words[2].startswith("examples."):
+                check_example(words[2], words[3:])
             else:
                 assert words[:4] == ["python", "-m", "pip", "install"], (
                     f"line {block.line}: cannot check {command!r}"
