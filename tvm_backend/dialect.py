@@ -193,16 +193,12 @@ def output_kinds(spec: KernelSpec) -> tuple[TensorKind, ...]:
 
 def output_shape(spec: KernelSpec) -> tuple[int, ...]:
     """The shape of a kernel's outputs without the batch dimension."""
-    if isinstance(spec, ConvSpec):
-        return (spec.out_height, spec.out_width, spec.out_channels)
+    if isinstance(spec, ConvSpec | LinearSpec | SubsampleSpec):
+        return spec.out_shape
     if isinstance(spec, PoolSpec):
         return (spec.out_height, spec.out_width, spec.channels)
-    if isinstance(spec, LinearSpec):
-        return (spec.out_features,)
     if isinstance(spec, ConcatSpec):
         return (*spec.shape, sum(spec.channels))
-    if isinstance(spec, SubsampleSpec):
-        return spec.out_shape
     if isinstance(spec, QuantizeSpec) and spec.to_channels_last:
         return (*spec.shape[1:], spec.shape[0])
     if isinstance(spec, DequantizeSpec) and spec.to_channels_first:

@@ -112,11 +112,8 @@ def _size(kind: Any) -> int:
 def _moved(spec: KernelSpec, weight_bytes: int) -> int:
     """Bytes of inputs and outputs for one sample, and of the weight."""
     match spec:
-        case ConvSpec():
-            out = spec.out_height * spec.out_width * spec.out_channels
-            into = spec.height * spec.width * spec.in_channels
-        case LinearSpec():
-            out, into = spec.out_features, spec.in_features
+        case ConvSpec() | LinearSpec():
+            out, into = math.prod(spec.out_shape), math.prod(spec.in_shape)
         case PoolSpec():
             out = spec.out_height * spec.out_width * spec.channels
             into = spec.height * spec.width * spec.channels
