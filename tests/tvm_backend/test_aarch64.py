@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import struct
@@ -126,3 +127,38 @@ def test_inner_loop_is_dot_products(given):
     for loop in inner:
         assert not any("[sp" in line for line in loop)
         assert sum(line.startswith("sdot") for line in loop) * 2 >= sum("v" in line for line in loop) - 4
+
+
+def test_a_whole_network_is_linked(tmp_path):
+    """Only the kernels can be run here: there is no TVM runtime for Arm to load the library with."""
+    torch = pytest.importorskip("torch")
+    if shutil.which("aarch64-linux-gnu-g++") is None:
+        pytest.skip("needs aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
+    import cat_plugin.graph.op  # noqa: F401
+    import tvm_backend
+    from cat_plugin.errors import LibraryError
+    from tests.tvm_backend import qdq_models as models
+
+    program = models.exported(models.QResNet(4, "pad", width=8), torch.randn(2, 3, 8, 8))
+    report = tvm_backend.compile(program, "portable-aarch64", tmp_path / "m.so", cache=False)
+    assert [variant["variant"] for variant in report.variants] == ["dotprod", "baseline"]
+    assert {variant["machine"] for variant in report.variants} == {"aarch64"}
+    assert report.variants[0]["features"] == ["asimddp"]
+    assert report.variants[1]["features"] == []
+    header = report.path.read_bytes()[:20]
+    assert header[:4] == b"\x7fELF"
+    assert struct.unpack("<H", header[18:20]) == (183,)
+    if platform.machine() != "aarch64":
+        with pytest.raises(LibraryError, match="built for aarch64"):
+            tvm_backend.load(report.path)
+
+
+def test_without_a_cross_compiler(monkeypatch, tmp_path):
+    from cat_plugin.errors import CompileError
+    from tvm_backend import linker
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    other = "aarch64" if platform.machine() != "aarch64" else "x86_64"
+    with pytest.raises(CompileError, match=f"apt-get install g.*{other.replace('_', '-')}-linux-gnu"):
+        linker.find(other)
