@@ -23,9 +23,11 @@ import tvm
 from benchmarks.layer_shapes import NETWORKS, Layer
 from benchmarks.machine import machine
 from tvm_backend.kernels import ir
-from tvm_backend.kernels.isa import InstructionSet, select
+from tvm_backend.kernels.isa import Amx, InstructionSet, select
 from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
+from tvm_backend.kernels.tiles import TileProduct
+from tvm_backend.processor import permit_amx
 from tvm_backend.target import resolve
 
 __all__ = ["main"]
@@ -42,12 +44,15 @@ def best_time(function: Any, arguments: list[Any], repeat: int) -> float:
 
 
 def measured_peak(isa: InstructionSet, target: Any) -> float:
-    """Operations a second of one core when sixteen independent sums take dot products from registers."""
-    rounds, sums = 20_000, 16
+    """Operations a second of one core when independent sums take dot products from registers."""
+    if isinstance(isa, Amx):
+        return _measured_tiles(target)
+    # Registers for the sums, the two factors and whatever a product needs on its way.
+    rounds, sums = 20_000, 16 if isa.lanes != 8 else 12
     with ir.Function("kernel") as function:
         data, weight, output = function.buffers(
             [
-                ("data", (isa.unit,), "uint8"),
+                ("data", (isa.unit,), isa.takes or "uint8"),
                 ("weight", (isa.unit,), "int8"),
                 ("output", (sums * isa.lanes,), "int32"),
             ]
@@ -55,20 +60,51 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
         held = ir.Registers(sums, "int32", isa.lanes)
         for i in range(sums):
             held[i] = ir.constant(i, "int32", isa.lanes)
-        x = ir.hold(isa.activations(data, [0], False), "uint8" if isa.unsigned else "int16", isa.unit)
+        x = ir.Registers(1, isa.operand, isa.unit)
+        x[0] = isa.activations(data, [0], False)
         w = ir.hold(isa.weights(weight, [0]), "int8", isa.unit)
         with ir.loop(rounds):
+            # Another factor each time: the same product would be computed once.
+            x[0] = x[0] + ir.constant(1, isa.operand, isa.unit)
             for i in range(sums):
-                held[i] = isa.dot(held[i], x, w)
+                held[i] = isa.dot(held[i], x[0], w)
         for i in range(sums):
             ir.store(output, held[i], [i * isa.lanes], isa.lanes)
     built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)
     arguments = [
-        tvm.runtime.tensor(np.ones(isa.unit, np.uint8)),
+        tvm.runtime.tensor(np.ones(isa.unit, isa.takes or "uint8")),
         tvm.runtime.tensor(np.ones(isa.unit, np.int8)),
         tvm.runtime.tensor(np.zeros(sums * isa.lanes, np.int32)),
     ]
     return 2.0 * rounds * sums * isa.unit / best_time(built, arguments, 3)
+
+
+def _measured_tiles(target: Any) -> float:
+    """The same for AMX: the four products of a step, with their operands loaded from the nearest cache."""
+    if not permit_amx():
+        raise SystemExit("this processor or its operating system has no AMX")
+    rounds, product = 5_000, TileProduct(16, 64, 2, signed=False)
+    (pair,) = product.pairs()
+    with ir.Function("kernel") as function:
+        data, weight, output = function.buffers(
+            [
+                ("data", (2048,), "uint8"),
+                ("weight", (2048,), "int8"),
+                ("output", (product.staged,), "int32"),
+            ]
+        )
+        with product.configured():
+            product.clear(pair)
+            with ir.loop(rounds):
+                product.step(pair, [(data, [0]), (data, [1024])], 64, weight, 0)
+            product.store(pair, output)
+    built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)
+    arguments = [
+        tvm.runtime.tensor(np.ones(2048, np.uint8)),
+        tvm.runtime.tensor(np.ones(2048, np.int8)),
+        tvm.runtime.tensor(np.zeros(product.staged, np.int32)),
+    ]
+    return 2.0 * rounds * 4 * 16 * 16 * 64 / best_time(built, arguments, 3)
 
 
 def measured_bandwidth() -> float:

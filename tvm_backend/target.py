@@ -82,8 +82,8 @@ def resolve(target: Any) -> dict[str, Target]:
     Parameters
     ----------
     target : str or dict or tvm.target.Target
-        ``"native"``; ``"portable"`` for machines like this one; ``"portable-x86_64"`` or ``"portable-aarch64"`` for others;
-        a processor's LLVM name such as ``"icelake-server"``; or what TVM takes.
+        ``"native"``; ``"portable"`` for machines like this one, or one of its variants such as ``"avx2"``;
+        ``"portable-x86_64"`` or ``"portable-aarch64"`` for others; a processor's LLVM name such as ``"icelake-server"``; or what TVM takes.
 
     Returns
     -------
@@ -103,6 +103,8 @@ def resolve(target: Any) -> dict[str, Target]:
         return {"": _build(native())}
     if target == "portable":
         return {name: _build(description) for name, description in PORTABLE.items()}
+    if isinstance(target, str) and target in PORTABLE:
+        return {"": _build(PORTABLE[target])}
     if isinstance(target, str) and (machine := target.removeprefix("portable-")) in _PORTABLE:
         return {name: _build(description) for name, description in _PORTABLE[machine].items()}
     if isinstance(target, str) and target in {

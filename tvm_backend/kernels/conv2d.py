@@ -198,6 +198,10 @@ class DirectConv(Weighted):
         into = math.prod(spec.in_shape) * spec.batch if spec.batch is not None else _WEIGHT_BYTES
         return count > 1 and count * layout.block_bytes > min(_WEIGHT_BYTES, into)
 
+    def window(self, rows: int) -> Window:
+        """The copy of the input of some output rows."""
+        return Window(self.spec, rows, self.flip, wide=self.isa.operand == "int16")
+
     def tasks(self, batch: Expr) -> Tasks:
         """Output rows put together to tasks; for a pointwise convolution, tiles."""
         spec, (rows, width), layout = self.spec, self.out_grid, self.layout
@@ -205,8 +209,7 @@ class DirectConv(Weighted):
         if self.pointwise:
             units = -(-width // self.tile[1])
         else:
-            pitch = Window(spec, 1, self.flip).pitch
-            fitting = (self.window_bytes // pitch - spec.kernel[0]) // spec.stride[0]
+            fitting = (self.window_bytes // self.window(1).pitch - spec.kernel[0]) // spec.stride[0]
         macs = spec.macs
         if self.by_blocks:
             # A task is a block's share; where it unpacks the block's weights first, of a whole image.
@@ -225,7 +228,7 @@ class ConvEmitter:
         self.conv, self.spec, self.isa, self.layout = conv, conv.spec, conv.isa, conv.layout
         self.batch, self.operands = batch, operands
         self.data, self.weight = operands.data, operands.weight
-        self.window = Window(self.spec, conv.tasks(batch).chunk, conv.flip)
+        self.window = conv.window(conv.tasks(batch).chunk)
         self.rows, self.width = conv.out_grid
         self.vectors, self.pixels = conv.vectors, conv.tile[1]
         self.block_count = self.layout.groups * self.layout.blocks

@@ -227,8 +227,12 @@ class Avx2(_X86):
 
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
         assert not flip
-        pair = ir.reinterpret("int32", ir.cast(ir.load(buffer, indices, 2), "int16", 2))
-        return ir.reinterpret("int16x16", ir.broadcast(pair, 8))
+        if buffer.dtype == "int16":
+            word = ir.reinterpret("int32", ir.load(buffer, indices, 2))
+            return ir.reinterpret("int16x16", ir.broadcast(word, 8))
+        # Broadcast first and widened then, both by vector instructions.
+        pair = ir.reinterpret("int16", ir.load(buffer, indices, 2))
+        return ir.cast(ir.reinterpret(f"{buffer.dtype}x16", ir.broadcast(pair, 8)), "int16", 16)
 
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         wide = ir.cast(weights, "int16", 16)

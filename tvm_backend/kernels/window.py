@@ -27,11 +27,14 @@ class Window:
         Output rows.
     flip : bool
         Whether values are stored with the other sign, offset by 128.
+    wide : bool, optional
+        Whether values are stored as int16, for instructions that multiply these.
     """
 
     spec: ConvSpec
     rows: int
     flip: bool
+    wide: bool = False
 
     @property
     def in_rows(self) -> int:
@@ -41,14 +44,14 @@ class Window:
 
     @property
     def pitch(self) -> int:
-        """Bytes from one row to the next."""
+        """Elements from one row to the next."""
         spec = self.spec
         return (spec.padding[1] + spec.width + spec.padding[3]) * spec.in_channels
 
     @property
     def dtype(self) -> str:
         """Element type."""
-        return self.stored.dtype
+        return "int16" if self.wide else self.stored.dtype
 
     @property
     def stored(self) -> QParams:
@@ -96,6 +99,8 @@ class Window:
                         value = ir.load(data, [image, first_row + row, 0, i])
                         if self.flip:
                             value = ir.flip_sign(value, self.spec.input.dtype)
+                        if self.wide:
+                            value = ir.cast(value, "int16")
                         ir.store(buffer, value, [start + left + i])
                     blank(start + left + width * channels, right)
                 with outside:
