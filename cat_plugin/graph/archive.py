@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,7 +186,8 @@ def _check_graph(graph: Any, path: Path) -> None:
     """Operators by name, names that are names, and expressions that only compute sizes."""
     if not isinstance(graph, dict):
         raise BundleError(f"{path} holds no graph; export the model again")
-    for guard in graph.get("guards_code") or []:
+    guards = graph.get("guards_code", [])
+    for guard in guards if isinstance(guards, list) else [guards]:
         _check_expression(guard, path)
     for item in _dictionaries(graph):
         target = item.get("target")
@@ -209,7 +211,9 @@ def _check_expression(text: Any, path: Path) -> None:
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise _refuse(path, f"the expression {text!r:.100}")
     try:
-        tree = ast.parse(text, mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _refuse(path, f"the expression {text!r:.100}") from error
     if not all(_harmless(node) for node in ast.walk(tree)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ _Place = tuple[str | int, ...]
 
 # Far above any recipe and far below what a small file of aliases, brackets or digits can blow up to.
 _LARGEST, _DEEPEST, _MOST, _LONGEST = 2**18, 32, 20_000, 10_000
+_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 
 
 class Located:
@@ -93,7 +95,7 @@ def _walk(
         for key, value in node.value:
             mark = key.start_mark
             place = (mark.line + 1, mark.column + 1)
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or key.tag not in _KEYS:
                 raise RecipeError(f"{name}:{place[0]}:{place[1]}: a key must be a word")
             if key.value in seen:
                 raise RecipeError(
@@ -129,11 +131,27 @@ def _parse(text: str, name: str) -> Located:
         raise RecipeError(f"{name}:{at}: not valid YAML: {error.problem or error.context}") from None
     except RecipeError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
-        # A character that YAML forbids, a date that there is not, a number of thousands of digits.
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, LookupError, AttributeError) as error:
+        # A character that YAML forbids, a date that there is not, an empty number, one of thousands of digits.
         reason = " ".join(str(error).split())
         raise RecipeError(f"{name}:1:1: not valid YAML: {reason:.200}") from None
-    return Located(data, name, places)
+    located = Located(data, name, places)
+    _check_numbers(data, (), located)
+    return located
+
+
+def _check_numbers(value: Any, path: _Place, located: Located) -> None:
+    """Refuse numbers that no option can have and that arithmetic fails on."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_numbers(item, (*path, key), located)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_numbers(item, (*path, number), located)
+    elif (isinstance(value, float) and not math.isfinite(value)) or (
+        isinstance(value, int) and abs(value) >= 2**63
+    ):
+        raise located.error(path, f"{_at(path)} is {_short(value)}; expected a finite number below 2**63")
 
 
 def _short(value: Any) -> str:
