@@ -10,6 +10,7 @@ import pytest
 tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
 
 from cat_plugin.errors import CompileError  # noqa: E402
+from tvm_backend import compat  # noqa: E402
 from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec, lower, prim_func, reference, schedule  # noqa: E402
 from tvm_backend.kernels.cluster_affine_cpu import CpuShape, build  # noqa: E402
 
@@ -193,14 +194,14 @@ def test_prim_func_in_a_relax_program() -> None:
     arrays = arrays_for(spec, 5)
     builder = relax.BlockBuilder()
     batch = tvm.tirx.Var("n", "int64")
-    logits = relax.Var("logits", relax.TensorType((batch, 10), "float32"))
+    logits = relax.Var("logits", compat.tensor_type((batch, 10), "float32"))
     with builder.function("main", [logits]):
         function = builder.add_func(prim_func(DIAGONAL, **sizes), "cluster_affine")
         constants = [relax.const(array) for array in arrays[1:-1]]
         with builder.dataflow():
             doubled = builder.emit(relax.op.add(logits, logits))
             result = builder.emit(
-                relax.call_tir(function, [doubled, *constants], relax.TensorType((batch, 10), "float32"))
+                relax.call_tir(function, [doubled, *constants], compat.tensor_type((batch, 10), "float32"))
             )
             final = builder.emit_output(relax.op.negative(result))
         builder.emit_func_output(final)
