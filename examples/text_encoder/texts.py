@@ -70,7 +70,7 @@ def _files(root: Path, name: str) -> list[Path]:
 def load_split(seed: int = 0) -> Split:
     """Collect the docstrings and split them: 40 % to train, 30 % to calibrate, 30 % to test.
 
-    A sentence that occurs under two topics is left out.  The number of sentences, about 3000, depends on the release
+    A sentence that occurs under two topics is left out.  The number of sentences, about 4300, depends on the release
     of Python.
     """
     root = Path(sysconfig.get_path("stdlib"))
