@@ -79,7 +79,7 @@ def _part(name: str, rank: str, found: str, hint: str = "") -> dict[str, str]:
 
 
 def _processor() -> dict[str, str]:
-    from tvm_backend.runtime import cpu_features
+    from tvm_backend.processor import cpu_features
 
     features = cpu_features()
     if features is None:

@@ -310,11 +310,13 @@ def _summary(values: dict[str, Any]) -> Any:
             heading, justify="left" if heading in ("", "configuration", "criterion") else "right"
         )
     target = percent(values["target"])
+    # Clusters and alpha are the same in most runs, and then only make the lines long.
+    common = len({trial["name"].partition(", ")[2] for trial in values["trials"]}) == 1
     table.add_row("", "full precision", percent(values["baseline"]), "", f"target {target}", "", "")
     for trial in values["trials"]:
         table.add_row(
             "*" if trial["best"] else "",
-            trial["name"],
+            trial["name"].partition(", ")[0] if common else trial["name"],
             percent(trial["score"]),
             percent(trial["uncorrected"]),
             "met" if trial["met"] else "missed",

@@ -79,11 +79,10 @@ def accuracy_and_size(
     x = logarithmic(sizes, left + 24, right - 120, binary=True)
     y = linear([*scores, *([full[1]] if full else [])], bottom, top, 0.12)
     y = Scale(max(y.low, 0.0), min(y.high, 1.005), bottom, top)
+    digits = sum(y.high - y.low < span for span in (0.05, 0.005))
     parts: list[object] = [
         bottom_axis(x, top, bottom, "size of the weights", lambda v: without_zeros(size(v)), grid=False),
-        left_axis(
-            y, left, right, f"{unit} accuracy", lambda v: percent(v, 0 if y.high - y.low > 0.05 else 1)
-        ),
+        left_axis(y, left, right, f"{unit} accuracy", lambda v: percent(v, digits)),
     ]
     points = [(each.weight_bytes, each.score) for each in candidates] + ([full] if full else [])
     best = frontier(points)

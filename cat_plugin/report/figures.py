@@ -75,7 +75,7 @@ def percent(share: object, digits: int = 2) -> str:
 def signed(value: object, digits: int = 2) -> str:
     """With its sign, always."""
     number = as_number(value)
-    return DASH if number is None else _with_minus(f"{number:+.{digits}f}")
+    return DASH if number is None else _with_minus(f"{round(number, digits) + 0.0:+.{digits}f}")
 
 
 def size(count: object) -> str:

@@ -6,75 +6,18 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from cat_plugin.report.charts import Candidate, accuracy_and_size, latencies, layer_effects, losses
+from cat_plugin.report.accuracy import accuracy
+from cat_plugin.report.charts import latencies, layer_effects, losses
 from cat_plugin.report.content import Content, Section, bits_of, short_name, weight_bytes
-from cat_plugin.report.figures import DASH, decibel, milliseconds, percent, short, signed, size
+from cat_plugin.report.figures import DASH, decibel, milliseconds, percent, short, size
 from cat_plugin.report.labels import label_section
 from cat_plugin.report.maps import cluster_map, enlargement, slopes_and_offsets, spread
-from cat_plugin.report.markup import Markup, element
-from cat_plugin.report.tables import Cell, facts, table
+from cat_plugin.report.markup import element
+from cat_plugin.report.tables import Cell, facts, legend, table
 
 __all__ = ["SECTIONS"]
 
 _RECORD = "the bundle has no record of it; bundles written by 'cat-ptq quantize' have one"
-
-
-def legend(*entries: tuple[str, str]) -> Markup:
-    """What the marks of a figure stand for."""
-    return element(
-        "p", *(element("span", element("i", class_=kind), text) for kind, text in entries), class_="legend"
-    )
-
-
-def accuracy(content: Content) -> Section:
-    """Accuracy and size of this bundle, of those that it is compared with, or of the trials."""
-    key, title = "accuracy", "Accuracy and size"
-    full_bytes = weight_bytes(content.manifest["layers"], 32)
-    tuning = content.record.get("tuning")
-    if content.evaluations:
-        full = None if content.full_score is None else (full_bytes, content.full_score)
-        rows = [
-            Candidate(f"{e.bits} {e.name}".strip(), e.weight_bytes, e.score, e.plain, number == 0)
-            for number, e in enumerate(content.evaluations)
-        ]
-        where = f"{content.samples} samples of {content.source}"
-    elif tuning and (known := [t for t in tuning["trials"] if t.get("weight_bytes")]):
-        baseline = tuning.get("baseline")
-        full = None if baseline is None else (full_bytes, baseline)
-        rows = [
-            Candidate(
-                t["name"].partition(",")[0], t["weight_bytes"], t["score"], t.get("uncorrected"), t["best"]
-            )
-            for t in known
-        ]
-        where = f"the {tuning.get('samples', '')} samples that the trials were tuned on ({tuning.get('source', '')})"
-    else:
-        return Section(key, title, missing="no accuracy is known; give labelled data with --data")
-    cells: list[list[Cell | str]] = []
-    if full is not None:
-        cells.append(
-            ["full precision", Cell(size(full[0]), full[0]), Cell("1.0", 1.0), Cell(DASH), Cell(percent(full[1]), full[1]), Cell(DASH)]
-        )  # fmt: skip
-    for row in rows:
-        gain = None if row.plain is None else 100 * (row.score - row.plain)
-        cells.append(
-            [
-                Cell(row.name, row.name, row.chosen),
-                Cell(size(row.weight_bytes), row.weight_bytes),
-                Cell(f"{full_bytes / max(row.weight_bytes, 1):.1f}", full_bytes / max(row.weight_bytes, 1)),
-                Cell(percent(row.plain), row.plain),
-                Cell(percent(row.score), row.score, row.chosen),
-                Cell(signed(gain), gain),
-            ]
-        )
-    lead = (
-        f"Measured on {where}. The line joins the models that no other one beats in both accuracy and size."
-    )
-    marks = legend(("before", "without the correction"), ("after", "with it"), ("frontier", "best of both"))
-    headings = ["model", "#weights", "#times smaller", "#without CAT", "#with CAT", "#points gained"]
-    return Section(
-        key, title, lead, (accuracy_and_size(rows, full), marks, table(key + "-table", headings, cells))
-    )
 
 
 def layers(content: Content) -> Section:
@@ -242,16 +185,14 @@ def correction(content: Content) -> Section:
     if full:
         lead += " This map is a full matrix; gamma is its diagonal."
     cells = [
-        [Cell(k, k), *(Cell(short(value), value) for row in (gamma[k], beta[k]) for value in (float(row.min()), float(row.mean()), float(row.max())))]
+        [Cell(k, k), *(Cell(short(value, 4), value) for row in (gamma[k], beta[k]) for value in (float(row.min()), float(row.mean()), float(row.max())))]
         for k in range(len(beta))
     ]  # fmt: skip
     headings = ["#cluster", "#gamma least", "#mean", "#greatest", "#beta least", "#mean", "#greatest"]
-    return Section(
-        key,
-        title,
-        lead,
-        (spread(gamma, "gamma", 1.0), spread(beta, "beta", 0.0), table(key + "-table", headings, cells)),
-    )
+    numbers = table(key + "-table", headings, cells)
+    if len(cells) > 16:
+        numbers = element("details", element("summary", f"{len(cells)} clusters in numbers"), numbers)
+    return Section(key, title, lead, (spread(gamma, "gamma", 1.0), spread(beta, "beta", 0.0), numbers))
 
 
 def tuning(content: Content) -> Section:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cat_plugin.report.figures import as_number
 from cat_plugin.report.markup import Markup, element
 
-__all__ = ["Cell", "facts", "table"]
+__all__ = ["Cell", "facts", "legend", "table"]
 
 
 @dataclass(frozen=True)
@@ -77,3 +77,10 @@ def facts(pairs: Sequence[tuple[str, object]]) -> Markup:
     """Names and values, one below the other."""
     items = [part for name, value in pairs for part in (element("dt", name), element("dd", value))]
     return element("dl", *items, class_="facts")
+
+
+def legend(*entries: tuple[str, str]) -> Markup:
+    """What the marks of a figure stand for."""
+    return element(
+        "p", *(element("span", element("i", class_=kind), text) for kind, text in entries), class_="legend"
+    )

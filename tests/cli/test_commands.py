@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,80 +14,109 @@ import pytest
 
 pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
 
-from safetensors.torch import save_file
-
 from cat_plugin.cli import main
 
-RECIPE = """\
-quantization:
-  algorithm: cat
-  cat: {w_bits: 2, a_bits: 4, preset: fast, num_clusters: 8, mode: diagonal}
-"""
+from .conftest import RECIPE, quantize_words
+
+AsJson = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def workspace(digits_network: Any, digits_split: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as a user would have it: recipe, weights, data, and the bundle made from them."""
-    root = tmp_path_factory.mktemp("workspace")
-    (root / "recipe.yaml").write_text(RECIPE)
-    save_file(digits_network.state_dict(), root / "digits.safetensors")
-    np.savez(root / "calibration.npz", inputs=digits_split.calibration[0].numpy())
-    for name, (images, labels) in {"tune": digits_split.tune, "test": digits_split.test}.items():
-        np.savez(root / f"{name}.npz", inputs=images.numpy(), labels=labels.numpy())
-    assert main(quantize_words(root)) == 0
-    return root
-
-
-def quantize_words(root: Path, **changes: str) -> list[str]:
-    options = {
-        "model": "examples.digits.model:build",
-        "weights": str(root / "digits.safetensors"),
-        "data": str(root / "calibration.npz"),
-        "out": str(root / "bundle"),
-    } | changes
-    recipe = options.pop("recipe", str(root / "recipe.yaml"))
-    return ["quantize", recipe, *(word for key, value in options.items() for word in (f"--{key}", value))]
-
-
-def as_json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
-    capsys.readouterr()
-    assert main([*words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def test_evaluate_measures_the_corrected_model(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, "evaluate", str(workspace / "bundle"), "--data", str(workspace / "test.npz"))
+def test_evaluate_measures_the_corrected_model(workspace: Path, as_json: AsJson) -> None:
+    found = as_json("evaluate", str(workspace / "bundle"), "--data", str(workspace / "test.npz"))
     assert found["samples"] == 600
     assert found["top1_percent"] > 90
 
 
-def test_inspect_lists_layers(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, "inspect", str(workspace / "bundle"))
+def test_inspect_lists_layers(workspace: Path, capsys: pytest.CaptureFixture[str], as_json: AsJson) -> None:
+    found = as_json("inspect", str(workspace / "bundle"))
     assert {layer["w_bits"] for layer in found["layers"]} == {2, 8}
     assert main(["inspect", str(workspace / "bundle")]) == 0
     assert "stem.0" in capsys.readouterr().out
 
 
 def test_compile_and_run_agree_with_pytorch(
-    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, library: Path, tmp_path: Path, as_json: AsJson
 ) -> None:
-    pytest.importorskip("tvm", reason="TVM is not installed")
-    bundle, library = str(workspace / "bundle"), str(tmp_path / "model.so")
-    data = str(workspace / "test.npz")
-    assert as_json(capsys, "compile", bundle, "--out", library)["bytes"] > 10_000
-    ran = as_json(capsys, "run", library, "--input", data, "--out", str(tmp_path / "logits.npz"))
-    evaluated = as_json(capsys, "evaluate", bundle, "--data", data)
+    bundle, data = workspace / "bundle", workspace / "test.npz"
+    ran = as_json("run", library, "--input", data, "--out", tmp_path / "logits")
+    evaluated = as_json("evaluate", bundle, "--data", data)
     assert ran["top1_percent"] == pytest.approx(evaluated["top1_percent"], abs=0.2)
     with np.load(tmp_path / "logits.npz") as arrays:
         assert arrays["logits"].argmax(1).tolist() == ran["predictions"]
+    assert [path.name for path in tmp_path.iterdir()] == ["logits.npz"]
 
 
-def test_tuning_uses_the_labelled_data(
-    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_compile_says_what_it_did(workspace: Path, library: Path, tmp_path: Path, as_json: AsJson) -> None:
+    again = as_json("compile", workspace / "bundle", "--out", tmp_path / "x.so", "--batch-sizes", "1")
+    assert again["cached"]
+    assert again["bytes"] == library.stat().st_size
+    assert again["float_ops"] == []
+    assert again["batch_sizes"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "{kind: cuda}"], "not valid JSON"),
+        (["--target", "no-such-processor"], "no-such-processor"),
+        (["--batch-sizes", "1,x"], "--batch-sizes"),
+        (["--out", "model.dll"], "must end in .so"),
+    ],
+)
+def test_bad_compile_options(
+    workspace: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
+    pytest.importorskip("tvm", reason="TVM is not installed")
+    assert main(["compile", str(workspace / "bundle"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_inspect_describes_a_library(
+    library: Path, as_json: AsJson, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = as_json("inspect", library)
+    assert found["batch_sizes"] == [1]
+    assert any(kernel["weight_bits"] == 2 for kernel in found["kernels"])
+    assert main(["inspect", str(library)]) == 0
+    assert "2 bit" in capsys.readouterr().out
+
+
+def test_evaluate_prepares_images_as_the_calibration_was(
+    workspace: Path, tmp_path: Path, as_json: AsJson
+) -> None:
+    """The same digits as stored images: mean and deviation are given once, when quantizing."""
+    for name in ("calibration", "test"):
+        with np.load(workspace / f"{name}.npz") as arrays:
+            pixels = np.rint((arrays["inputs"] * 6.017 + 4.884) * 255 / 16).astype(np.uint8)
+            rest = {"labels": arrays["labels"]} if "labels" in arrays.files else {}
+            np.savez(tmp_path / f"{name}.npz", images=pixels.transpose(0, 2, 3, 1), **rest)
+    changes = {"data": str(tmp_path / "calibration.npz"), "out": str(tmp_path / "bundle")}
+    scale = {"mean": str(4.884 / 16), "std": str(6.017 / 16)}
+    assert main([*quantize_words(workspace, **changes, **scale), "--no-measure"]) == 0
+    found = as_json("evaluate", tmp_path / "bundle", "--data", tmp_path / "test.npz")
+    assert found["top1_percent"] > 90
+    wrong = as_json(
+        "evaluate", tmp_path / "bundle", "--data", tmp_path / "test.npz", "--mean", "0", "--std", "20"
+    )
+    assert wrong["top1_percent"] < found["top1_percent"]
+
+
+def test_tuning_uses_the_labelled_data(workspace: Path, tmp_path: Path, as_json: AsJson) -> None:
     words = quantize_words(workspace, tune=str(workspace / "tune.npz"), out=str(tmp_path / "tuned"))
-    assert main(words) == 0
-    assert (tmp_path / "tuned" / "manifest.json").is_file()
+    found = as_json(*words)
+    (trial,) = found["trials"]
+    assert trial["best"]
+    assert trial["weight_bytes"] == found["weight_bytes"] < found["float_weight_bytes"] / 12
+    assert 0.9 < trial["score"] <= 1
+    record = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    assert {"recipe", "config", "engine", "tuning", "labels", "sensitivity", "clusters"} <= record.keys()
+    assert record["labels"]["correct"]["corrected"] == round(200 * trial["score"])
+    assert record["labels"]["correct"]["quantized"] == round(200 * trial["uncorrected"])
+    assert [layer["name"] for layer in record["sensitivity"]["layers"]] == [
+        layer["name"] for layer in record["engine"]["layers"]
+    ]
+    assert sum(mean["rows"] for mean in record["clusters"]["means"]) == 347
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuned"]
 
 
 def test_quiet_prints_nothing(workspace: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -216,8 +246,8 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cat-ptq" in capsys.readouterr().out
 
 
-def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
-    found = as_json(capsys, "doctor")
+def test_doctor_names_what_is_there(as_json: AsJson) -> None:
+    found = as_json("doctor")
     parts = {part["part"]: part for part in found["parts"]}
     assert parts["torch"]["found"].startswith("2.")
     assert parts["neural-compressor"]["found"][0].isdigit()
@@ -227,7 +257,7 @@ def test_doctor_names_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor_says_what_to_install(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], as_json: AsJson, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cat_plugin.cli import doctor
 
@@ -235,7 +265,7 @@ def test_doctor_says_what_to_install(
         raise doctor.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
-    found = as_json(capsys, "doctor")
+    found = as_json("doctor")
     assert not found["ok"]
     hints = {part["part"]: part["hint"] for part in found["parts"]}
     assert "cat-ptq[inc]" in hints["neural-compressor"]

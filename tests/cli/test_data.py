@@ -65,6 +65,30 @@ def test_images_of_two_sizes_are_refused(folder: Path) -> None:
         load_samples(folder)
 
 
+def test_image_size_scales_and_cuts(tmp_path: Path) -> None:
+    """A picture of two halves, wider than high: what is cut out is its middle, at the size asked for."""
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.zeros((80, 160, 3), np.uint8)
+    pixels[:, 80:] = 255
+    (tmp_path / "a").mkdir()
+    image.fromarray(pixels).save(tmp_path / "a" / "wide.png")
+    image.fromarray(pixels.transpose(1, 0, 2).copy()).save(tmp_path / "a" / "high.png")
+    samples = load_samples(tmp_path, image_size=56)
+    assert samples.inputs.shape == (2, 3, 56, 56)
+    high, wide = samples.inputs[:, 0]
+    np.testing.assert_allclose(wide[:, :26], 0, atol=0.01)
+    np.testing.assert_allclose(wide[:, 30:], 1, atol=0.01)
+    np.testing.assert_allclose(high, wide.T, atol=0.01)
+    assert samples.names == ["a/high.png", "a/wide.png"]
+
+
+def test_folder_without_classes(folder: Path) -> None:
+    samples = load_samples(folder / "dog")
+    assert samples.labels is None
+    assert samples.names == ["0.png", "1.png"]
+    np.testing.assert_allclose(samples.inputs[:, 0, 0, 0] * 255, [100, 101], rtol=1e-5)
+
+
 def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(CATValueError, match="no data at"):
         load_samples(tmp_path / "missing.npz")
@@ -90,5 +114,11 @@ def test_bad_sources(tmp_path: Path) -> None:
     with pytest.raises(CATValueError, match="holds no images"):
         load_samples(tmp_path / "empty")
     (tmp_path / "list.csv").write_text("a.png,one\nb.png,two\n")
+    with pytest.raises(CATValueError, match="FILE,CLASS_INDEX"):
+        load_samples(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_bytes(b"\xff\xfe,0\n")
+    with pytest.raises(CATValueError, match="UTF-8"):
+        load_samples(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text(f"a.png,{2**80}\n")
     with pytest.raises(CATValueError, match="FILE,CLASS_INDEX"):
         load_samples(tmp_path / "list.csv")

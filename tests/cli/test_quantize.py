@@ -1,0 +1,159 @@
+"""Long runs of ``cat-ptq quantize``: interrupted, resumed, watched."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
+
+from cat_plugin.cli import main
+
+from .conftest import RECIPE, quantize_words
+
+AsJson = Callable[..., dict[str, Any]]
+TRAINED = RECIPE.replace("preset: fast", "preset: balanced, unit_steps: 40, refinement_steps: 5")
+
+
+def files_of(bundle: Path) -> dict[str, str]:
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
+
+
+def logits_of(bundle: Path, data: Path) -> np.ndarray:
+    from cat_plugin.graph.bundle import read_bundle
+    from cat_plugin.report.outputs import both_logits
+
+    with np.load(data) as arrays:
+        return both_logits(read_bundle(bundle).program(), [arrays["inputs"]])[0]
+
+
+def test_interrupted_and_resumed(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C in the middle leaves no bundle; with --resume the result is that of a run left alone."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(TRAINED)
+    kept, out = tmp_path / "bundle.state", tmp_path / "bundle"
+    words = quantize_words(workspace, recipe=str(recipe), out=str(out))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cat_plugin.cli", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts jobs in the background with SIGINT ignored, and what they start inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # As many threads as these tests have: sums in another order round otherwise.
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "COLUMNS": "300",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    deadline = time.monotonic() + 300
+    while not list(kept.glob("*/state.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 130, error
+    assert "interrupted; nothing was left half-written" in error
+    assert "--resume" in error
+    assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle.state", "recipe.yaml"]
+
+    assert main([*words, "--resume"]) == 0
+    assert not kept.exists()
+    alone = tmp_path / "alone"
+    assert main(quantize_words(workspace, recipe=str(recipe), out=str(alone))) == 0
+    assert files_of(out) == files_of(alone)
+    data = workspace / "test.npz"
+    np.testing.assert_array_equal(logits_of(out, data), logits_of(alone, data))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "bundle", "recipe.yaml"]
+
+
+def test_state_of_another_run_is_not_taken_for_this_one(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "bundle.state"
+    (kept / "x").mkdir(parents=True)
+    (kept / "x" / "state.json").write_text("{}")
+    assert main([*quantize_words(workspace, out=str(tmp_path / "bundle")), "--no-measure"]) == 0
+    assert "earlier run's state" in " ".join(capsys.readouterr().err.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_destination_is_checked_before_the_work(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cat_plugin.hosts.recipe import Recipe
+
+    monkeypatch.setattr(Recipe, "run", lambda *_, **__: pytest.fail("it ran"))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(quantize_words(workspace, out=str(tmp_path))) == 2
+    assert "is not a bundle" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_progress_is_drawn_with_losses(
+    workspace: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(TRAINED)
+    words = [*quantize_words(workspace, recipe=str(recipe), out=str(tmp_path / "b")), "--no-measure"]
+    assert main(words) == 0
+    drawn = capfd.readouterr().err
+    assert "W2A4 balanced" in drawn
+    assert "\N{RIGHTWARDS ARROW}" in drawn
+    assert "100%" in drawn
+    assert main([*words, "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensorboard(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*quantize_words(workspace, out=str(tmp_path / "b")), "--tensorboard", str(tmp_path / "events")]
+    if importlib.util.find_spec("tensorboard") is None:
+        assert main(words) == 2
+        assert "pip install tensorboard" in capsys.readouterr().err
+        assert not any(tmp_path.iterdir())
+    else:
+        assert main(words) == 0
+        assert list((tmp_path / "events").glob("events.*"))
+
+
+def test_tensorboard_gets_losses_and_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is written, with a writer that only listens."""
+    from types import ModuleType, SimpleNamespace
+
+    from cat_plugin.cli import tensorboard
+    from cat_plugin.hosts.criteria import Trial
+    from cat_plugin.ptq.progress import Progress
+
+    written: list[tuple[str, float, int]] = []
+    fake = ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = lambda directory: SimpleNamespace(  # type: ignore[attr-defined]
+        add_scalar=lambda *values: written.append(values), close=lambda: written.append(("closed", 0.0, 0))
+    )
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: object())
+    scalars = tensorboard.Scalars(tmp_path)
+    scalars.unit("trial 1", Progress("a", 0.1))
+    scalars.unit("trial 1", Progress("a", 0.2, 3.0, 2.0))
+    scalars.unit("trial 1", Progress("b", 0.4, 5.0, 4.0))
+    scalars.trials(0.9, [Trial({}, 0.8, 1.5, False)])
+    scalars.close()
+    assert written == [
+        ("trial 1/loss before", 3.0, 1), ("trial 1/loss after", 2.0, 1),
+        ("trial 1/loss before", 5.0, 2), ("trial 1/loss after", 4.0, 2),
+        ("tuning/score", 0.9, 0), ("tuning/score", 0.8, 1), ("tuning/seconds", 1.5, 1), ("closed", 0.0, 0),
+    ]  # fmt: skip
