@@ -36,7 +36,7 @@ from benchmarks.memory import PeakMemory
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "ptq_accuracy.json"
 BITS = {"resnet20": ("w4a4", "w3a3", "w2a4", "w2a2"), "mobilenet_v2": ("w8a8", "w4a8", "w4a4")}
 SAMPLES = {"resnet20": 1024, "mobilenet_v2": 250}
-ABLATED = ("resnet20", "w2a2", "default", "fast")
+ABLATED = {"closed": "resnet20/w2a2/default/fast", "trained": "resnet20/w2a2/strict/balanced"}
 # closed form: the preset fast with one method taken out or put in
 CLOSED: dict[str, dict[str, Any]] = {
     "nothing removed": {},
@@ -52,7 +52,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "nothing removed": {},
     "without learned rounding": {"rounding": "none"},
     "without learned steps": {"learned_steps": False},
-    "without dropping": {"drop_probability": 0.0},
+    "with dropping": {"drop_probability": 0.5},
+    "with full-precision inputs mixed in": {"input_mix": 0.5},
     "without unit reconstruction": {"unit_steps": 0},
     "without refinement": {"refinement_steps": 0},
     "the whole model on its logits instead of units": {"unit_steps": 0, "model_steps": 120},
@@ -91,7 +92,7 @@ def measure(name: str, data: str | None, threads: int, logits: Path | None = Non
     options: dict[str, Any] = {}
     if parts[0] == "ablation":
         options = CLOSED[parts[2]] if parts[1] == "closed" else {**SHORT, **TRAINED[parts[2]]}
-        parts = list(ABLATED)
+        parts = ABLATED[parts[1]].split("/")
     model_name, bits, convention, preset = parts
     w_bits, a_bits = (int(b) for b in bits[1:].split("a"))
     split = cifar10(data) if model_name == "resnet20" else imagenet_sample(data)

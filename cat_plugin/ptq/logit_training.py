@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cat_plugin.ptq.augment import mirrored_and_shifted
+from cat_plugin.ptq.augment import mirrored_and_shifted, with_patches
 from cat_plugin.ptq.learned_steps import DropMask
 from cat_plugin.ptq.reconstruction import Outcome
 from cat_plugin.ptq.soft_unit import SoftUnit, run_float
@@ -39,7 +39,7 @@ class LogitTraining:
     drop_probability : float
         Share of activation elements left unquantized.
     augment : bool
-        Use mirrored and shifted inputs as well.
+        Vary the inputs (:mod:`~cat_plugin.ptq.augment`), their logits asked for anew.
     """
 
     steps: int = 500
@@ -120,7 +120,7 @@ def train_on_logits(
         rows, order = order[:batch].to(inputs.device), order[batch:]
         x, target = inputs[rows], logits[rows]
         if settings.augment:
-            x = _layout(mirrored_and_shifted(x, generator))
+            x = _layout(with_patches(mirrored_and_shifted(x, generator), generator))
             with torch.no_grad():
                 target = run_float(soft.module, soft.unit.nodes, soft.unit.source, x, soft.unit.output)
         loss = divergence(soft.run(_layout(x), mask.like), target, settings.temperature)

@@ -34,7 +34,7 @@ class Plan:
 _PRESETS = {
     "fast": Plan(0, 0, 0, 0.0),
     "balanced": Plan(400, 0, 150, 0.5),
-    "best": Plan(400, 800, 150, 0.5),
+    "best": Plan(400, 3000, 150, 0.5),
 }
 
 

@@ -1,8 +1,7 @@
 """Reconstruction of one unit: gradient steps that bring its quantized output to the full-precision one.
 
 The unit's inputs and full-precision outputs are cached; each step draws a batch, mixes quantized and full-precision
-inputs element by element when dropping is on (QDrop, arXiv 2203.05740, section 3.3), and descends the mean squared
-error, optionally weighted by the squared gradient of the task loss (the diagonal Fisher information of BRECQ, arXiv
+inputs element by element where asked to (QDrop, arXiv 2203.05740, section 3.3), and descends the mean squared error, optionally weighted by the squared gradient of the task loss (the diagonal Fisher information of BRECQ, arXiv
 2102.05426, equation 10).  Losses are relative to the mean square of the full-precision output, so that learning rates
 mean the same in every unit.
 """
@@ -64,7 +63,7 @@ class Reconstruction:
     step_rate: float = 1e-3
     bias_rate: float = 1e-3
     drop_probability: float = 0.5
-    input_mix: float = 0.5
+    input_mix: float = 0.0
     regularization: float = 1e-4
     bf16: bool = False
 

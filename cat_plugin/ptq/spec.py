@@ -22,6 +22,7 @@ _CHOICES = {
 }
 _RANGES = {
     "drop_probability": (0.0, 1.0),
+    "input_mix": (0.0, 1.0),
     "guidance": (0.0, 1e6),
     "refinement_penalty": (0.0, 1e6),
     "temperature": (1e-3, 1e3),
@@ -108,6 +109,9 @@ class QuantSpec:
         Learn activation steps with it (:mod:`cat_plugin.ptq.learned_steps`).
     drop_probability : float or None, default=None
         QDrop's share of unquantized elements while units are trained; None as the preset says.
+    input_mix : float, default=0.0
+        Share of full-precision elements in a unit's input while it is trained.  QDrop mixes half; here the closed form
+        has fitted the unit to quantized inputs already, and mixing made every unit worse where it was measured.
     unit : {"layer", "block", "pack"}, default="block"
         What is reconstructed at a time (:mod:`cat_plugin.ptq.units`, :mod:`cat_plugin.ptq.packs`).
     units : tuple of str, default=()
@@ -121,7 +125,8 @@ class QuantSpec:
     model_steps : int or None, default=None
         Gradient steps of the whole-model stage (:mod:`cat_plugin.ptq.logit_training`).
     augment : bool or None, default=None
-        Mirrored and shifted inputs in that stage; None for (N, 3, H, W) inputs from 16 x 16 on.
+        Varied inputs (:mod:`cat_plugin.ptq.augment`) in that stage and the refinement; None for (N, 3, H, W) inputs
+        from 16 x 16 on.
     refinement_steps : int or None, default=None
         Gradient steps of CAT's refinement (:mod:`cat_plugin.ptq.refinement`).
     refinement_penalty : float, default=0.01
@@ -166,6 +171,7 @@ class QuantSpec:
     rounding: str = "straight_through"
     learned_steps: bool = True
     drop_probability: float | None = None
+    input_mix: float = 0.0
     unit: str = "block"
     units: tuple[str, ...] = ()
     unit_steps: int | None = None

@@ -222,7 +222,7 @@ def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
         learn_rounding=spec.rounding != "none",
         learn_steps=spec.learned_steps,
         drop_probability=run.plan.drop_probability,
-        input_mix=run.plan.drop_probability,
+        input_mix=spec.input_mix,
         bf16=_bf16(run),
     )
 
