@@ -32,7 +32,9 @@ def convolutions(draw: st.DrawFn, depthwise: bool = False) -> tuple[ConvSpec, in
     height = draw(st.integers(1, 12)) + (kernel[0] - 1) * dilation[0]
     width = draw(st.integers(1, 31)) + (kernel[1] - 1) * dilation[1]
     if depthwise:
-        groups = channels_in = channels_out = draw(st.integers(2, 70) | st.sampled_from([16, 32, 48]))
+        groups = channels_in = channels_out = draw(
+            st.integers(2, 70) | st.sampled_from([16, 32, 48, 64, 112, 144])
+        )
     else:
         groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
         channels_in = groups * draw(st.integers(1, 21))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -803,3 +805,60 @@ def test_passes_leave_a_float_graph_untouched():
 
     for step in INTEGER_PASSES:
         untouched(step, Module)
+
+
+@pytest.mark.parametrize("kinds", [(Q8,), (Q8, Q2)])
+def test_scale_outputs(kinds):
+    from tvm_backend.passes.scale_outputs import ScaleOutputs
+
+    def in_steps(kind):
+        return dataclasses.replace(kind, scale=kind.scale / Q8.scale)
+
+    relu6 = dataclasses.replace(CONV, epilogue=Epilogue((0.0, 6.0), S8, kinds, Q2))
+    scaled = Epilogue(
+        (0.0, 6.0 / Q8.scale), in_steps(S8), tuple(map(in_steps, kinds)), in_steps(Q2), bounded=True
+    )
+    scaled = dataclasses.replace(CONV, epilogue=scaled)
+    scale = const(compat.constant_value(SCALE) / np.float64(Q8.scale))
+    bias = const(BIAS / np.float64(Q8.scale))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor(("n", 8, 8, 4), "uint8"), r: R.Tensor(("n", 8, 8, 6), "int8")):
+            with R.dataflow():
+                gv = kernel(relu6, x, WEIGHT, SCALE, BIAS_CONST, r)
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor(("n", 8, 8, 4), "uint8"), r: R.Tensor(("n", 8, 8, 6), "int8")):
+            with R.dataflow():
+                gv = kernel(scaled, x, WEIGHT, scale, bias, r)
+                R.output(gv)
+            return gv
+
+    check(ScaleOutputs, Before, After)
+
+
+def test_scale_outputs_needs_integers_and_bounds():
+    from tvm_backend.passes.scale_outputs import ScaleOutputs
+
+    both = dialect.with_epilogue(CONV, outputs=(Q8, "float32"))
+    one = dialect.with_epilogue(CONV, outputs=(Q8,))
+    huge = const(np.full(6, 1e6))
+
+    @I.ir_module
+    class Mod:
+        @R.function
+        def main(x: R.Tensor(("n", 8, 8, 4), "uint8")):
+            with R.dataflow():
+                a = kernel(both, x, WEIGHT, SCALE, BIAS_CONST)
+                b = kernel(one, x, WEIGHT, huge, BIAS_CONST)
+                gv = (a, b)
+                R.output(gv)
+            return gv
+
+    untouched(ScaleOutputs, Mod)

@@ -58,6 +58,8 @@ def dequantized(raw: Expr, kind: TensorKind, lanes: int, onto: Expr | None = Non
     if kind.zero_point:
         shifted = shifted - ir.constant(kind.zero_point, "int32", lanes)
     value, step = ir.cast(shifted, "float32", lanes), ir.constant(kind.step, "float32", lanes)
+    if kind.step == 1:
+        return value if onto is None else ir.fence(onto, lanes) + value
     return value * step if onto is None else ir.fma(value, step, onto, lanes)
 
 
@@ -67,12 +69,14 @@ def integers(
     lanes: int,
     clip: tuple[float | None, float | None] = (None, None),
     isa: InstructionSet | None = None,
+    bounded: bool = False,
 ) -> Expr:
     """Clip a float32 vector and quantize it to int32.
 
     Multiplication by a positive constant is monotone even after rounding, so clipping to ``[a, b]`` first equals
     clipping to ``[fl(a * inverse), fl(b * inverse)]`` afterwards; activation and saturation become one pair of bounds.
-    With `isa`, whose narrowing saturates, a lower bound that is the storage type's own is left to it.
+    With `isa`, whose narrowing saturates, a bound that is the storage type's own is left to it: the lower one always,
+    the upper one where the value is `bounded`, since the conversion of a larger one gives the most negative integer.
     """
     low, high = clip
     inverse = np.float32(kind.inverse)
@@ -81,12 +85,14 @@ def integers(
         least = np.clip(np.float32(low) * inverse, least, most)
     if high is not None:
         most = np.clip(np.float32(high) * inverse, least, most)
-    scaled = value * ir.constant(float(inverse), "float32", lanes)
+    scaled = value if inverse == 1 else value * ir.constant(float(inverse), "float32", lanes)
+    lowest, highest = (-128, 127) if kind.signed else (0, 255)
     # Far below the range the conversion gives the most negative integer, which must not wrap around.
-    saturates = isa is not None and kind.zero_point >= 0
-    if not saturates or least > (-128 if kind.signed else 0) - kind.zero_point:
+    saturates = isa is not None and (bounded or kind.zero_point >= 0)
+    if not saturates or np.rint(least) > lowest - kind.zero_point:
         scaled = ir.larger(scaled, ir.constant(float(least), "float32", lanes))
-    scaled = ir.smaller(scaled, ir.constant(float(most), "float32", lanes))
+    if isa is None or not bounded or np.rint(most) < highest - kind.zero_point:
+        scaled = ir.smaller(scaled, ir.constant(float(most), "float32", lanes))
     integer = isa.round_to_int(scaled) if isa is not None else ir.round_to_int(scaled, lanes)
     if kind.zero_point:
         integer = integer + ir.constant(kind.zero_point, "int32", lanes)
@@ -175,7 +181,7 @@ def finish_row(
             for place, value in zip(places, values, strict=True):
                 ir.store(output, quantized(value, kind, lanes, epilogue.clip), place, lanes)
             continue
-        wide = [integers(value, kind, lanes, epilogue.clip, isa) for value in values]
+        wide = [integers(value, kind, lanes, epilogue.clip, isa, epilogue.bounded) for value in values]
         packed = ir.hold(isa.narrow(wide, kind.dtype), kind.dtype, 4 * lanes)
         for begin, width in chunks(len(values) * lanes, 4 * lanes):
             bytes_ = packed if width == 4 * lanes else ir.part(packed, begin, width)

@@ -24,6 +24,7 @@ __all__ = [
     "InstructionSet",
     "NeonDot",
     "Portable",
+    "Sse41",
     "select",
 ]
 
@@ -147,12 +148,13 @@ class _X86(InstructionSet):
 
     def narrow(self, values: Sequence[Expr], dtype: str, in_order: bool = True) -> Expr:
         sign = "ss" if dtype == "int8" else "us"
-        name = f"llvm.x86.avx2.pack{sign}" if self.lanes == 8 else f"llvm.x86.avx512.pack{sign}"
-        end = "" if self.lanes == 8 else ".512"
+        name, end = ("llvm.x86.avx2.pack", "") if self.lanes == 8 else ("llvm.x86.avx512.pack", ".512")
         lanes = self.lanes
         padded = [*values, *[values[-1]] * (4 - len(values))]
-        halves = [ir.call(f"int16x{2 * lanes}", f"{name}dw{end}", *pair) for pair in (padded[:2], padded[2:])]
-        packed = ir.call(f"{dtype}x{4 * lanes}", f"{name}wb{end}", *halves)
+        # Signed words first: unsigned ones above 32767 would be taken for negative ones afterwards.
+        pairs = (padded[:2], padded[2:])
+        halves = [ir.call(f"int16x{2 * lanes}", f"{name}ssdw{end}", *pair) for pair in pairs]
+        packed = ir.call(f"{dtype}x{4 * lanes}", f"{name}{sign}wb{end}", *halves)
         if not in_order:
             return packed
         words = ir.hold(ir.reinterpret(f"int32x{lanes}", packed), "int32", lanes)
@@ -229,14 +231,31 @@ class Avx2(_X86):
         assert not flip
         if buffer.dtype == "int16":
             word = ir.reinterpret("int32", ir.load(buffer, indices, 2))
-            return ir.reinterpret("int16x16", ir.broadcast(word, 8))
+            return ir.reinterpret(f"int16x{self.unit}", ir.broadcast(word, self.lanes))
         # Broadcast first and widened then, both by vector instructions.
         pair = ir.reinterpret("int16", ir.load(buffer, indices, 2))
-        return ir.cast(ir.reinterpret(f"{buffer.dtype}x16", ir.broadcast(pair, 8)), "int16", 16)
+        bytes_ = ir.reinterpret(f"{buffer.dtype}x{self.unit}", ir.broadcast(pair, self.lanes))
+        return ir.cast(bytes_, "int16", self.unit)
 
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
-        wide = ir.cast(weights, "int16", 16)
-        return sums + ir.call("int32x8", "llvm.x86.avx2.pmadd.wd", activations, wide)
+        wide = ir.cast(weights, "int16", self.unit)
+        name = "llvm.x86.avx2.pmadd.wd" if self.lanes == 8 else "llvm.x86.sse2.pmadd.wd"
+        return sums + ir.call(f"int32x{self.lanes}", name, activations, wide)
+
+
+@dataclass(frozen=True)
+class Sse41(Avx2):
+    """The same on 128-bit registers."""
+
+    name: str = "sse4.1"
+    lanes: int = 4
+
+    def for_values(self, activation: int, weight: int) -> InstructionSet:
+        return self
+
+    @property
+    def narrows(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -291,6 +310,8 @@ def select(target: Target) -> InstructionSet:
         return AvxVnni()
     if _has(target, "avx2"):
         return Avx2()
+    if _has(target, "sse4.1"):
+        return Sse41()
     if _has(target, "dotprod"):
         return NeonDot()
     return Portable()

@@ -19,7 +19,7 @@ from tvm_backend.kernels.concat import Concat
 from tvm_backend.kernels.conv2d import DirectConv
 from tvm_backend.kernels.conv2d_amx import AmxConv
 from tvm_backend.kernels.depthwise import Depthwise
-from tvm_backend.kernels.depthwise_vnni import DepthwiseDot
+from tvm_backend.kernels.depthwise_dot import DepthwiseDot
 from tvm_backend.kernels.elementwise import Elementwise
 from tvm_backend.kernels.isa import Amx, InstructionSet, select
 from tvm_backend.kernels.linear import Linear

@@ -123,12 +123,16 @@ class Epilogue:
     outputs : tuple of (QParams or "float32")
         What is stored; one value may be stored twice, for example at 2 bits for the next convolution and at
         8 bits for a shortcut.
+    bounded : bool, optional
+        Whether every value, in steps of every integer output, is known to stay within ``-2**30 .. 2**30``, so that
+        conversion to int32 cannot overflow and saturation may do what a clip does.  It changes no result.
     """
 
     clip: tuple[float | None, float | None] = (None, None)
     residual: TensorKind | None = None
     outputs: tuple[TensorKind, ...] = ("float32",)
     branch: QParams | None = None
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         require(len(self.clip) == 2, f"clip must be a (lower, upper) pair, not {self.clip!r}")

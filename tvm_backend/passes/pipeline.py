@@ -22,6 +22,7 @@ from tvm_backend.passes.fuse_outputs import FuseOutputs
 from tvm_backend.passes.fuse_residual import FuseResidual
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.propagate_layout import PropagateLayout
+from tvm_backend.passes.scale_outputs import ScaleOutputs
 from tvm_backend.passes.unpack_tuples import UnpackTuples
 
 __all__ = ["INTEGER_PASSES", "library_passes"]
@@ -49,6 +50,8 @@ INTEGER_PASSES: tuple[Any, ...] = (
     FuseOutputs,
     # What is left at the borders.
     FoldBorder,
+    # From here on specifications say how to compute, not what numbers mean.
+    ScaleOutputs,
 )
 """From the imported QDQ graph to symbolic kernels."""
 
