@@ -179,7 +179,8 @@ def _build_library(mod: Any, target: Any, path: Path) -> list[KernelEntry]:
     except Exception as error:
         raise CompileError(f"TVM {tvm.__version__} could not build for {target}: {error}") from error
     pack = cuda_build.pack_imports(cuda_build.architecture(target)) if is_cuda(target) else None
-    linker.export(executable, path, pack, machine_of(target))
+    size = sum(array.nbytes for array in compat.constants(mod))
+    linker.export(executable, path, pack, machine_of(target), size)
     return lower.calls("main")
 
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from cat_plugin.errors import CompileError
 __all__ = ["export", "find"]
 
 _COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
+_CODE = 32 * 2**20
+"""Bytes that the code of a library may take while it is made."""
 
 
 def find(machine: str = "") -> list[str]:
@@ -80,7 +83,15 @@ class _Linker:
             raise CompileError(f"linking failed: {' '.join(command)}\n{done.stderr.strip()}")
 
 
-def export(executable: Any, path: Path, pack_imports: Any = None, machine: str = "") -> None:
+def _reserve(directory: Path, size: int) -> None:
+    """Fail here where there is no space: LLVM ends the whole process when it cannot write an object."""
+    with tempfile.TemporaryFile(dir=directory) as stream:
+        os.posix_fallocate(stream.fileno(), 0, size)
+
+
+def export(
+    executable: Any, path: Path, pack_imports: Any = None, machine: str = "", constants: int = 0
+) -> None:
     """Write a compiled executable as a shared library.
 
     Parameters
@@ -93,6 +104,18 @@ def export(executable: Any, path: Path, pack_imports: Any = None, machine: str =
         For CUDA targets, from :func:`tvm_backend.cuda_build.pack_imports`: compiles the device code.
     machine : str, optional
         The machine that the library is for; this one by default.
+    constants : int, optional
+        Bytes of constants in it.
+
+    Raises
+    ------
+    CompileError
+        There is no linker, or it failed.
+    OSError
+        There is no space beside `path`, where the objects are put.
     """
     options = {} if pack_imports is None else {"fpack_imports": pack_imports}
-    executable.export_library(str(path), fcompile=_Linker(machine), **options)
+    with tempfile.TemporaryDirectory(dir=path.parent) as workspace:
+        # Objects and the library hold the constants once each.
+        _reserve(Path(workspace), 2 * constants + _CODE)
+        executable.export_library(str(path), fcompile=_Linker(machine), workspace_dir=workspace, **options)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from cat_plugin.errors import QuantizationError
+from cat_plugin.files import write_errors
 
 __all__ = ["TensorStore"]
 
@@ -63,7 +67,10 @@ class TensorStore:
             if self._directory is None:
                 self._directory = tempfile.TemporaryDirectory(prefix="cat_plugin_")
             path = Path(self._directory.name) / f"{len(self._files)}_{self.on_disk}.bin"
-            mapped = np.memmap(path, dtype=_NUMPY[dtype], mode="w+", shape=shape)
+            with write_errors(QuantizationError, f"activations to {path}"), path.open("wb") as stream:
+                # All of it at once: a page that finds no space later would end the process with a bus error.
+                os.posix_fallocate(stream.fileno(), 0, size)
+            mapped = np.memmap(path, dtype=_NUMPY[dtype], mode="r+", shape=shape)
             tensor = torch.from_numpy(mapped)
             self._files[id(tensor)] = path
             self.on_disk += size

@@ -147,14 +147,18 @@ class Checkpoint:
         name = f"state_{len(self.finished)}.safetensors"
         path = self.directory / name
         with write_errors(QuantizationError, f"a checkpoint to {self.directory}", SafetensorError):
-            save_file(tensors, path)
-            sync(path)
-            state = {
-                "fingerprint": self.key,
-                "finished": self.finished,
-                "tensors": name,
-                "file": {"size": path.stat().st_size, "sha256": sha256_of(path)},
-                "records": self.records,
-            }
-            write_text(self._json, json.dumps(state))
+            try:
+                save_file(tensors, path)
+                sync(path)
+                state = {
+                    "fingerprint": self.key,
+                    "finished": self.finished,
+                    "tensors": name,
+                    "file": {"size": path.stat().st_size, "sha256": sha256_of(path)},
+                    "records": self.records,
+                }
+                write_text(self._json, json.dumps(state))
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
             (self.directory / f"state_{len(self.finished) - 1}.safetensors").unlink(missing_ok=True)
