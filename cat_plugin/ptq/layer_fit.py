@@ -1,4 +1,10 @@
-"""One layer in closed form: range, integers and bias from the moments of its inputs and target outputs."""
+"""One layer in closed form: range, integers and bias from the moments of its inputs and target outputs.
+
+What a layer should give is its full-precision output, and where that is added to a shortcut, also what the shortcut has
+lost on its way: the target is then the full-precision sum less the quantized shortcut, so that errors do not add up
+along a chain of residual blocks as far as the layer's inputs tell of them.  (In AdaRound and BRECQ, arXiv 2004.10568 and
+2102.05426, the unit's quantized input plays that part for its layers; the shortcut is the input that no layer reads.)
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,8 @@ from cat_plugin.ptq.executor import Executor
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import measure
 from cat_plugin.ptq.observers import search_weight_range
+from cat_plugin.ptq.ops import is_batch_size, is_batched, is_call
+from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
 from cat_plugin.ptq.spec import QuantSpec
 
@@ -21,6 +29,45 @@ __all__ = ["fit_layer"]
 
 _ROWS = 1 << 16
 _RIDGES = (0.01, 0.1, 1.0, 10.0)  # shares of the mean input variance
+
+
+def _known(node: Any, values: Executor) -> bool:
+    """Whether a node's value can be had without running what has not been fitted yet."""
+    if node in values.values or node.op == "get_attr" or is_batch_size(node):
+        return True
+    return node.op == "call_function" and all(_known(n, values) for n in node.all_input_nodes)
+
+
+def _shortcut(node: Any, full: Executor, quantized: Executor) -> Any:
+    """What is added to the layer's output, by an addition that alone reads it; None if there is none, or not yet."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if is_call(user, {torch.ops.aten.add.Tensor}):
+            others = [n for n in user.args if n is not node]
+            if len(others) != 1 or len(user.args) != 2 or user.kwargs or not is_batched(node):
+                return None
+            other = others[0]
+            same = is_batched(other) and other.meta["val"].shape[1:] == node.meta["val"].shape[1:]
+            return other if same and _known(other, full) and _known(other, quantized) else None
+        if user.op != "call_module" or not isinstance(
+            quantized.module.get_submodule(str(user.target)), ActQuantizer
+        ):
+            return None
+        node = user
+    return None
+
+
+def _target(node: Any, full: Executor, quantized: Executor) -> Tensor:
+    """(N, ...) what the layer should give; to be released to the store if it is not the executor's own."""
+    reference = full.gathered(node)
+    other = _shortcut(node, full, quantized) if node in full.values else None
+    if other is None:
+        return reference
+    target = quantized.store.allocate(tuple(reference.shape), reference.dtype, reference.device)
+    for start in range(0, len(target), quantized.batch_size):
+        rows = slice(start, min(start + quantized.batch_size, len(target)))
+        target[rows] = reference[rows] + (full.value(other, rows) - quantized.value(other, rows))
+    return target
 
 
 def _relative_error(node: Any, full: Executor, quantized: Executor, reference: Tensor) -> float:
@@ -60,9 +107,10 @@ def fit_layer(
     Returns
     -------
     LayerReport
-        With the relative output error of rounding to nearest and of what was chosen, on the first batch.
+        With the relative output error of rounding to nearest and of what was chosen, on the first batch; of the sum
+        where the output is added to a shortcut.
     """
-    reference = full.gathered(node)
+    reference = _target(node, full, quantized)
     symmetric = spec.symmetric_weights or layer.w_bits == 8
     layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
     layer.q_weight = layer.round_to_nearest()
@@ -89,6 +137,8 @@ def fit_layer(
             layer.bias = corrected_bias(layer, moments)
     quantized.run(node)
     after = _relative_error(node, full, quantized, reference)
+    if reference is not full.values.get(node):
+        quantized.store.release(reference)
     return LayerReport(
         layer.name, layer.kind, layer.w_bits, layer.a_bits, tuple(layer.weight.shape), before, after
     )

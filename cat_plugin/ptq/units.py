@@ -81,7 +81,16 @@ def _layer_nodes(nodes: list[Any]) -> list[Any]:
 
 def _common_module(nodes: list[Any]) -> tuple[str, str] | None:
     """Innermost module that holds all the layers among ``nodes``."""
-    paths = [_module_path(n) for n in _layer_nodes(nodes)]
+    return _innermost([_module_path(n) for n in _layer_nodes(nodes)])
+
+
+def _block_module(nodes: list[Any]) -> tuple[str, str] | None:
+    """Innermost module that holds the layers and the operations between and behind them, such as a block's addition."""
+    inside = [n for n in nodes if n.op == "call_function"]
+    return _innermost([_module_path(n) for n in inside + _layer_nodes(nodes)])
+
+
+def _innermost(paths: list[list[tuple[str, str]]]) -> tuple[str, str] | None:
     if not paths:
         return None
     common = None
@@ -176,7 +185,7 @@ def _is_quantizer(module: fx.GraphModule, node: Any) -> bool:
 def _join(segments: list[tuple[Any, list[Any]]], names: Sequence[str]) -> list[tuple[Any, list[Any]]]:
     residual_classes = set()
     for _, nodes in segments:
-        common = _common_module(nodes)
+        common = _block_module(nodes)
         if common and len(_layer_nodes(nodes)) > 1:
             residual_classes.add(common[1])
 

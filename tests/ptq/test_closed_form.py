@@ -7,14 +7,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
+from cat_plugin.ptq import QuantSpec, layer_fit, quantize
 from cat_plugin.ptq.bias_correction import corrected_bias
 from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import Moments, input_patches, measure
 from cat_plugin.ptq.observers import search_activation_range, search_weight_range
-from tests.ptq.models import small_inputs
+from tests.ptq.models import randomise, small_inputs
 
 _ATEN = torch.ops.aten
 LAYERS = [
@@ -260,3 +262,37 @@ def test_the_ridge_is_small_where_data_decide_and_large_where_they_are_noise(noi
         return float((fresh @ (w - true.double()).T).square().mean())
 
     assert risk(ridge) == min(risk(value) for value in (0.01, 0.1, 1.0, 10.0))
+
+
+def test_a_layer_behind_a_shortcut_takes_up_what_the_shortcut_has_lost(monkeypatch):
+    """The last of four sums comes nearer to full precision than if each branch were fitted for itself."""
+
+    class Stream(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.blocks = nn.Sequential(*(Branch() for _ in range(4)))
+
+        def forward(self, x):
+            return self.blocks(self.stem(x)).flatten(1)
+
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.b(torch.relu(self.a(x)))
+
+    model, x = randomise(Stream()), small_inputs(96, 3, 8, 8)
+    spec = QuantSpec(w_bits=2, a_bits=2, residual_bits=2, preset="fast", batch_size=16)
+
+    def error():
+        module, _ = quantize(model, spec, x[:64])
+        with torch.no_grad():
+            y = model(x[64:])
+            return float((module(x[64:]) - y).square().mean() / y.square().mean())
+
+    together = error()
+    monkeypatch.setattr(layer_fit, "_shortcut", lambda *_: None)
+    assert together < 0.96 * error()

@@ -168,18 +168,20 @@ def test_blocks_without_a_shortcut_follow_their_siblings_with_one():
     class Inverted(nn.Module):
         def __init__(self, channels, shortcut):
             super().__init__()
-            self.a, self.b = nn.Conv2d(channels, 8, 1), nn.Conv2d(8, channels, 1)
+            self.conv = nn.Sequential(nn.Conv2d(channels, 8, 1), nn.ReLU6(), nn.Conv2d(8, channels, 1))
             self.shortcut = shortcut
 
         def forward(self, x):
-            y = self.b(F.relu6(self.a(x)))
-            return x + y if self.shortcut else y
+            return x + self.conv(x) if self.shortcut else self.conv(x)
 
     def make():
-        return nn.Sequential(Inverted(3, False), Inverted(3, True), nn.Flatten(), nn.Linear(48, 2))
+        blocks = nn.Sequential(*(Inverted(3, shortcut) for shortcut in (False, True, False, False)))
+        return nn.Sequential(nn.Conv2d(3, 3, 1), blocks, nn.Flatten(), nn.Linear(48, 2))
 
     _, units = _units(make, (4, 3, 4, 4))
-    assert [u.name for u in units] == ["0", "1", "3"]
+    # the container of a block's layers is no block, nor is that of the blocks
+    assert [len(u.layers) for u in units] == [1, 2, 2, 2, 2, 1]
+    assert [u.name for u in units] == ["0", *(f"1.{i}.conv" for i in range(4)), "3"]
     _, units = _units(Gelu1d, (4, 2, 40), names=("a", "b"))
     assert [u.name for u in units] == ["a", "b", "fc"]
 
