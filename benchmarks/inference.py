@@ -9,6 +9,12 @@ soon as they are there, so that it can be run in pieces::
     python -m benchmarks.inference --models resnet18 --peers-only --peers onnxruntime openvino
     python -m benchmarks.inference --show
 
+Quantizing and compiling take longer than measuring and load the machine.  ``--only prepare`` does that part alone and
+keeps the result in the cache, ``--only measure`` takes it from there::
+
+    python -m benchmarks.inference --only prepare
+    python -m benchmarks.inference --only measure --seconds 1
+
 ``vs ORT int8`` and ``vs OpenVINO int8`` are their milliseconds over the row's: above 1 the row is faster.  ``load`` is the
 machine's load average when the row was measured; ratios of rows with different loads say little.
 """
@@ -123,10 +129,8 @@ def ours(model: str, precision: str, options: argparse.Namespace) -> dict[str, A
         common += ["--data", options.data] if options.data else []
         common += ["--layers"] if options.layers else []
         common += ["--batches", *map(str, options.batches)]
-        for what in ("prepare", "measure"):
+        for what in (options.only,) if options.only else ("prepare", "measure"):
             command = [sys.executable, "-m", "benchmarks.inference_ours", what, *common]
-            if what == "measure":
-                command += ["--library", json.loads(out.read_text())["library"]]
             done = subprocess.run(
                 command, cwd=CHECKOUT, env=variables, capture_output=True, text=True, check=False
             )
@@ -135,16 +139,22 @@ def ours(model: str, precision: str, options: argparse.Namespace) -> dict[str, A
                 about = {"peer": "cat-ptq", "model": model, "precision": precision}
                 reason = f"{what}: {lines[-1][:300]}"
                 return {"rows": [{**about, "batch": batch, "reason": reason} for batch in options.batches]}
-        return dict(json.loads(out.read_text()))
+        return {"rows": []} if options.only == "prepare" else dict(json.loads(out.read_text()))
 
 
 def peer(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Measure a peer on the models asked for."""
     arguments = ["--models", *options.models, "--batches", *map(str, options.batches)]
-    arguments += ["--seconds", str(options.seconds)]
+    arguments += ["--seconds", str(0 if options.only == "prepare" else options.seconds)]
+    arguments += ["--kept", str(options.cache.resolve() / "models")]
     arguments += ["--data", options.data] if options.data else []
     load = machine()["load"]
     result = run_peer(name, arguments, cache=options.cache, threads=options.threads)
+    if options.only == "prepare":
+        failed = [row for row in result["rows"] if "reason" in row]
+        for row in failed:
+            print(f"{name}: {row['reason']}", file=sys.stderr)
+        return {"rows": []}
     result["rows"] = [{"load": load, **row} for row in result["rows"]]
     return result
 
@@ -180,6 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     which.add_argument("--ours-only", action="store_true")
     which.add_argument("--peers-only", action="store_true")
     which.add_argument("--show", action="store_true", help="measure nothing, print what is there")
+    parser.add_argument("--only", choices=("prepare", "measure"), help="one of the two steps")
     parser.add_argument("--layers", action="store_true", help="time each layer of ours, too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -202,7 +213,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name} ...", file=sys.stderr, flush=True)
             result = peer(name, options)
             _merge_into(options.out, result["rows"], result.get("machine"))
-    _show(options.out, options)
+    if options.only != "prepare":
+        _show(options.out, options)
 
 
 if __name__ == "__main__":

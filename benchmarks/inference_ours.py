@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.machine import machine, versions
 from benchmarks.peers.common import bits_of, images_of, median_ms, relative_error
 
-__all__ = ["library_path", "main", "measure", "prepare"]
+__all__ = ["library_path", "main", "measure", "prepare", "prepared"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 IMAGES = 64  # to calibrate on, as the peers do
@@ -43,6 +43,11 @@ def _name(model: str, precision: str) -> str:
 def library_path(cache: Path, model: str, precision: str) -> Path:
     """Where the library of a model at a precision such as ``w4a4`` lies, once it is prepared."""
     return cache / "ours" / f"{_name(model, precision)}.so"
+
+
+def _pointer(cache: Path, model: str, precision: str) -> Path:
+    """The file that names the library which was prepared last, though sources may have changed since."""
+    return cache / "ours" / f"{model}_{precision}.prepared.json"
 
 
 def _quantized(model: str, precision: str, data: str | None, bundle: Path) -> dict[str, Any]:
@@ -87,7 +92,16 @@ def prepare(model: str, precision: str, batches: list[int], cache: Path, data: s
     if not report.cached:
         known["compile_seconds"] = round(report.seconds, 1)
     facts.write_text(json.dumps(known))
+    _pointer(cache, model, precision).write_text(json.dumps({"library": path.name}))
     return path
+
+
+def prepared(model: str, precision: str, cache: Path) -> Path:
+    """The library that :func:`prepare` made last."""
+    pointer = _pointer(cache, model, precision)
+    if not pointer.exists():
+        raise SystemExit(f"{model} {precision} is not prepared; run without --only, or with --only prepare")
+    return pointer.with_name(json.loads(pointer.read_text())["library"])
 
 
 def layers(library: Any, x: np.ndarray, runs: int) -> list[tuple[dict[str, Any] | None, str, float]]:
@@ -158,7 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {"machine": machine(), "rows": [], "layers": []}
-    path = options.library
+    path = prepared(options.model, options.precision, options.cache)
     facts = json.loads(path.with_suffix(".facts.json").read_text())
     library = tvm_backend.load(path)
     reference = MODELS[options.model](options.data)
@@ -198,13 +212,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--data")
     parser.add_argument("--layers", action="store_true")
-    parser.add_argument("--library", type=Path, help="what is measured")
-    parser.add_argument("--out", type=Path, required=True, help="JSON: where the library lies, or its rows")
+    parser.add_argument("--out", type=Path, required=True, help="JSON of what was measured")
     options = parser.parse_args()
     os.environ.setdefault("CAT_CACHE_DIR", str(options.cache.resolve()))
     if options.what == "prepare":
-        path = prepare(options.model, options.precision, options.batches, options.cache, options.data)
-        options.out.write_text(json.dumps({"library": str(path)}))
+        prepare(options.model, options.precision, options.batches, options.cache, options.data)
     else:
         options.out.write_text(json.dumps(measure(options)))
 

@@ -11,6 +11,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ __all__ = [
     "bits_of",
     "images_of",
     "median_ms",
+    "model_folder",
     "relative_error",
     "speed_parser",
     "split_of",
@@ -92,7 +94,19 @@ def speed_parser(description: str | None, precisions: tuple[str, ...]) -> argpar
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="timed seconds a row (default: %(default)s)"
     )
+    parser.add_argument("--kept", type=Path, help="folder of converted models, kept from run to run")
     return parser
+
+
+@contextlib.contextmanager
+def model_folder(kept: Path | None) -> Iterator[Path]:
+    """The folder of converted models: the one to keep, or one that goes away."""
+    if kept is None:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    kept.mkdir(parents=True, exist_ok=True)
+    yield kept
 
 
 class Rows:

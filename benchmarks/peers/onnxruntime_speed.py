@@ -7,7 +7,6 @@ Run in an environment that holds onnxruntime, onnx and onnxscript, from the chec
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,15 +14,17 @@ import numpy as np
 import torch
 
 from benchmarks.models import INPUT_SHAPES, MODELS, cifar10, imagenet_sample
-from benchmarks.peers.common import Rows, images_of, median_ms, relative_error, speed_parser
+from benchmarks.peers.common import Rows, images_of, median_ms, model_folder, relative_error, speed_parser
 
 PRECISIONS = ("fp32", "int8")
 IMAGES = 64  # to calibrate on
 
 
 def export(name: str, root: str | None, folder: Path) -> Path:
-    """Write a model as ONNX with a dynamic batch and return the file."""
+    """Write a model as ONNX with a dynamic batch, where it is not there yet, and return the file."""
     path = folder / f"{name}.onnx"
+    if path.exists():
+        return path
     example = (torch.randn(2, *INPUT_SHAPES[name]),)
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.onnx.export(
@@ -34,7 +35,10 @@ def export(name: str, root: str | None, folder: Path) -> Path:
 
 
 def quantize(path: Path, name: str, root: str | None) -> Path:
-    """Quantize an ONNX model statically to int8 and return the file."""
+    """Quantize an ONNX model statically to int8, where that is not done yet, and return the file."""
+    out = path.with_suffix(".int8.onnx")
+    if out.exists():
+        return out
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -48,17 +52,19 @@ def quantize(path: Path, name: str, root: str | None) -> Path:
             image = next(self.left, None)
             return None if image is None else {"x": image[None]}
 
-    ready, out = path.with_suffix(".pre.onnx"), path.with_suffix(".int8.onnx")
+    ready = path.with_suffix(".pre.onnx")
     quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
+    staged = path.with_suffix(".part.onnx")
     quantize_static(
         str(ready),
-        str(out),
+        str(staged),
         Reader(),
         quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
     )
+    staged.replace(out)
     return out
 
 
@@ -69,7 +75,7 @@ def main() -> None:
     options = speed_parser(__doc__, PRECISIONS).parse_args()
     torch.set_num_threads(options.threads)
     rows = Rows(options.out, "onnxruntime")
-    with tempfile.TemporaryDirectory() as folder:
+    with model_folder(options.kept) as folder:
         for name in options.models:
             files: dict[str, Path] = {}
             for batch in options.batches:
@@ -78,7 +84,7 @@ def main() -> None:
                         model=name, batch=batch, precision=precision, threads=options.threads
                     ) as row:
                         if "fp32" not in files:
-                            files["fp32"] = export(name, options.data, Path(folder))
+                            files["fp32"] = export(name, options.data, folder)
                         if precision not in files:
                             files[precision] = quantize(files["fp32"], name, options.data)
                         settings = onnxruntime.SessionOptions()

@@ -7,12 +7,13 @@ Run in an environment that holds openvino and nncf, from the checkout::
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.models import INPUT_SHAPES, MODELS, cifar10, imagenet_sample
-from benchmarks.peers.common import Rows, images_of, median_ms, relative_error, speed_parser
+from benchmarks.peers.common import Rows, images_of, median_ms, model_folder, relative_error, speed_parser
 
 PRECISIONS = ("fp32", "bf16", "int8")
 IMAGES = 64  # to calibrate on
@@ -36,6 +37,23 @@ def quantize(model: Any, name: str, root: str | None) -> Any:
     return nncf.quantize(model, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=IMAGES)
 
 
+def models_of(name: str, root: str | None, folder: Path) -> dict[str, Any]:
+    """Return a model in float and in int8, from the folder where it holds them."""
+    import openvino
+
+    result: dict[str, Any] = {}
+    for kind in ("float", "int8"):
+        path = folder / f"{name}.{kind}.xml"
+        if not path.exists():
+            made = convert(name, root) if kind == "float" else quantize(result["float"], name, root)
+            staged = folder / f"{name}.{kind}.part.xml"
+            openvino.save_model(made, str(staged), compress_to_fp16=False)
+            staged.with_suffix(".bin").replace(path.with_suffix(".bin"))
+            staged.replace(path)
+        result[kind] = openvino.Core().read_model(str(path))
+    return result
+
+
 def main() -> None:
     """Measure what the command line asks for."""
     import openvino
@@ -44,33 +62,32 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = Rows(options.out, "openvino")
     core = openvino.Core()
-    for name in options.models:
-        models: dict[str, Any] = {}
-        for batch in options.batches:
-            for precision in options.precisions:
-                with rows.row(model=name, batch=batch, precision=precision, threads=options.threads) as row:
-                    kind = "int8" if precision == "int8" else "float"
-                    if "float" not in models:
-                        models["float"] = convert(name, options.data)
-                    if kind not in models:
-                        models[kind] = quantize(models["float"], name, options.data)
-                    fixed = models[kind].clone()
-                    fixed.reshape([batch, *INPUT_SHAPES[name]])
-                    settings = {
-                        "INFERENCE_NUM_THREADS": options.threads,
-                        "NUM_STREAMS": 1,
-                        "PERFORMANCE_HINT": "LATENCY",
-                        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-                    }
-                    request = core.compile_model(fixed, "CPU", settings).create_infer_request()
-                    x = images_of(name, options.data, batch)
-                    with torch.inference_mode():
-                        expected = MODELS[name](options.data)(x)
-                    given = openvino.Tensor(x.numpy())
-                    request.set_input_tensor(given)
-                    request.infer()
-                    row["error"] = relative_error(request.get_output_tensor().data, expected)
-                    row.update(median_ms(request.infer, options.seconds))
+    with model_folder(options.kept) as folder:
+        for name in options.models:
+            models: dict[str, Any] = {}
+            for batch in options.batches:
+                for precision in options.precisions:
+                    about = {"model": name, "batch": batch, "precision": precision}
+                    with rows.row(**about, threads=options.threads) as row:
+                        models = models or models_of(name, options.data, folder)
+                        kind = "int8" if precision == "int8" else "float"
+                        fixed = models[kind].clone()
+                        fixed.reshape([batch, *INPUT_SHAPES[name]])
+                        settings = {
+                            "INFERENCE_NUM_THREADS": options.threads,
+                            "NUM_STREAMS": 1,
+                            "PERFORMANCE_HINT": "LATENCY",
+                            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+                        }
+                        request = core.compile_model(fixed, "CPU", settings).create_infer_request()
+                        x = images_of(name, options.data, batch)
+                        with torch.inference_mode():
+                            expected = MODELS[name](options.data)(x)
+                        given = openvino.Tensor(x.numpy())
+                        request.set_input_tensor(given)
+                        request.infer()
+                        row["error"] = relative_error(request.get_output_tensor().data, expected)
+                        row.update(median_ms(request.infer, options.seconds))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Run in an environment that holds torch, from the checkout; compiled rows need a 
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from benchmarks.models import MODELS
@@ -19,6 +21,8 @@ def main() -> None:
     """Measure what the command line asks for."""
     options = speed_parser(__doc__, PRECISIONS).parse_args()
     torch.set_num_threads(options.threads)
+    if options.kept is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(options.kept / "inductor"))
     rows = Rows(options.out, "torch")
     for name in options.models:
         for batch in options.batches:
