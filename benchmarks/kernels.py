@@ -23,7 +23,7 @@ import tvm
 from benchmarks.layer_shapes import NETWORKS, Layer
 from benchmarks.machine import machine
 from tvm_backend.kernels import ir
-from tvm_backend.kernels.isa import Amx, InstructionSet, select
+from tvm_backend.kernels.isa import Amx, Avx2, Avx2Bytes, InstructionSet, Portable, select
 from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
 from tvm_backend.kernels.tiles import TileProduct
@@ -48,12 +48,13 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
     if isinstance(isa, Amx):
         return _measured_tiles(target)
     # Registers for the sums, the two factors and whatever a product needs on its way.
-    rounds, sums = 20_000, 16 if isa.lanes != 8 else 12
+    separate = isinstance(isa, Avx2 | Avx2Bytes | Portable)
+    rounds, sums = 20_000, 6 if separate else 12 if isa.lanes == 8 else 16
     with ir.Function("kernel") as function:
         data, weight, output = function.buffers(
             [
                 ("data", (isa.unit,), isa.takes or "uint8"),
-                ("weight", (isa.unit,), "int8"),
+                ("weight", (sums * isa.unit,), "int8"),
                 ("output", (sums * isa.lanes,), "int32"),
             ]
         )
@@ -62,18 +63,18 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
             held[i] = ir.constant(i, "int32", isa.lanes)
         x = ir.Registers(1, isa.operand, isa.unit)
         x[0] = isa.activations(data, [0], False)
-        w = ir.hold(isa.weights(weight, [0]), "int8", isa.unit)
         with ir.loop(rounds):
-            # Another factor each time: the same product would be computed once.
+            # Where products are added by an instruction of its own, equal ones would be computed once.
             x[0] = x[0] + ir.constant(1, isa.operand, isa.unit)
             for i in range(sums):
+                w = isa.weights(weight, [i * isa.unit if separate else 0])
                 held[i] = isa.dot(held[i], x[0], w)
         for i in range(sums):
             ir.store(output, held[i], [i * isa.lanes], isa.lanes)
     built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)
     arguments = [
         tvm.runtime.tensor(np.ones(isa.unit, isa.takes or "uint8")),
-        tvm.runtime.tensor(np.ones(isa.unit, np.int8)),
+        tvm.runtime.tensor(np.arange(sums * isa.unit).astype(np.int8)),
         tvm.runtime.tensor(np.zeros(sums * isa.lanes, np.int32)),
     ]
     return 2.0 * rounds * sums * isa.unit / best_time(built, arguments, 3)

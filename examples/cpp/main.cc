@@ -7,6 +7,11 @@
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 
+#if defined(__linux__) && defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -53,6 +58,11 @@ int Run(int argc, char** argv) {
     return 2;
   }
 
+#if defined(__linux__) && defined(__x86_64__)
+  // A library for AMX needs the state of the tile registers (ARCH_REQ_XCOMP_PERM), once for the process; without AMX the
+  // call fails and changes nothing.
+  syscall(SYS_arch_prctl, 0x1023, 18);
+#endif
   ffi::Module library = ffi::Module::LoadFromFile(argv[1]);
   ffi::Module machine = Need(library, "vm_load_executable")().cast<ffi::Module>();
   Need(machine, "vm_initialization")(static_cast<int64_t>(kDLCPU), static_cast<int64_t>(0), kPooledAllocator);

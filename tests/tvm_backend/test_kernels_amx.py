@@ -199,3 +199,30 @@ def test_target_decides():
     narrow = ConvSpec(1, 32, 32, 3, 16, (3, 3), IMAGE, Epilogue(), padding=(1, 1, 1, 1))
     assert lower(narrow, SAPPHIRE_RAPIDS).variant == "avx512_vnni"
     assert lower(spec, SAPPHIRE_RAPIDS).variant == "amx_int8"
+
+
+def test_a_whole_network_computes_the_same_bits(emulated, monkeypatch, tmp_path):
+    torch = pytest.importorskip("torch")
+    import cat_plugin.graph.op  # noqa: F401
+    import tvm_backend
+    from tests.tvm_backend import qdq_models as models
+    from tvm_backend import runtime
+    from tvm_backend.kernels import registry
+
+    torch.manual_seed(0)
+    program = models.exported(models.QResNet(4, "conv", width=16), torch.randn(4, 3, 16, 16))
+    images = np.random.default_rng(0).normal(size=(17, 3, 16, 16)).astype(np.float32)
+    plain = tvm_backend.compile(program, "icelake-server", tmp_path / "plain.so", cache=False)
+    wanted = tvm_backend.load(plain.path)(images)
+    registry._lower.cache_clear()
+    try:
+        monkeypatch.setattr(registry, "select", lambda _target: Amx())
+        monkeypatch.setattr(runtime, "permit_amx", lambda: True)
+        tiled = tvm_backend.compile(program, "icelake-server", tmp_path / "tiled.so", cache=False)
+        assert [kernel.variant for kernel in tiled.kernels].count("amx_int8") >= 6
+        np.testing.assert_array_equal(tvm_backend.load(tiled.path)(images), wanted)
+    finally:
+        registry._lower.cache_clear()
+    found = emulated()
+    assert found["faults"] == 0
+    assert found["products"] > 0
