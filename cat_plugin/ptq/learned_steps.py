@@ -4,7 +4,7 @@ The forward pass is the quantizer's; backward, rounding counts as the identity (
 ``s`` gets ``d x_hat / d s = q - x/s`` inside the range and ``q`` outside (Esser et al., "Learned Step Size
 Quantization", arXiv 1902.08153, equation 3).  Dropping leaves each element unquantized with a given probability while
 the unit is trained (Wei et al., "QDrop", arXiv 2203.05740, equation 7), which flattens the loss around the solution.
-Default: steps are learned; ``drop_probability`` as the preset says.
+Default: steps are learned, nothing is dropped: after the closed form it brought nothing (docs/ptq.md).
 
 Written with operations that torch vectorises on every CPU (clamp, round, lerp, the backward of hardtanh); masks are
 float factors, because comparisons and selections by booleans are an order of magnitude slower there.

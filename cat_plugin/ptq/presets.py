@@ -21,20 +21,17 @@ class Plan:
     ----------
     unit_steps, model_steps, refinement_steps : int
         Gradient steps for each unit, of the whole-model stage and of the refinement; 0 leaves a stage out.
-    drop_probability : float
-        Of the units' training.
     """
 
     unit_steps: int
     model_steps: int
     refinement_steps: int
-    drop_probability: float
 
 
 _PRESETS = {
-    "fast": Plan(0, 0, 0, 0.0),
-    "balanced": Plan(400, 0, 150, 0.5),
-    "best": Plan(400, 3000, 150, 0.5),
+    "fast": Plan(0, 0, 0),
+    "balanced": Plan(400, 0, 150),
+    "best": Plan(400, 3000, 150),
 }
 
 
@@ -50,5 +47,4 @@ def plan(spec: QuantSpec) -> Plan:
         0 if spec.rounding == "none" and not spec.learned_steps else chosen("unit_steps"),
         chosen("model_steps"),
         chosen("refinement_steps"),
-        base.drop_probability if spec.drop_probability is None else float(spec.drop_probability),
     )

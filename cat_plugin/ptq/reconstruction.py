@@ -58,11 +58,11 @@ class Reconstruction:
     method: str = "straight_through"
     learn_rounding: bool = True
     learn_steps: bool = True
-    weight_rate: float = 5e-3
+    weight_rate: float = 0.015
     scale_rate: float = 1e-3
     step_rate: float = 1e-3
-    bias_rate: float = 1e-3
-    drop_probability: float = 0.5
+    bias_rate: float = 2e-3
+    drop_probability: float = 0.0
     input_mix: float = 0.0
     regularization: float = 1e-4
     bf16: bool = False

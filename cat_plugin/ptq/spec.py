@@ -107,8 +107,8 @@ class QuantSpec:
         How the rounding is learned (:mod:`cat_plugin.ptq.learned_rounding`).
     learned_steps : bool, default=True
         Learn activation steps with it (:mod:`cat_plugin.ptq.learned_steps`).
-    drop_probability : float or None, default=None
-        QDrop's share of unquantized elements while units are trained; None as the preset says.
+    drop_probability : float, default=0.0
+        QDrop's share of unquantized elements while units are trained (:mod:`cat_plugin.ptq.learned_steps`).
     input_mix : float, default=0.0
         Share of full-precision elements in a unit's input while it is trained.  QDrop mixes half; here the closed form
         has fitted the unit to quantized inputs already, and mixing made every unit worse where it was measured.
@@ -170,7 +170,7 @@ class QuantSpec:
     equalization: bool | None = None
     rounding: str = "straight_through"
     learned_steps: bool = True
-    drop_probability: float | None = None
+    drop_probability: float = 0.0
     input_mix: float = 0.0
     unit: str = "block"
     units: tuple[str, ...] = ()

@@ -221,7 +221,7 @@ def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
         method="adaround" if spec.rounding == "adaround" else "straight_through",
         learn_rounding=spec.rounding != "none",
         learn_steps=spec.learned_steps,
-        drop_probability=run.plan.drop_probability,
+        drop_probability=spec.drop_probability,
         input_mix=spec.input_mix,
         bf16=_bf16(run),
     )
@@ -277,7 +277,12 @@ def _train_model(run: _Run, whole: Unit, logits: Tensor) -> Outcome:
     spec = run.spec
     method = "adaround" if spec.rounding == "adaround" else "straight_through"
     soft = SoftUnit(run.module, whole, lambda layer: SoftLayer(layer, method), bf16=_bf16(run))
-    rates = Reconstruction(learn_rounding=spec.rounding != "none", learn_steps=spec.learned_steps)
+    rates = Reconstruction(
+        learn_rounding=spec.rounding != "none",
+        learn_steps=spec.learned_steps,
+        weight_rate=5e-3,  # slower than a unit's: a weight that jumps is felt by everything behind it
+        bias_rate=1e-3,
+    )
     groups: list[dict[str, Any]] = parameter_groups(soft, rates)
     settings = LogitTraining(run.plan.model_steps, 32, spec.temperature, augment=_augments(run))
     generator = generator_for(spec.seed, "model")
