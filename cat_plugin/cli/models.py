@@ -124,6 +124,7 @@ def load_model(model: str, weights: Path | None = None, num_classes: int | None 
     CATTypeError
         When the callable does not return a ``torch.nn.Module``.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     prefix, _, name = model.partition(":")
@@ -146,7 +147,13 @@ def load_model(model: str, weights: Path | None = None, num_classes: int | None 
         if not weights.is_file():
             raise CATValueError(f"no weights at {weights}; give a .safetensors file")
         try:
-            made.load_state_dict(load_file(weights))
-        except Exception as error:  # safetensors and torch each have exceptions of their own
+            state = load_file(weights)
+        except (OSError, SafetensorError) as error:
+            raise CATValueError(
+                f"{weights} cannot be read as safetensors: {error}; write it with safetensors.torch.save_file"
+            ) from error
+        try:
+            made.load_state_dict(state)
+        except RuntimeError as error:
             raise CATValueError(f"the weights in {weights} do not fit {model}: {error}") from error
     return made.eval()

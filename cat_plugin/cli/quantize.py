@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.table import Table
 
@@ -25,7 +24,8 @@ from cat_plugin.cli.options import (
     preparation,
     samples_of,
 )
-from cat_plugin.errors import BundleError
+from cat_plugin.errors import BundleError, RecipeError
+from cat_plugin.report.content import short_name, weight_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,8 +83,14 @@ def quantize(
     from cat_plugin.cli.scoring import Scorer
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import quantized_layers
+    from cat_plugin.hosts.options import has_choices
 
     loaded = load_recipe(recipe)
+    if tune is None and (len(loaded.configurations) > 1 or has_choices(loaded.configurations[0])):
+        raise RecipeError(
+            f"{recipe} describes several configurations; give labelled data with --tune, so that one can be chosen, or "
+            "give each option one value"
+        )
     _check_destination(out)
     prepared = preparation(mean, std, image_size)
     network = load_model(model, weights, num_classes)
@@ -109,17 +115,17 @@ def quantize(
         "bundle": str(bundle),
         "calibration_samples": len(samples),
         "configuration": _described(corrected),
-        "weight_bytes": _weight_bytes(layers),
-        "float_weight_bytes": _weight_bytes([{**layer, "w_bits": None} for layer in layers]),
+        "weight_bytes": weight_bytes(layers),
+        "float_weight_bytes": weight_bytes(layers, 32),
     }
     if "tuning" in record:
         values |= {key: record["tuning"][key] for key in ("baseline", "target", "trials")}
-    state.report(values, lambda: _summary(values))
+    state.report(values, lambda: _summary(values, out))
 
 
 def _layer(layer: dict[str, Any]) -> dict[str, Any]:
     """A layer under the name that it has in the user's model: the corrected one holds that as ``model``."""
-    return {**layer, "name": layer["name"].removeprefix("model.")}
+    return {**layer, "name": short_name(layer["name"])}
 
 
 def _check_destination(out: Path) -> None:
@@ -183,11 +189,6 @@ def _described(corrected: nn.Module) -> str:
     return describe(config) if isinstance(config, dict) else "as the recipe says"
 
 
-def _weight_bytes(layers: list[dict[str, Any]]) -> int:
-    """Bytes of all weights, each packed densely at its bit-width."""
-    return sum(-(-int(np.prod(x["weight_shape"])) * (x["w_bits"] or 32) // 8) for x in layers)
-
-
 def _best(recipe: Recipe) -> int:
     """The trial whose model the host returns; it may have made that model anew."""
     best = 0
@@ -232,7 +233,7 @@ def _record(
                 "seconds": round(trial.seconds, 3),
                 "met": trial.met,
                 "best": number == best,
-                "weight_bytes": _weight_bytes(report["layers"]) if report else None,
+                "weight_bytes": weight_bytes(report["layers"]) if report else None,
             }
         )
     baseline = recipe.baseline
@@ -290,7 +291,7 @@ def _measured(
     return found
 
 
-def _summary(values: dict[str, Any]) -> Any:
+def _summary(values: dict[str, Any], out: Path) -> Any:
     from rich.console import Group
 
     from cat_plugin.report.figures import percent, size
@@ -300,6 +301,7 @@ def _summary(values: dict[str, Any]) -> Any:
         "configuration": values["configuration"],
         "weights": f"{size(values['weight_bytes'])}, {size(values['float_weight_bytes'])} in float32",
         "calibration samples": values["calibration_samples"],
+        "next": f"cat-ptq report {out}",
     }
     shown = key_value_table(facts)
     if "trials" not in values:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cat_plugin.cli.app import app, state
+from cat_plugin.cli.app import app, key_value_table, state
 from cat_plugin.errors import CATValueError, RecipeError
 
 recipe_app = typer.Typer(help="Write and check recipes.", no_args_is_help=True)
@@ -137,7 +137,19 @@ def recipe_new(
         "preset": chosen,
         "relative": share,
     }
-    state.report(values)
+    tune = " --tune LABELLED" if several > 1 else ""
+    command = (
+        f"cat-ptq quantize {path} --model MODULE:FACTORY --weights FILE --data CALIBRATION{tune} --out DIR"
+    )
+    shown = {
+        "recipe": path,
+        "weights": f"{_as_yaml(weights)} bits",
+        "activations": f"{_as_yaml(activations)} bits",
+        "preset": chosen,
+        "accuracy that may be lost": f"{100 * share:g} %",
+        "next": command,
+    }
+    state.report(values, lambda: key_value_table(shown))
 
 
 def _write(path: Path, text: str) -> None:
@@ -163,7 +175,9 @@ def _write(path: Path, text: str) -> None:
 
 
 @recipe_app.command("check")
-def recipe_check(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]) -> None:
+def recipe_check(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")] = Path("recipe.yaml"),
+) -> None:
     """Check a recipe without running it, and say what it would try."""
     from cat_plugin import load_recipe
     from cat_plugin.hosts.options import expand
@@ -172,4 +186,7 @@ def recipe_check(recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML
     loaded = load_recipe(recipe)
     listed = [params for entry in loaded.configurations for params in expand(entry)]
     names = [describe(params) for params in listed]
-    state.report({"recipe": str(recipe), "valid": True, "configurations": names})
+    values = {"recipe": str(recipe), "valid": True, "configurations": names}
+    state.report(
+        values, lambda: key_value_table({"recipe": recipe, "valid": "yes", "it tries": "\n".join(names)})
+    )
