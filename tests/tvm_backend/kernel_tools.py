@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tvm.target import Target
 
 from tvm_backend.kernels.registry import Kernel, lower
-from tvm_backend.kernels.spec import Epilogue, KernelSpec, QParams, TensorKind
+from tvm_backend.kernels.spec import ConvSpec, Epilogue, KernelSpec, QParams, TensorKind
 
 
 def native_features() -> set[str]:
@@ -119,6 +119,27 @@ def random_tensor(kind: TensorKind, shape: tuple[int, ...], rng: np.random.Gener
 def random_weight(bits: int, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[Any]:
     """Random signed weights of a bit-width."""
     return rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(np.int8)
+
+
+def network_layer(
+    size: int, channels_in: int, channels_out: int, kernel: int, stride: int, bits: int, given: QParams
+) -> ConvSpec:
+    """A layer as networks have it, stored at 2 bits for the next one and at 8 for a shortcut."""
+    pad = kernel // 2
+    stored = (QParams(0.05, 0, 0, 3, "uint8"), QParams(0.02, 3, 0, 255, "uint8"))
+    return ConvSpec(
+        batch=None,
+        height=size,
+        width=size,
+        in_channels=channels_in,
+        out_channels=channels_out,
+        kernel=(kernel, kernel),
+        input=given,
+        epilogue=Epilogue((0.0, None), None, stored),
+        stride=(stride, stride),
+        padding=(pad, pad, pad, pad),
+        weight_bits=bits,
+    )
 
 
 @st.composite

@@ -21,6 +21,7 @@ from tvm.target import Target
 from tests.tvm_backend.kernel_tools import (
     check_kernel,
     native_features,
+    network_layer,
     random_tensor,
     random_weight,
 )
@@ -120,20 +121,7 @@ def test_any_linear_layer_equals_the_reference_to_the_bit(emulated, case, seed):
     ],
 )
 def test_layers_of_real_networks(emulated, bits, size, channels_in, channels_out, kernel, stride, input_):
-    pad = kernel // 2
-    spec = ConvSpec(
-        batch=None,
-        height=size,
-        width=size,
-        in_channels=channels_in,
-        out_channels=channels_out,
-        kernel=(kernel, kernel),
-        input=input_,
-        epilogue=Epilogue((0.0, None), None, (QParams(0.05, 0, 0, 3, "uint8"), IMAGE)),
-        stride=(stride, stride),
-        padding=(pad, pad, pad, pad),
-        weight_bits=bits,
-    )
+    spec = network_layer(size, channels_in, channels_out, kernel, stride, bits, input_)
     data = random_tensor(input_, (2, size, size, channels_in), np.random.default_rng(1))
     check(emulated, AmxConv(spec, Amx()), data, 2, conv2d.reference)
 

@@ -15,6 +15,7 @@ from tests.tvm_backend.kernel_tools import (
     batches,
     check_weighted,
     epilogues,
+    network_layer,
     qparams,
     random_tensor,
     random_weight,
@@ -76,20 +77,7 @@ def test_any_convolution_equals_the_reference_to_the_bit(target, case, seed):
     [(7, 512, 512, 3, 1), (28, 64, 128, 1, 2), (14, 96, 576, 1, 1), (40, 3, 64, 7, 2)],
 )
 def test_layers_of_real_networks(target, bits, size, channels_in, channels_out, kernel, stride):
-    pad = kernel // 2
-    spec = ConvSpec(
-        batch=None,
-        height=size,
-        width=size,
-        in_channels=channels_in,
-        out_channels=channels_out,
-        kernel=(kernel, kernel),
-        input=IMAGE,
-        epilogue=Epilogue((0.0, None), None, (QParams(0.05, 0, 0, 3, "uint8"), IMAGE)),
-        stride=(stride, stride),
-        padding=(pad, pad, pad, pad),
-        weight_bits=bits,
-    )
+    spec = network_layer(size, channels_in, channels_out, kernel, stride, bits, IMAGE)
     rng = np.random.default_rng(1)
     data = random_tensor(spec.input, (2, size, size, channels_in), rng)
     check_weighted(spec, target, data, random_weight(bits, spec.weight_shape, rng), rng, reference)

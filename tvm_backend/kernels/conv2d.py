@@ -23,7 +23,7 @@ from tvm_backend.kernels.packing import WeightLayout, storage_bits
 from tvm_backend.kernels.spec import ConvSpec
 from tvm_backend.kernels.tasks import Tasks, run
 from tvm_backend.kernels.unpack import unpack_block
-from tvm_backend.kernels.weighted import Operands, Weighted, store_row
+from tvm_backend.kernels.weighted import Blocked, Operands, store_row
 from tvm_backend.kernels.window import Window
 
 __all__ = ["ConvEmitter", "DirectConv", "Rows", "reference", "sums"]
@@ -88,7 +88,7 @@ def reference(
 
 
 @dataclass(frozen=True)
-class DirectConv(Weighted):
+class DirectConv(Blocked):
     """Generator of the kernel for one :class:`ConvSpec`."""
 
     spec: ConvSpec
@@ -171,16 +171,6 @@ class DirectConv(Weighted):
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of shape (C_out, C_in / groups, kernel height, kernel width)."""
         return self.layout.pack(self.stretched(weight))
-
-    @property
-    def weight_length(self) -> int:
-        """Bytes of the packed weight."""
-        return self.layout.length
-
-    @property
-    def weight_dtype(self) -> str:
-        """Element type of the packed weight."""
-        return self.layout.dtype
 
     @property
     def unpacking(self) -> str:

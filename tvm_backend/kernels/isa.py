@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm.target import Target, codegen
 
@@ -120,12 +120,20 @@ class Portable(InstructionSet):
         return sums + ir.cast(product, "int32", self.lanes)
 
 
-def _four(buffer: Any, indices: Sequence[Expr], flip: bool, dtype: str, lanes: int) -> Expr:
-    """Four consecutive bytes in each of `lanes` lanes."""
-    word = ir.reinterpret("int32", ir.load(buffer, indices, 4))
-    if flip:
-        word = word ^ ir.constant(-0x7F7F7F80, "int32")
-    return ir.reinterpret(f"{dtype}x{4 * lanes}", ir.broadcast(word, lanes))
+@dataclass(frozen=True)
+class _FourBytes(InstructionSet):
+    """What sets share that multiply four bytes of a pixel with four of each channel."""
+
+    instruction: ClassVar[str]
+
+    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
+        word = ir.reinterpret("int32", ir.load(buffer, indices, 4))
+        if flip:
+            word = word ^ ir.constant(-0x7F7F7F80, "int32")
+        return ir.reinterpret(f"{self.operand}x{self.unit}", ir.broadcast(word, self.lanes))
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        return ir.call(f"int32x{self.lanes}", self.instruction, sums, activations, weights)
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,7 @@ class _X86(InstructionSet):
 
 
 @dataclass(frozen=True)
-class Avx512Vnni(_X86):
+class Avx512Vnni(_FourBytes, _X86):
     """``vpdpbusd`` on 512-bit registers: 64 products of uint8 and int8 an instruction."""
 
     name: str = "avx512_vnni"
@@ -172,12 +180,7 @@ class Avx512Vnni(_X86):
     takes: str = "uint8"
     operand: str = "uint8"
     tiles: tuple[tuple[int, int], ...] = ((4, 6), (3, 7), (2, 10), (1, 28))
-
-    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
-        return _four(buffer, indices, flip, "uint8", 16)
-
-    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
-        return ir.call("int32x16", "llvm.x86.avx512.vpdpbusd.512", sums, activations, weights)
+    instruction: ClassVar[str] = "llvm.x86.avx512.vpdpbusd.512"
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class Amx(Avx512Vnni):
 
 
 @dataclass(frozen=True)
-class AvxVnni(_X86):
+class AvxVnni(_FourBytes, _X86):
     """``vpdpbusd`` on 256-bit registers, of which there are sixteen."""
 
     name: str = "avx_vnni"
@@ -201,12 +204,7 @@ class AvxVnni(_X86):
     takes: str = "uint8"
     operand: str = "uint8"
     tiles: tuple[tuple[int, int], ...] = ((3, 4), (2, 6), (1, 12))
-
-    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
-        return _four(buffer, indices, flip, "uint8", 8)
-
-    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
-        return ir.call("int32x8", "llvm.x86.avx512.vpdpbusd.256", sums, activations, weights)
+    instruction: ClassVar[str] = "llvm.x86.avx512.vpdpbusd.256"
 
 
 @dataclass(frozen=True)
@@ -259,7 +257,7 @@ class Sse41(Avx2):
 
 
 @dataclass(frozen=True)
-class Avx2Bytes(_X86):
+class Avx2Bytes(_FourBytes, _X86):
     """``vpmaddubsw``, for values of which two products fit into 16 bits: 4-bit weights, or 7-bit activations."""
 
     name: str = "avx2_bytes"
@@ -269,16 +267,13 @@ class Avx2Bytes(_X86):
     operand: str = "uint8"
     tiles: tuple[tuple[int, int], ...] = ((3, 3), (2, 5), (1, 10))
 
-    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
-        return _four(buffer, indices, flip, "uint8", 8)
-
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         pairs = ir.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", activations, weights)
         return sums + ir.call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ir.constant(1, "int16", 16))
 
 
 @dataclass(frozen=True)
-class NeonDot(InstructionSet):
+class NeonDot(_FourBytes):
     """``sdot`` of Arm's dot-product extension: 16 products of int8 an instruction, in 32 registers of 128 bits."""
 
     name: str = "neon_dot"
@@ -287,12 +282,7 @@ class NeonDot(InstructionSet):
     takes: str = "int8"
     operand: str = "int8"
     tiles: tuple[tuple[int, int], ...] = ((4, 6), (2, 10), (1, 20))
-
-    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
-        return _four(buffer, indices, flip, "int8", 4)
-
-    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
-        return ir.call("int32x4", "llvm.aarch64.neon.sdot", sums, activations, weights)
+    instruction: ClassVar[str] = "llvm.aarch64.neon.sdot"
 
 
 def _has(target: Target, *features: str) -> bool:

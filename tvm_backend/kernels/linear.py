@@ -15,7 +15,7 @@ from tvm_backend.kernels.packing import WeightLayout, storage_bits
 from tvm_backend.kernels.spec import LinearSpec
 from tvm_backend.kernels.tasks import run
 from tvm_backend.kernels.unpack import lowest_values, unpacked
-from tvm_backend.kernels.weighted import Operands, Weighted, store_row
+from tvm_backend.kernels.weighted import Blocked, Operands, store_row
 
 __all__ = ["Linear", "LinearEmitter", "reference", "sums"]
 
@@ -44,7 +44,7 @@ def reference(
 
 
 @dataclass(frozen=True)
-class Linear(Weighted):
+class Linear(Blocked):
     """Generator of the kernel for one :class:`LinearSpec`."""
 
     spec: LinearSpec
@@ -79,16 +79,6 @@ class Linear(Weighted):
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of shape (C_out, C_in)."""
         return self.layout.pack(np.asarray(weight)[None, :, None, :])
-
-    @property
-    def weight_length(self) -> int:
-        """Bytes of the packed weight."""
-        return self.layout.length
-
-    @property
-    def weight_dtype(self) -> str:
-        """Element type of the packed weight."""
-        return self.layout.dtype
 
     @property
     def unpacking(self) -> str:

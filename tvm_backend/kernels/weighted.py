@@ -13,7 +13,7 @@ from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.packing import WeightLayout
 from tvm_backend.kernels.spec import ConvSpec, LinearSpec, QParams
 
-__all__ = ["Operands", "Weighted", "store_row"]
+__all__ = ["Blocked", "Operands", "Weighted", "store_row"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,26 @@ class Weighted:
     def emit(self, batch: Expr, operands: Operands) -> None:
         """Write the body."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Blocked(Weighted):
+    """Base class of those whose weights are packed in blocks of channels."""
+
+    @property
+    def layout(self) -> WeightLayout:
+        """How the weights are packed."""
+        raise NotImplementedError
+
+    @property
+    def weight_length(self) -> int:
+        """Bytes of the packed weight."""
+        return self.layout.length
+
+    @property
+    def weight_dtype(self) -> str:
+        """Element type of the packed weight."""
+        return self.layout.dtype
 
 
 def store_row(
