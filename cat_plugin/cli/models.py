@@ -26,7 +26,13 @@ def _library(prefix: str, model: str) -> Any:
             f"--model {model!r} needs {package}, which is not installed: pip install {package}, or name a factory of "
             "your own as module:factory"
         )
-    return importlib.import_module("torchvision.models" if prefix == "torchvision" else package)
+    try:
+        return importlib.import_module("torchvision.models" if prefix == "torchvision" else package)
+    except Exception as error:  # torchvision of another release than torch's raises RuntimeError
+        raise CATValueError(
+            f"--model {model!r} needs {package}, which is installed and cannot be imported ({error}); install the "
+            "release that belongs to the installed torch"
+        ) from error
 
 
 def _by_name(prefix: str, name: str, num_classes: int | None) -> nn.Module:

@@ -118,3 +118,16 @@ def test_real_torchvision(tmp_path: Path) -> None:
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     loaded = load_model("torchvision:squeezenet1_1", tmp_path / "w.safetensors", num_classes=5)
     assert loaded(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_library_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    """A torchvision of another release than torch's is there, and fails with a RuntimeError."""
+    from cat_plugin.cli import models
+
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(models.importlib, "import_module", broken)
+    with pytest.raises(CATValueError, match="cannot be imported"):
+        load_model("torchvision:resnet18", weights)
