@@ -4,7 +4,8 @@ For two layers with ReLU or nothing between them, ``W2 f(W1 x + b1) = (W2 S^-1) 
 diagonal ``S`` (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
 equation 7).  Their ``S`` evens the ranges of per-tensor weights; here weights have a scale for each channel anyway, and
 ``S`` is chosen for what lies between and has one scale for all channels: ``s_i = (max_j r_j / r_i)^a``, ``r_i`` being the
-clipping range of least squared error of channel i at the activation's bits.  ``a`` is 1 where the second layer is
+clipping range of least squared error of channel i at the activation's bits, but no less than bits / 8 of the greatest
+value seen, or a channel that is rarely active would be cut when it is.  ``a`` is 1 where the second layer is
 depthwise, whose weights' own scales take ``S`` up without a trace.  A dense layer has one scale for a whole row, so that
 there ``a`` is what a model of the rounding noise finds best of 0, 1/4, .., 1.
 
@@ -27,11 +28,11 @@ from cat_plugin.ptq.spec import QuantSpec
 __all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings"]
 
 _aten = torch.ops.aten
-_IMAGES = 64  # calibration inputs looked at
-_SAMPLES = 2048  # values of each channel
+_IMAGES = 128  # calibration inputs looked at
+_SAMPLES = 2048  # values of each channel, beside its extremes
 _FRACTIONS = tuple(0.05 * i for i in range(4, 21))  # of a channel's greatest value, tried as its range
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_MOST = 32.0  # no channel is scaled by more
+_MOST = 8.0  # no channel is scaled by more
 # what is left of the weights' rounding noise once its errors compensate each other, of the order seen on 1x1 layers
 _COMPENSATED = 0.3
 
@@ -134,7 +135,7 @@ def has_depthwise(module: fx.GraphModule) -> bool:
 
 
 class _Sampler(fx.Interpreter):
-    """Keeps values of some nodes at positions drawn at random: (C, n) for each."""
+    """Keeps values of some nodes at positions drawn at random, and each channel's extremes: (C, n) for each node."""
 
     def __init__(
         self, module: fx.GraphModule, nodes: set[Any], share: int, generator: torch.Generator
@@ -142,6 +143,7 @@ class _Sampler(fx.Interpreter):
         super().__init__(module)
         self.nodes, self.share, self.generator = nodes, share, generator
         self.samples: dict[Any, list[Tensor]] = {node: [] for node in nodes}
+        self.extremes: dict[Any, list[Tensor]] = {node: [] for node in nodes}
 
     def run_node(self, n: Any) -> Any:
         value = super().run_node(n)
@@ -150,6 +152,7 @@ class _Sampler(fx.Interpreter):
             flat = value.movedim(axis, 0).flatten(1)
             index = torch.randint(flat.shape[1], (self.share,), generator=self.generator)
             self.samples[n].append(flat[:, index.to(flat.device)])
+            self.extremes[n].append(torch.stack([flat.amin(1), flat.amax(1)], 1))
         return value
 
 
@@ -166,13 +169,15 @@ def _ranges(values: Tensor, levels: int) -> Tensor:
     return high.squeeze(1) * torch.tensor(_FRACTIONS, device=values.device)[errors.argmin(0)]
 
 
-def _gains(values: Tensor, levels: int, weight: Tensor | None, w_bits: int) -> Tensor:
+def _gains(values: Tensor, least: Tensor, levels: int, weight: Tensor | None, w_bits: int) -> Tensor:
     """(C,) factors of the channels, 1 or more.
 
     Parameters
     ----------
     values : Tensor
         (C, n) magnitudes of the tensor that is quantized.
+    least : Tensor
+        (C,) what each channel's range covers at least.
     levels : int
         Steps from 0 to the end of its range.
     weight : Tensor or None
@@ -180,9 +185,9 @@ def _gains(values: Tensor, levels: int, weight: Tensor | None, w_bits: int) -> T
     w_bits : int
         Its bits.
     """
-    ranges = _ranges(values, levels)
+    ranges = torch.maximum(_ranges(values, levels), least)
     most = ranges.max()
-    alive = ranges > most / _MOST**2
+    alive = ranges > most / _MOST**3
     full = torch.where(alive, most / ranges.clamp(min=1e-12), torch.ones_like(ranges)).clamp(max=_MOST)
     if weight is None:
         return full
@@ -215,7 +220,7 @@ def equalize(
     module : fx.GraphModule
         BatchNorm-folded ATen graph.
     inputs : Tensor
-        (N, ...) calibration inputs; the first 64 are looked at.
+        (N, ...) calibration inputs; the first 128 are looked at.
     spec : QuantSpec
         Bits.
     generator : torch.Generator
@@ -233,14 +238,18 @@ def equalize(
         sampler.run(inputs[start : min(start + spec.batch_size, _IMAGES)])
     ceilings: dict[Any, Tensor] = {}
     for pair in pairs:
-        values = torch.cat(sampler.samples.pop(pair.first), 1)
+        values, extremes = (
+            torch.cat(kept.pop(pair.first), 1) for kept in (sampler.samples, sampler.extremes)
+        )
         levels = 2**spec.a_bits - 1
         if pair.activation is None:
-            values, levels = values.abs(), levels // 2
+            values, extremes, levels = values.abs(), extremes.abs(), levels // 2
         else:
-            values = values.clamp(0.0, 6.0 if _is_relu6(pair.activation) else None)
+            top = 6.0 if _is_relu6(pair.activation) else None
+            values, extremes = values.clamp(0.0, top), extremes.clamp(0.0, top)
         first, second = (getattr(module, n.args[1].target) for n in (pair.first, pair.second))
-        gains = _gains(values, levels, None if pair.depthwise else second, spec.w_bits)
+        least = extremes.amax(1) * (spec.a_bits / 8)
+        gains = _gains(values, least, levels, None if pair.depthwise else second, spec.w_bits)
         first *= gains.reshape(-1, *[1] * (first.ndim - 1))
         if len(pair.first.args) > 2 and pair.first.args[2] is not None:
             getattr(module, pair.first.args[2].target).mul_(gains)
