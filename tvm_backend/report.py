@@ -33,7 +33,7 @@ class KernelEntry:
         Bytes of inputs and outputs for one sample, plus the packed weight once.
     unpacking : str
         Where weights below 8 bits become bytes: ``"in registers"``, ``"once a call"`` into memory that the call takes for it,
-        or empty where they are stored as bytes.
+        ``"in registers, or by block"`` where many rows take AMX tiles, or empty where they are stored as bytes.
     """
 
     name: str
