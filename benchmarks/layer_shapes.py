@@ -90,6 +90,28 @@ def _mobilenet() -> tuple[Layer, ...]:
     return tuple(layer._replace(count=count) for layer, count in layers.items())
 
 
+def _resnet50() -> tuple[Layer, ...]:
+    layers: dict[Layer, int] = {}
+
+    def add(*args: int) -> None:
+        layer = Layer(0, *args)
+        layers[layer] = layers.get(layer, 0) + 1
+
+    add(224, 3, 64, 7, 2)
+    size, inputs = 56, 64
+    for width, repeat, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for i in range(repeat):
+            step, outputs = (stride if i == 0 else 1), 4 * width
+            if i == 0:
+                add(size, inputs, outputs, 1, step)
+            add(size, inputs, width)
+            add(size, width, width, 3, step)
+            size //= step
+            add(size, width, outputs)
+            inputs = outputs
+    return tuple(layer._replace(count=count) for layer, count in layers.items())
+
+
 NETWORKS: dict[str, tuple[Layer, ...]] = {
     "ResNet-20": (
         Layer(1, 32, 3, 16, 3),
@@ -112,6 +134,7 @@ NETWORKS: dict[str, tuple[Layer, ...]] = {
         Layer(3, 7, 512, 512, 3),
         Layer(1, 14, 256, 512, 1, 2),
     ),
+    "ResNet-50": _resnet50(),
     "MobileNetV2": _mobilenet(),
 }
 """Networks at their usual input size."""
