@@ -36,13 +36,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object, np.
         return path, report, model(x).numpy()
 
 
-@emulated
-def test_model_gives_what_torch_gives(library: tuple[Path, object, np.ndarray], tmp_path: Path) -> None:
-    """With host arrays in and out, in a process that has nothing but TVM's runtime."""
-    path, report, expected = library
-    assert {kernel.variant for kernel in report.kernels} >= {"cuda_mma"}  # type: ignore[attr-defined]
-    torch.manual_seed(0)
-    np.save(tmp_path / "x.npy", torch.randn(4, 3, 16, 16).numpy())
+def _run(path: Path, folder: Path) -> None:
+    """All of ``x.npy`` and its first row to ``y.npz``, in a process that has nothing but TVM's runtime."""
     script = (
         "import sys, numpy as np, tvm_backend\n"
         "run = tvm_backend.load(sys.argv[1])\n"
@@ -50,11 +45,54 @@ def test_model_gives_what_torch_gives(library: tuple[Path, object, np.ndarray], 
         "np.savez(sys.argv[3], run(x), run(x[:1]))\n"
     )
     environment = dict(os.environ, LD_LIBRARY_PATH=str(cuda_tools.driver_folder()), TVM_USE_RUNTIME_LIB="1")
-    command = [sys.executable, "-c", script, str(path), str(tmp_path / "x.npy"), str(tmp_path / "y.npz")]
+    command = [sys.executable, "-c", script, str(path), str(folder / "x.npy"), str(folder / "y.npz")]
     subprocess.run(command, check=True, env=environment, timeout=120)
+
+
+@emulated
+def test_model_gives_what_torch_gives(library: tuple[Path, object, np.ndarray], tmp_path: Path) -> None:
+    """With host arrays in and out, in a process that has nothing but TVM's runtime."""
+    path, report, expected = library
+    assert {kernel.variant for kernel in report.kernels} >= {"cuda_mma"}  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    np.save(tmp_path / "x.npy", torch.randn(4, 3, 16, 16).numpy())
+    _run(path, tmp_path)
     with np.load(tmp_path / "y.npz") as found:
         np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
         np.testing.assert_allclose(found["arr_1"], expected[:1], atol=1e-6)
+
+
+class _PartlyFloat(torch.nn.Module):
+    """Layers without quantization, of several kinds, around one with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Linear(16, 5)
+        self.q = qdq_models.Quantize(8)
+        self.conv = qdq_models.QConv(torch.nn.Conv2d(8, 16, 3, 1, 1), 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.nn.functional.gelu(self.first(x))
+        x = torch.sigmoid(self.conv(self.q(x)))
+        return torch.softmax(self.last(x.mean((2, 3))), 1)
+
+
+@emulated
+def test_operators_left_in_float_run_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(3, 3, 12, 12)
+    model = qdq_models.calibrated(_PartlyFloat(), x)
+    real = cuda_build.pack_imports
+    monkeypatch.setattr(cuda_build, "pack_imports", lambda arch: real(arch, cuda_tools.emulate))
+    program = qdq_models.exported(model, x)
+    report = tvm_backend.compile(program, target=cuda_tools.target(), out=tmp_path / "model.so", cache=False)
+    assert "nn.conv2d" in report.float_ops
+    np.save(tmp_path / "x.npy", x.numpy())
+    _run(report.path, tmp_path)
+    with torch.no_grad(), np.load(tmp_path / "y.npz") as found:
+        wanted = model(x).numpy()
+        np.testing.assert_allclose(found["arr_0"], wanted, atol=1e-3)
+        np.testing.assert_allclose(found["arr_1"], wanted[:1], atol=1e-3)
 
 
 @pytest.mark.skipif(bool(os.environ.get("LD_LIBRARY_PATH")), reason="a CUDA driver may be on the path")

@@ -24,6 +24,7 @@ from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.propagate_layout import PropagateLayout
 from tvm_backend.passes.scale_outputs import ScaleOutputs
 from tvm_backend.passes.unpack_tuples import UnpackTuples
+from tvm_backend.target import is_cuda
 
 __all__ = ["INTEGER_PASSES", "library_passes"]
 
@@ -56,6 +57,13 @@ INTEGER_PASSES: tuple[Any, ...] = (
 """From the imported QDQ graph to symbolic kernels."""
 
 
+def _float_schedules() -> Any:
+    """TVM's schedule for what is left in float on a CUDA device: a thread for each element of the result."""
+    from tvm.s_tir import dlight
+
+    return dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())
+
+
 def library_passes(target: tvm.target.Target, lower: LowerKernels) -> Any:
     """From symbolic kernels, and whatever is left in float, to what the virtual machine runs.
 
@@ -82,6 +90,8 @@ def library_passes(target: tvm.target.Target, lower: LowerKernels) -> Any:
         transform.FuseOps(),
         transform.FuseTIR(),
         transform.RewriteDataflowReshape(),
+        # A processor runs loops as they are, a CUDA device needs them bound to threads.
+        *([_float_schedules()] if is_cuda(target) else []),
         # The kernels come after TVM's fusion, which does not understand their loops.
         lower.pass_,
         transform.ToNonDataflow(),
