@@ -47,10 +47,12 @@ def _largest_sum(spec: Any, weight: np.ndarray) -> np.ndarray:
 
 def _bounded(epilogue: Epilogue, largest: float) -> bool:
     """Whether values up to `largest` fit into int32 in steps of every integer output, residual included."""
-    residual = epilogue.residual
+    residual, branch = epilogue.residual, epilogue.branch
+    if branch is not None:
+        largest = max(largest, 255 * branch.scale)
     if isinstance(residual, QParams):
         largest += 255 * residual.scale
-    outputs = [kind for kind in (*epilogue.outputs, epilogue.branch) if isinstance(kind, QParams)]
+    outputs = [kind for kind in (*epilogue.outputs, branch) if isinstance(kind, QParams)]
     return all(largest / kind.scale < _LIMIT for kind in outputs)
 
 
