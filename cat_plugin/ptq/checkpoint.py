@@ -110,6 +110,10 @@ class Checkpoint:
             self._tensors = load(stream.read())
         return name
 
+    def _refers_to(self, name: str) -> bool:
+        """Whether the state on disk is the one with the tensors in `name`."""
+        return self._json.exists() and bool(json.loads(self._json.read_text("utf-8"))["tensors"] == name)
+
     def _sweep(self, kept: str | None) -> None:
         """Remove what a run that was killed left half-written, or had just replaced."""
         for pattern in ("state_*.safetensors", f".*{PART}"):
@@ -159,6 +163,8 @@ class Checkpoint:
                 }
                 write_text(self._json, json.dumps(state))
             except BaseException:
-                path.unlink(missing_ok=True)
+                # Interrupted right after the state was put in place, its tensors are needed.
+                if not self._refers_to(name):
+                    path.unlink(missing_ok=True)
                 raise
             (self.directory / f"state_{len(self.finished) - 1}.safetensors").unlink(missing_ok=True)

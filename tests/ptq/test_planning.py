@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from benchmarks.memory import STATUS, PeakMemory
+from cat_plugin import files
 from cat_plugin.errors import CATValueError, QuantizationError
-from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq import QuantSpec, checkpoint, quantize
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.checkpoint import Checkpoint
 from cat_plugin.ptq.executor import Executor, last_uses
@@ -154,6 +155,29 @@ def test_one_run_at_a_time_in_a_directory(tmp_path):
         Checkpoint(tmp_path, "key")
     first.close()
     Checkpoint(tmp_path, "key").close()
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_save_interrupted_anywhere_leaves_a_whole_state(tmp_path, monkeypatch, written):
+    """Ctrl-C just before or just after the state is put in place: either way it has its tensors."""
+    module = quantize(randomise(SmallResNet()), QuantSpec(preset="fast"), small_inputs(24, 3, 12, 12))[0]
+    first = Checkpoint(tmp_path, "key")
+    first.save(module, "one")
+
+    def interrupted(path, text):
+        if written:
+            files.write_text(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.save(module, "two")
+    first.close()
+    monkeypatch.undo()
+    again = Checkpoint(tmp_path, "key")
+    assert again.finished == (["one", "two"] if written else ["one"])
+    again.close()
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
