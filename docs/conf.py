@@ -54,7 +54,7 @@ NAVIGATION = {
     "Start": ["quickstart", "examples/digits", "examples/cifar_resnet20", "examples/text_encoder"],
     "Use": ["hosts", "choosing", "ptq", "estimator", "bundle", "cli", "deploy", "security", "troubleshooting"],
     "Understand": ["method"],
-    "Extend": ["extending/kernel", "extending/reconstruction", "extending/host", "contributing"],
+    "Extend": ["extending/kernel", "extending/reconstruction", "extending/host", "testing", "contributing"],
     "Look up": [
         "api/cat_plugin",
         "api/cluster_affine",
