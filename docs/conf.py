@@ -52,7 +52,17 @@ numpydoc_class_members_toctree = False
 
 NAVIGATION = {
     "Start": ["quickstart", "examples/digits", "examples/cifar_resnet20", "examples/text_encoder"],
-    "Use": ["hosts", "choosing", "ptq", "estimator", "bundle", "cli", "deploy", "security", "troubleshooting"],
+    "Use": [
+        "hosts",
+        "choosing",
+        "ptq",
+        "estimator",
+        "bundle",
+        "cli",
+        "deploy",
+        "security",
+        "troubleshooting",
+    ],
     "Understand": ["method"],
     "Extend": ["extending/kernel", "extending/reconstruction", "extending/host", "testing", "contributing"],
     "Look up": [
