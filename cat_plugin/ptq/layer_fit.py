@@ -28,7 +28,7 @@ from cat_plugin.ptq.spec import QuantSpec
 __all__ = ["fit_layer"]
 
 _ROWS = 1 << 16
-_RIDGES = (0.01, 0.1, 1.0, 10.0)  # shares of the mean input variance
+_RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # shares of the mean input variance; the last leaves the weight
 
 
 def _known(node: Any, values: Executor) -> bool:
