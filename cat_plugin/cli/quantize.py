@@ -25,6 +25,7 @@ from cat_plugin.cli.options import (
     samples_of,
 )
 from cat_plugin.errors import BundleError, RecipeError
+from cat_plugin.files import write_errors
 from cat_plugin.report.content import short_name, weight_bytes
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ def _state_beside(out: Path, resume: bool) -> Iterator[Path]:
     if not resume and kept.exists():
         _log.info("%s holds an earlier run's state, which is dropped; --resume goes on from it", kept)
         shutil.rmtree(kept)
+    # Made now, so that a place that cannot be written is found out before the work and not after it.
+    with write_errors(BundleError, f"the state of the run to {kept}"):
+        kept.mkdir(parents=True, exist_ok=True)
     try:
         yield kept
     except BaseException as error:

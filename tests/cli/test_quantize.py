@@ -101,6 +101,8 @@ def test_destination_is_checked_before_the_work(
     assert main(quantize_words(workspace, out=str(tmp_path))) == 2
     assert "is not a bundle" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert main(quantize_words(workspace, out=str(tmp_path / "notes.txt" / "bundle"))) == 2
+    assert "cannot write the state of the run" in capsys.readouterr().err
 
 
 def test_progress_is_drawn_with_losses(
