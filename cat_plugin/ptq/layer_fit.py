@@ -28,7 +28,8 @@ from cat_plugin.ptq.spec import QuantSpec
 __all__ = ["fit_layer"]
 
 _ROWS = 1 << 16
-_RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # shares of the mean input variance; the last leaves the weight
+# Shares of the mean input variance; the last leaves the weight as it was trained.
+_RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 
 
 def _known(node: Any, values: Executor) -> bool:
