@@ -102,7 +102,9 @@ class Executor:
                     kept = self.values[place]
                 else:
                     kept = self.store.allocate(shape, part.dtype, part.device)
-            kept[rows] = part
+            # A view of what dies (a transpose of it, say) is read whole before its place is written.
+            shared = part.untyped_storage().data_ptr() == kept.untyped_storage().data_ptr()
+            kept[rows] = part.clone() if shared else part
         assert kept is not None
         for other in [n for n, value in self.values.items() if value is kept]:
             del self.values[other]

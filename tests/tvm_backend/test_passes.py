@@ -808,19 +808,11 @@ def test_passes_leave_a_float_graph_untouched():
 
 
 @pytest.mark.parametrize("kinds", [(Q8,), (Q8, Q2)])
-def test_scale_outputs(kinds):
-    from tvm_backend.passes.scale_outputs import ScaleOutputs
-
-    def in_steps(kind):
-        return dataclasses.replace(kind, scale=kind.scale / Q8.scale)
+def test_bound_outputs(kinds):
+    from tvm_backend.passes.bound_outputs import BoundOutputs
 
     relu6 = dataclasses.replace(CONV, epilogue=Epilogue((0.0, 6.0), S8, kinds, Q2))
-    scaled = Epilogue(
-        (0.0, 6.0 / Q8.scale), in_steps(S8), tuple(map(in_steps, kinds)), in_steps(Q2), bounded=True
-    )
-    scaled = dataclasses.replace(CONV, epilogue=scaled)
-    scale = const(compat.constant_value(SCALE) / np.float64(Q8.scale))
-    bias = const(BIAS / np.float64(Q8.scale))
+    bounded = dataclasses.replace(CONV, epilogue=Epilogue((0.0, 6.0), S8, kinds, Q2, bounded=True))
 
     @I.ir_module
     class Before:
@@ -836,17 +828,17 @@ def test_scale_outputs(kinds):
         @R.function
         def main(x: R.Tensor(("n", 8, 8, 4), "uint8"), r: R.Tensor(("n", 8, 8, 6), "int8")):
             with R.dataflow():
-                gv = kernel(scaled, x, WEIGHT, scale, bias, r)
+                gv = kernel(bounded, x, WEIGHT, SCALE, BIAS_CONST, r)
                 R.output(gv)
             return gv
 
-    check(ScaleOutputs, Before, After)
+    check(BoundOutputs, Before, After)
 
 
-def test_scale_outputs_needs_integers_and_bounds():
-    from tvm_backend.passes.scale_outputs import ScaleOutputs
+def test_bound_outputs_needs_integers_and_bounds():
+    from tvm_backend.passes.bound_outputs import BoundOutputs
 
-    both = dialect.with_epilogue(CONV, outputs=(Q8, "float32"))
+    floats = dialect.with_epilogue(CONV, outputs=("float32",))
     one = dialect.with_epilogue(CONV, outputs=(Q8,))
     huge = const(np.full(6, 1e6))
 
@@ -855,10 +847,10 @@ def test_scale_outputs_needs_integers_and_bounds():
         @R.function
         def main(x: R.Tensor(("n", 8, 8, 4), "uint8")):
             with R.dataflow():
-                a = kernel(both, x, WEIGHT, SCALE, BIAS_CONST)
+                a = kernel(floats, x, WEIGHT, SCALE, BIAS_CONST)
                 b = kernel(one, x, WEIGHT, huge, BIAS_CONST)
                 gv = (a, b)
                 R.output(gv)
             return gv
 
-    untouched(ScaleOutputs, Mod)
+    untouched(BoundOutputs, Mod)

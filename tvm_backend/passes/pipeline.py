@@ -7,6 +7,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from tvm_backend.passes.bound_outputs import BoundOutputs
 from tvm_backend.passes.commute_quantization import HoistQuantize, SinkDequantize
 from tvm_backend.passes.fold_bias import FoldBias
 from tvm_backend.passes.fold_border import FoldBorder
@@ -22,7 +23,6 @@ from tvm_backend.passes.fuse_outputs import FuseOutputs
 from tvm_backend.passes.fuse_residual import FuseResidual
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.propagate_layout import PropagateLayout
-from tvm_backend.passes.scale_outputs import ScaleOutputs
 from tvm_backend.passes.unpack_tuples import UnpackTuples
 from tvm_backend.target import is_cuda
 
@@ -51,8 +51,8 @@ INTEGER_PASSES: tuple[Any, ...] = (
     FuseOutputs,
     # What is left at the borders.
     FoldBorder,
-    # From here on specifications say how to compute, not what numbers mean.
-    ScaleOutputs,
+    # What the weights say of the values.
+    BoundOutputs,
 )
 """From the imported QDQ graph to symbolic kernels."""
 
