@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["MANIFEST", "Bundle", "export_bundle", "read_bundle", "sha256_of"]
 
 _REPORT_LIMIT = 32 * 2**20
-_HEADER_LIMIT = 2**20
 _LIBRARIES = ("torch", "numpy", "scikit-learn", "safetensors", "neural-compressor", "torchao")
 
 
@@ -76,7 +75,8 @@ def export_bundle(
     Parameters
     ----------
     module : torch.nn.Module or torch.export.ExportedProgram
-        What :func:`cat_plugin.correct`, the engine or a host returned, or its exported graph.
+        What :func:`cat_plugin.correct`, the engine or a host returned, or its exported graph, which loses its
+        example inputs and the lines of source that its nodes came from.
     example_inputs : tensor or tuple of tensors
         One batch, for shapes and dtypes only: it is not stored.
     directory : path
@@ -100,7 +100,6 @@ def export_bundle(
         When `directory` holds something that is not a bundle, or cannot be written.
     """
     import torch
-    from safetensors.numpy import save
     from torch.export import ExportedProgram
 
     from cat_plugin.graph.export import export_program
@@ -134,6 +133,7 @@ def export_bundle(
     with write_errors(BundleError, f"a bundle to {directory}"), staged_directory(final) as staged:
         # Sample inputs are the one part of the archive that torch pickles; a bundle carries none.
         program._example_inputs = None
+        _forget_sources(program)
         # By way of memory: torch ends the whole process when it cannot write an archive to the disk.
         archive = io.BytesIO()
         torch.export.save(program, archive)
@@ -141,8 +141,7 @@ def export_bundle(
         (staged / MODEL).write_bytes(archive.getbuffer())
         if correction is not None:
             metadata = {"op": correction.op, "alpha": repr(correction.alpha)}
-            contiguous = {name: np.ascontiguousarray(array) for name, array in correction.arrays.items()}
-            (staged / CORRECTION).write_bytes(save(contiguous, metadata=metadata))
+            (staged / CORRECTION).write_bytes(array_bytes(correction.arrays, metadata))
         if account:
             (staged / REPORT).write_text(account, encoding="utf-8")
         manifest["files"] = {
@@ -151,6 +150,16 @@ def export_bundle(
         }
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return final
+
+
+def _forget_sources(program: ExportedProgram) -> None:
+    """Drop the stack traces of all nodes: they name files and hold lines of the machine that exported the model."""
+    import torch
+
+    for graph_module in program.graph_module.modules():
+        if isinstance(graph_module, torch.fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 def _remembered(module: Any) -> dict[str, Any]:
@@ -220,7 +229,7 @@ class Bundle:
             return None
         path, shapes = self.directory / CORRECTION, self.manifest["cluster_affine"]["shapes"]
         with checked(path, self.manifest["files"][CORRECTION], BundleError, REMEDY) as stream:
-            if _shapes(stream) != shapes:
+            if array_shapes(stream) != shapes:
                 raise BundleError(
                     f"{path} does not hold the arrays of the shapes that the manifest names: {REMEDY}"
                 )
@@ -241,18 +250,6 @@ class Bundle:
         if not isinstance(parsed, dict):
             raise BundleError(f"{path} holds a {type(parsed).__name__}; expected a mapping, export again")
         return parsed
-
-
-def _shapes(stream: IO[bytes]) -> dict[str, Any] | None:
-    """The shape of each array, from the header of a safetensors file; None when it has none."""
-    size = int.from_bytes(stream.read(8), "little")
-    if size > _HEADER_LIMIT:
-        return None
-    try:
-        header = json.loads(stream.read(size))
-        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
-        return None
 
 
 def read_bundle(directory: str | os.PathLike[str]) -> Bundle:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import cat_plugin
 from cat_plugin.errors import BundleError, CATError
 from cat_plugin.graph.bundle import export_bundle, read_bundle
 
@@ -67,6 +68,28 @@ def test_manifest_says_what_is_inside(written: Path) -> None:
 def test_archive_holds_no_pickled_samples(written: Path) -> None:
     with zipfile.ZipFile(written / "model.pt2") as archive:
         assert not [name for name in archive.namelist() if "sample_inputs" in name and archive.read(name)]
+
+
+def test_no_path_of_the_machine_that_wrote_it_is_inside(written: Path) -> None:
+    contents = [path.read_bytes() for path in written.iterdir()]
+    with zipfile.ZipFile(written / "model.pt2") as archive:
+        contents += [archive.read(name) for name in archive.namelist()]
+    places = {Path(cat_plugin.__file__).parents[1], Path(torch.__file__).parents[1], written.parent}
+    for place in {str(each).encode() for each in places}:
+        assert not [content for content in contents if place in content]
+    assert b"nn_module_stack" in b"".join(contents)  # a layer's name is found through it
+
+
+def test_no_path_is_inside_an_inner_graph(tmp_path: Path) -> None:
+    class Branches(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+    directory = export_bundle(Branches(), torch.ones(2, 3), tmp_path / "b")
+    with zipfile.ZipFile(directory / "model.pt2") as archive:
+        assert not [name for name in archive.namelist() if b"stack_trace" in archive.read(name)]
+    x = -torch.ones(4, 3)
+    torch.testing.assert_close(read_bundle(directory).program().module()(x), x - 1)
 
 
 def test_reads_without_torch(written: Path) -> None:
