@@ -24,13 +24,12 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from cat_plugin.errors import BundleError
 from cat_plugin.files import checked, parse_json, sha256_of, staged_directory, write_errors
 from cat_plugin.graph.archive import check_archive
+from cat_plugin.graph.arrays import array_bytes, array_shapes
 from cat_plugin.graph.manifest import (
     CORRECTION,
     FORMAT,
@@ -43,6 +42,7 @@ from cat_plugin.graph.manifest import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch.export import ExportedProgram
 
