@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,14 +68,23 @@ def _prepare(values: np.ndarray, mean: tuple[float, ...] | None, std: tuple[floa
 
 def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
+        with zipfile.ZipFile(path):
+            pass  # numpy would try to read anything else as a single array, or as a pickle
         with np.load(path, allow_pickle=False) as archive:
             inputs = next((archive[key] for key in _INPUT_KEYS if key in archive.files), None)
             labels = next((archive[key] for key in _LABEL_KEYS if key in archive.files), None)
             names = archive.files
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise CATValueError(f"{path} cannot be read as .npz: {error}; write it with numpy.savez") from error
     if inputs is None:
         raise CATValueError(f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}")
+    for array in (inputs, labels):
+        # What is in the archive and is no array, numpy returns as bytes.
+        if array is not None and (not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf"):
+            raise CATValueError(
+                f"{path} holds a {getattr(array, 'dtype', type(array).__name__)}; expected numbers, "
+                "write it with numpy.savez"
+            )
     return inputs, labels
 
 
@@ -97,7 +108,7 @@ def _read_images(paths: list[Path], size: int | None) -> np.ndarray:
         try:
             with Image.open(path) as opened:
                 image = opened.convert("RGB")
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise CATValueError(f"{path} cannot be read as an image: {error}") from error
         images.append(np.asarray(image if size is None else _square(image, size)))
         if images[-1].shape != images[0].shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,46 @@ def test_uint8_images_are_scaled_and_normalised(tmp_path: Path) -> None:
     expected = (images / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     np.testing.assert_allclose(samples.inputs, expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
     assert samples.labels is None
+
+
+def _damaged(path: Path) -> dict[str, bytes]:
+    """An archive in the states that a broken copy or a wrong file leave it in."""
+    np.savez_compressed(path, inputs=np.random.default_rng(0).normal(size=(50, 30)))
+    whole, single, other = path.read_bytes(), io.BytesIO(), io.BytesIO()
+    np.save(single, np.ones((2, 2)))
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("inputs.npy", b"no array")
+    middle = len(whole) // 2
+    return {
+        "empty": b"",
+        "text": b"not a zip",
+        "cut off": whole[:middle],
+        "a block of zeros": whole[:middle] + bytes(64) + whole[middle + 64 :],
+        "a single array": single.getvalue(),
+        "a zip of something else": other.getvalue(),
+    }
+
+
+@pytest.mark.parametrize(
+    "what", ["empty", "text", "cut off", "a block of zeros", "a single array", "a zip of something else"]
+)
+def test_damaged_npz_is_told(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(_damaged(path)[what])
+    with pytest.raises(CATValueError, match=r"x\.npz (cannot be read as \.npz|holds a bytes).*numpy\.savez"):
+        load_samples(path)
+
+
+def test_npz_of_words_is_told(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", inputs=np.array([["a"], ["b"]]))
+    with pytest.raises(CATValueError, match="holds a <U1; expected numbers"):
+        load_samples(tmp_path / "x.npz")
+
+
+def test_image_that_is_far_too_large_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 5)
+    with pytest.raises(CATValueError, match="cannot be read as an image: Image size"):
+        load_samples(folder)
 
 
 @pytest.fixture
@@ -95,9 +137,6 @@ def test_bad_sources(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"1")
     with pytest.raises(CATValueError, match="of no known kind"):
         load_samples(tmp_path / "x.bin")
-    (tmp_path / "x.npz").write_bytes(b"not a zip")
-    with pytest.raises(CATValueError, match=r"cannot be read as \.npz"):
-        load_samples(tmp_path / "x.npz")
     np.savez(tmp_path / "x.npz", pixels=np.zeros((2, 2)))
     with pytest.raises(CATValueError, match="expected an array named"):
         load_samples(tmp_path / "x.npz")
