@@ -87,3 +87,10 @@ def test_half_module_computes_in_single():
     half = ClusterAffineModule(parameters)(x.half())
     assert half.dtype == torch.float16
     torch.testing.assert_close(half.float(), ClusterAffineModule(parameters)(x), rtol=1e-2, atol=2e-2)
+
+
+def test_prints_what_it_was_fitted_to():
+    parameters, *_ = made("full")
+    clusters, classes = parameters.beta.shape
+    shown = repr(ClusterAffineModule(parameters))
+    assert f"mode='full', n_clusters={clusters}, n_classes={classes}" in shown

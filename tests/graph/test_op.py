@@ -101,3 +101,21 @@ def test_wrong_number_of_classes_is_refused(mode):
     args = arguments(random_parameters(mode, rng), rng.normal(size=(4, 9)))
     with pytest.raises(RuntimeError, match="9 classes"):
         OPS[mode](*args)
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_other_shapes_and_integers_are_refused(mode):
+    rng = np.random.default_rng(8)
+    args = arguments(random_parameters(mode, rng), rng.normal(size=(4, 10)))
+    with pytest.raises(RuntimeError, match=r"must have shape \(N, C\); got \(4,\)"):
+        OPS[mode](args[0][:, 0], *args[1:])
+    with pytest.raises(RuntimeError, match=r"must be floating point; got torch\.int64"):
+        OPS[mode](args[0].long(), *args[1:])
+
+
+def test_features_that_the_map_was_not_fitted_to_are_refused():
+    rng = np.random.default_rng(9)
+    args = arguments(random_parameters("full", rng), rng.normal(size=(4, 10)))
+    assert args[1] is None
+    with pytest.raises(RuntimeError, match="12 columns, the correction was fitted on 10"):
+        OPS["full"](args[0], torch.ones(4, 2), *args[2:])
