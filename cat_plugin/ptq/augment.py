@@ -2,7 +2,7 @@
 
 The full-precision network is the teacher of what is trained on the logits, so any plausible input will do as long as its
 logits are asked for anew; a few hundred images seen from many sides, and in pieces, keep the stage from learning them by heart.
-Default: on for inputs (N, 3, H, W) with H and W of 16 or more where the logits are trained on.
+Default: on where the logits are trained on and the inputs look like images.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ __all__ = ["looks_like_images", "mirrored_and_shifted", "with_patches"]
 
 
 def looks_like_images(x: Tensor) -> bool:
-    """Whether ``x`` (N, ...) can be taken for natural images."""
+    """Whether ``x`` can be taken for colour images: (N, 3, H, W), H and W 16 or more."""
     return x.ndim == 4 and x.shape[1] == 3 and min(x.shape[2:]) >= 16
 
 
 def mirrored_and_shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored with probability 1/2 and shifted by up to a tenth each way, edges reflected.
+    """Each image by itself mirrored or not, evenly, and shifted by whole pixels, up to a tenth of each side.
+
+    The tenth is a pixel at least; what a shift leaves bare is filled by reflection.
 
     Parameters
     ----------
@@ -50,29 +52,19 @@ def mirrored_and_shifted(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def with_patches(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image with one and the same square replaced by its predecessor's, in every other batch on average.
+    """Half of the batches with a rectangle of every image replaced by what the preceding image has there.
 
-    The square's share of the image is uniform between 0 and 1 (Yun et al., "CutMix", arXiv 1905.04899, section 3.1;
-    the labels are the teacher's here).
-
-    Parameters
-    ----------
-    x : Tensor
-        (N, C, H, W).
-    generator : torch.Generator
-        CPU generator.
-
-    Returns
-    -------
-    Tensor
-        (N, C, H, W); ``x`` itself if nothing is replaced.
+    It is drawn once for the batch, with the images' proportions, its share of the area uniform between 0 and 1 and its
+    place uniform (Yun et al., "CutMix", arXiv 1905.04899, section 3.1; the labels are the teacher's here). The first
+    image takes from the last. The other half of the batches, and those whose rectangle rounds to nothing, come back
+    as they are. Arguments are those of :func:`mirrored_and_shifted`.
     """
     chance, share, top, left = torch.rand(4, generator=generator).tolist()
     height, width = (round(size * share**0.5) for size in x.shape[2:])
     if chance < 0.5 or height == 0 or width == 0:
         return x
     y, x0 = int(top * (x.shape[2] - height + 1)), int(left * (x.shape[3] - width + 1))
-    square = (slice(None), slice(None), slice(y, y + height), slice(x0, x0 + width))
+    patch = (slice(None), slice(None), slice(y, y + height), slice(x0, x0 + width))
     mixed = x.clone()
-    mixed[square] = x.roll(1, 0)[square]
+    mixed[patch] = x.roll(1, 0)[patch]
     return mixed

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.ops import is_batch_size, is_batched
 
-__all__ = ["Executor", "last_uses"]
+__all__ = ["Executor", "first_inputs", "last_uses"]
 
 
 class Executor:
@@ -138,6 +138,11 @@ class Executor:
             value = self.values.pop(node, None)
             if value is not None and not any(value is other for other in self.values.values()):
                 self.store.release(value)
+
+
+def first_inputs(value: Tensor, count: int, total: int) -> Tensor:
+    """What of a gathered value belongs to the first ``count`` of ``total`` inputs: its rows come in their order."""
+    return value[: len(value) * count // total]
 
 
 def last_uses(graph: fx.Graph, extended: dict[Any, Any]) -> dict[Any, list[Any]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cat_plugin.ptq.bias_correction import corrected_bias
 from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
-from cat_plugin.ptq.executor import Executor
+from cat_plugin.ptq.executor import Executor, first_inputs
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import measure
 from cat_plugin.ptq.observers import search_weight_range
@@ -89,6 +89,7 @@ def fit_layer(
     quantized: Executor,
     spec: QuantSpec,
     generator: torch.Generator,
+    fitted: int,
 ) -> LayerReport:
     """Choose grid, integers and bias of a layer, in place, and compute its outputs.
 
@@ -104,6 +105,8 @@ def fit_layer(
         Which methods to use.
     generator : torch.Generator
         Draws output positions.
+    fitted : int
+        Calibration inputs, the first ones, that the layer is fitted to.
 
     Returns
     -------
@@ -118,7 +121,8 @@ def fit_layer(
     before = _relative_error(node, full, quantized, reference)
     if spec.compensation or spec.bias_correction:
         source = quantized.gathered(node.args[0])
-        moments = measure(layer, source, reference, _ROWS, spec.batch_size, generator)
+        x, y = (first_inputs(value, fitted, quantized.count) for value in (source, reference))
+        moments = measure(layer, x, y, _ROWS, spec.batch_size, generator)
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
             target = grouped.double()

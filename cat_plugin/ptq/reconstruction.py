@@ -1,9 +1,11 @@
 """Reconstruction of one unit: gradient steps that bring its quantized output to the full-precision one.
 
 The unit's inputs and full-precision outputs are cached; each step draws a batch, mixes quantized and full-precision
-inputs element by element where asked to (QDrop, arXiv 2203.05740, section 3.3), and descends the mean squared error, optionally weighted by the squared gradient of the task loss (the diagonal Fisher information of BRECQ, arXiv
-2102.05426, equation 10).  Losses are relative to the mean square of the full-precision output, so that learning rates
-mean the same in every unit.
+inputs element by element where asked to (QDrop, arXiv 2203.05740, section 3.3), and descends the mean squared error,
+optionally weighted by the squared gradient of the task loss (the diagonal Fisher information of BRECQ, arXiv 2102.05426,
+equation 10).  Losses are relative to the mean square of the full-precision output, so that learning rates mean the same
+in every unit.  The last rows are watched: neither trained on nor, where training follows, fitted to in closed form, so
+that initial and trained values are compared on inputs that neither has seen.
 """
 
 from __future__ import annotations
@@ -21,11 +23,13 @@ from cat_plugin.ptq.learned_steps import DropMask
 from cat_plugin.ptq.soft_unit import SoftUnit
 from cat_plugin.ptq.units import Unit
 
-__all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct"]
+__all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct", "watched_rows"]
 
-_CHECKS = 10  # looks at the held-out rows in a full run
-_PATIENCE = 3  # looks without gain after which a run ends,
-_EARLIEST = 0.7  # not before this share of the steps: what rounding gains, it gains while the rates fall
+_CHECKS = 10  # looks at the watched rows in a full run
+_PATIENCE = 3  # looks without gain after which a run goes on with its end,
+_END = (
+    0.7  # which begins at this share of the steps: what rounding gains, it gains while the rates fall to zero
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,15 @@ class Outcome:
     note: str = ""
 
 
+def watched_rows(count: int) -> int:
+    """How many of ``count`` rows, the last ones, training is judged on; 0 if they are too few to spare any.
+
+    A sixteenth is too little to be missed and enough to tell better from worse.
+    """
+    held = count // 16
+    return held if held >= 8 else 0
+
+
 def _rows(x: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     """Rows of a cached tensor, which may lie in a file, where they are computed on."""
     return _layout(x[rows.to(x.device)].to(device))
@@ -102,7 +115,7 @@ def _evaluate(soft: SoftUnit, x: Tensor, y: Tensor, weights: Tensor | None, batc
 
 
 class _Watch:
-    """Held-out rows: keeps the best state seen and says when nothing more is gained."""
+    """Watched rows: keeps the best state seen and says when nothing is being gained."""
 
     def __init__(self, soft: SoftUnit, evaluate: Callable[[], float], steps: int) -> None:
         self.soft, self.evaluate = soft, evaluate
@@ -161,16 +174,16 @@ def reconstruct(
     Returns
     -------
     Outcome
-        Losses on held-out rows.  The best state seen there is kept, and training stops early when nothing more
-        is gained while the rates fall; a unit whose loss turns NaN, or that does not get better, keeps its initial values and says so.
+        Losses on the last :func:`watched_rows` rows, and the steps taken.  The best state seen there is kept; training
+        that gains nothing skips to the end of its schedule; a unit whose loss turns NaN, or that does not get better,
+        keeps its initial values and says so.
     """
     soft = SoftUnit(module, unit, lambda layer: SoftLayer(layer, settings.method), bf16=settings.bf16)
     initial = soft.state()
     device = unit.layers[0].weight.device if unit.layers else inputs.device
-    # a sixteenth is held out: too little to be missed, enough to tell better from worse
-    held = len(inputs) // 16
+    held = watched_rows(len(inputs))
     count = len(inputs) - held
-    check = slice(count, None) if held >= 8 else slice(None)
+    check = slice(count, None) if held else slice(None)
 
     def evaluate(unit_now: SoftUnit = soft) -> float:
         return _evaluate(unit_now, inputs[check], targets[check], weights, settings.batch_size)
@@ -193,8 +206,9 @@ def reconstruct(
     mix = DropMask(settings.input_mix, generator, device)
     order = torch.empty(0, dtype=torch.long)
     batch = min(settings.batch_size, count)
-    done = settings.steps
-    for step in range(settings.steps):
+    step = done = 0
+    end = round(_END * settings.steps)
+    while step < settings.steps:
         if len(order) < batch:
             order = torch.randperm(count, generator=generator)
         rows, order = order[:batch], order[batch:]
@@ -219,15 +233,13 @@ def reconstruct(
         loss.backward()  # type: ignore[no-untyped-call]
         if not math.isfinite(float(loss.detach())):
             soft.restore(initial)
-            return Outcome(before, before, step, "the loss became NaN or infinite: initial values kept")
+            return Outcome(before, before, done, "the loss became NaN or infinite: initial values kept")
         optimizer.step()
+        step, done = step + 1, done + 1
         if tick is not None:
-            tick(step + 1)
-        if settings.method != "adaround" and (step + 1) % watch.every == 0:
-            stale = watch.look()
-            if stale and share >= _EARLIEST:
-                done = step + 1
-                break
+            tick(done)
+        if settings.method != "adaround" and step % watch.every == 0 and watch.look():
+            step = max(step, end)
     if settings.method == "adaround":
         soft.harden()
         after = evaluate(SoftUnit(module, unit, lambda layer: SoftLayer(layer, "straight_through")))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cat_plugin.ptq.cache import TensorStore
-from cat_plugin.ptq.executor import Executor, last_uses
+from cat_plugin.ptq.executor import Executor, first_inputs, last_uses
 from cat_plugin.ptq.insert import Prepared
 from cat_plugin.ptq.layer_fit import fit_layer
 from cat_plugin.ptq.modules import QuantOp
@@ -42,6 +42,7 @@ def quantize_in_order(
     train: Callable[[Unit, Tensor, Tensor, Tensor], None] | None = None,
     finished: Callable[[Unit], None] | None = None,
     reports: list[LayerReport] | None = None,
+    fitted: int | None = None,
 ) -> tuple[list[LayerReport], Tensor]:
     """Choose every range and every integer in one pass, in place; what has been chosen already stays.
 
@@ -64,6 +65,8 @@ def quantize_in_order(
         Called with each unit that is done.
     reports : list of LayerReport or None
         Appended to as layers are fitted.
+    fitted : int or None
+        Inputs, the first ones, that ranges and layers are fitted to; None is all.
 
     Returns
     -------
@@ -79,6 +82,7 @@ def quantize_in_order(
     ends = {unit.output: unit for unit in units}
     uses = last_uses(module.graph, {unit.output: unit.source for unit in units})
     logits: Tensor | None = None
+    count = len(inputs) if fitted is None else fitted
 
     for node in module.graph.nodes:
         unit, dying = ends.get(node), uses.get(node, [])
@@ -89,7 +93,8 @@ def quantize_in_order(
         if isinstance(child, ActQuantizer):
             source = node.args[0]
             if not child.ready:
-                sample = subsample(quantized.gathered(source), _SAMPLE, generator_for(spec.seed, node.name))
+                value = first_inputs(quantized.gathered(source), count, len(inputs))
+                sample = subsample(value, _SAMPLE, generator_for(spec.seed, node.name))
                 child.set_range(*search_activation_range(sample, child.bits, spec.symmetric_activations))
             if source in full.values:
                 full.set(node, full.values[source])
@@ -98,7 +103,7 @@ def quantize_in_order(
             full.run(node)
             if child.q_weight is None:
                 generator = generator_for(spec.seed, child.name)
-                reports.append(fit_layer(node, child, full, quantized, spec, generator))
+                reports.append(fit_layer(node, child, full, quantized, spec, generator, count))
             else:
                 quantized.run(node)
         elif node.op == "output":

@@ -111,7 +111,8 @@ class QuantSpec:
         QDrop's share of unquantized elements while units are trained (:mod:`cat_plugin.ptq.learned_steps`).
     input_mix : float, default=0.0
         Share of full-precision elements in a unit's input while it is trained.  QDrop mixes half; here the closed form
-        has fitted the unit to quantized inputs already, and mixing made every unit worse where it was measured.
+        has fitted the unit to quantized inputs already.  One unit was measured: of the output of ResNet-20's
+        ``layer3.1`` at W2A2, strict, 0.397 was lost after 240 steps with half mixed in and 0.390 with none.
     unit : {"layer", "block", "pack"}, default="block"
         What is reconstructed at a time (:mod:`cat_plugin.ptq.units`, :mod:`cat_plugin.ptq.packs`).
     units : tuple of str, default=()
@@ -125,8 +126,8 @@ class QuantSpec:
     model_steps : int or None, default=None
         Gradient steps of the whole-model stage (:mod:`cat_plugin.ptq.logit_training`).
     augment : bool or None, default=None
-        Varied inputs (:mod:`cat_plugin.ptq.augment`) in that stage and the refinement; None for (N, 3, H, W) inputs
-        from 16 x 16 on.
+        Varied inputs (:mod:`cat_plugin.ptq.augment`) in that stage and the refinement; None for what looks like
+        images.
     refinement_steps : int or None, default=None
         Gradient steps of CAT's refinement (:mod:`cat_plugin.ptq.refinement`).
     refinement_penalty : float, default=0.01

@@ -27,7 +27,7 @@ from cat_plugin.ptq.packs import group_by_score, join_units, pack_scores
 from cat_plugin.ptq.precision import bf16_is_faster
 from cat_plugin.ptq.presets import Plan, plan
 from cat_plugin.ptq.progress import Progress, Reporter
-from cat_plugin.ptq.reconstruction import Outcome, Reconstruction, parameter_groups, reconstruct
+from cat_plugin.ptq.reconstruction import Outcome, Reconstruction, parameter_groups, reconstruct, watched_rows
 from cat_plugin.ptq.refinement import refine
 from cat_plugin.ptq.report import LayerReport, UnitReport
 from cat_plugin.ptq.sequence import generator_for, quantize_in_order
@@ -269,6 +269,7 @@ def _pass(run: _Run, units: list[Unit], train: bool) -> Tensor:
         train=trained if train else None,
         finished=finished,
         reports=run.layers,
+        fitted=len(run.inputs) - watched_rows(len(run.inputs)) if train else None,
     )
     return logits
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_plugin.ptq import QuantSpec
+from cat_plugin.ptq import QuantSpec, quantize, stages
 from cat_plugin.ptq.augment import mirrored_and_shifted, with_patches
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.fold import fold_batch_norm
@@ -20,7 +20,7 @@ from cat_plugin.ptq.learned_steps import DropMask, quantize_with_step
 from cat_plugin.ptq.logit_training import LogitTraining, divergence
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.quantizers import ActQuantizer
-from cat_plugin.ptq.reconstruction import Reconstruction, reconstruct
+from cat_plugin.ptq.reconstruction import Outcome, Reconstruction, reconstruct, watched_rows
 from cat_plugin.ptq.refinement import refine
 from cat_plugin.ptq.sequence import quantize_in_order
 from cat_plugin.ptq.soft_unit import float_call, run_float, run_nodes
@@ -193,11 +193,31 @@ def test_a_loss_that_turns_nan_keeps_the_initial_values():
         assert torch.isfinite(layer.scale).all()
 
 
-def test_training_that_brings_nothing_stops_early():
+def test_training_that_gains_nothing_skips_to_the_end_of_its_schedule():
     frozen = dataclasses.replace(_SHORT, weight_rate=0.0, scale_rate=0.0, step_rate=0.0, bias_rate=0.0)
     outcomes, _ = _train_units(frozen)
-    assert outcomes["block1"].steps == 96  # the first look after 70 % of 120
+    assert outcomes["block1"].steps == 36 + 36  # three looks, a tenth of 120 apart; then the last 30 %
     assert "did not improve" in outcomes["block1"].note
+
+
+def test_training_is_judged_on_inputs_that_the_closed_form_has_not_seen(monkeypatch):
+    model, x = randomise(SmallResNet()), small_inputs(160, 3, 12, 12)
+    watched = watched_rows(len(x))
+    assert watched == 10
+    monkeypatch.setattr(stages, "reconstruct", lambda *_, **__: Outcome(1.0, 1.0, 0))
+
+    def closed(inputs, preset="balanced"):
+        spec = QuantSpec(w_bits=2, a_bits=2, preset=preset, refinement_steps=0, batch_size=16)
+        return quantize(model, spec, inputs)[0].state_dict()
+
+    def same(first, second):
+        return all(torch.equal(first[name], second[name]) for name in first)
+
+    others = torch.cat([x[:-watched], 3 * small_inputs(watched, 3, 12, 12, seed=8)])
+    assert same(closed(x), closed(others))
+    assert not same(closed(x, "fast"), closed(others, "fast"))
+    others[len(x) - watched - 1] *= 3
+    assert not same(closed(x), closed(others))
 
 
 def test_fisher_weights_are_mean_squared_gradients():
