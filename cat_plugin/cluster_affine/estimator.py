@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from cat_plugin.cluster_affine import validation
 from cat_plugin.cluster_affine.fitting import Party, Plan, Settings, fit_stream
+from cat_plugin.cluster_affine.pairing import Columns, pair, pair_sound, unpacked
 from cat_plugin.cluster_affine.parameters import AffineParameters
 from cat_plugin.cluster_affine.sketch import row_limit
 from cat_plugin.cluster_affine.stream import StreamState
@@ -107,9 +108,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
     best_params_: dict[str, Any]
     _parameters: AffineParameters | None
     _stream: StreamState
-    _flat: bool
-    _n_extra: int | None
-    _n_targets: int
+    _columns: Columns
 
     def __init__(
         self,
@@ -180,7 +179,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
             If the arrays do not fit each other or hold a NaN or an infinity.
         """
         settings = self._settings()
-        rows = self._rows(X, y, features, reset=True)
+        rows, self._columns = pair(self, X, y, features)
         tuned = validation.check_mask(tuned_mask, len(rows), "tuned_mask")
         grouping = validation.check_mask(groups, len(rows), "groups")
         rows = Rows(
@@ -233,32 +232,30 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
                     "times; pass a list or a data loader."
                 )
             for batch in batches:
-                z_q, z_fp, features = self._unpacked(batch)
+                z_q, z_fp, features = unpacked(batch)
                 if len(z_q):
                     self.partial_fit(z_q, z_fp, features=features, sketch_rows=sketch_rows)
             if not self.__sklearn_is_fitted__():
                 raise CATValueError("the batches held no rows; give at least one batch of logits.")
             return self
 
-        passed = False
+        passed, columns = False, None
 
         def checked() -> Iterator[Rows]:
-            nonlocal passed
+            nonlocal passed, columns
             seen = 0
             for batch in batches:
-                z_q, z_fp, features = self._unpacked(batch)
+                z_q, z_fp, features = unpacked(batch)
                 if not len(z_q):
                     continue
-                first = not hasattr(self, "n_features_in_")
-                # What the first pass has let through is not looked at again.
-                rows = None if passed else self._rows(z_q, z_fp, features, reset=first, first_row=seen)
-                rows = self._plain_rows(z_q, z_fp, features) if rows is None else rows
+                if passed:
+                    rows = pair_sound(z_q, z_fp, features)
+                else:
+                    rows, columns = pair(self, z_q, z_fp, features, known=columns, first_row=seen)
                 seen += len(rows)
                 yield rows
             passed = True
 
-        if hasattr(self, "n_features_in_"):
-            del self.n_features_in_
         try:
             first = next(checked(), None)
         except CATError:
@@ -272,11 +269,12 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         if party is not None:
             width = party.widest(width)
         parameters, plan, seen = fit_stream(checked, settings, sketch_rows or row_limit(width), party)
-        if first is None:
+        if columns is None:
             # All rows were another process's.
             rows = plan.bench.rows
             self.n_features_in_ = rows.z_q.shape[1]
-            self._flat, self._n_targets, self._n_extra = False, rows.z_fp.shape[1], rows.n_features or None
+            columns = Columns(False, rows.z_fp.shape[1], rows.n_features)
+        self._columns = columns
         self._warn_of_few(seen)
         self._keep(parameters, plan, seen)
         return self
@@ -309,7 +307,8 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         """
         stream = self._stream if hasattr(self, "_stream") else None
         first_row = 0 if stream is None else stream.n_rows
-        rows = self._rows(X, y, features, reset=stream is None, first_row=first_row)
+        known = None if stream is None else self._columns
+        rows, self._columns = pair(self, X, y, features, known=known, first_row=first_row)
         if stream is None:
             settings = self._settings()
             self._forget()
@@ -336,11 +335,11 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         """
         check_is_fitted(self)
         inputs = validation.check_inputs(self, X)
-        further = validation.check_features(features, inputs.shape[0], self._n_extra or 0)
+        further = validation.check_features(features, inputs.shape[0], self._columns.extra)
         if further is not None:
             inputs = np.concatenate([inputs, further.astype(inputs.dtype, copy=False)], axis=1)
         corrected = self.parameters_.apply(inputs)
-        return corrected.ravel() if self._flat else corrected
+        return corrected.ravel() if self._columns.flat else corrected
 
     def transform(self, X: ArrayLike, features: ArrayLike | None = None) -> FloatArray:
         """Return the corrected logits, as :meth:`predict` does."""
@@ -409,46 +408,6 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         d = None if self.n_components is None else int(self.n_components)
         return Settings(self.mode, int(self.n_clusters), float(self.alpha), d, seed)
-
-    @staticmethod
-    def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
-        if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
-            raise CATValueError(
-                f"a batch is {type(batch).__name__}; expected (z_q, z_fp) or (z_q, z_fp, features)."
-            )
-        return batch[0], batch[1], batch[2] if len(batch) == 3 else None
-
-    def _rows(self, z_q: Any, z_fp: Any, features: Any, *, reset: bool, first_row: int = 0) -> Rows:
-        inputs, targets, flat = validation.check_pair(self, z_q, z_fp, reset=reset, first_row=first_row)
-        expected = None if reset else self._n_extra or 0
-        further = validation.check_features(features, inputs.shape[0], expected)
-        if reset:
-            self._flat = flat
-            self._n_extra = None if further is None else int(further.shape[1])
-            self._n_targets = targets.shape[1]
-        elif targets.shape[1] != self._n_targets:
-            raise CATValueError(
-                f"z_fp has {targets.shape[1]} columns and had {self._n_targets} in the batches before."
-            )
-        return self._split(inputs, targets, further)
-
-    def _plain_rows(self, z_q: Any, z_fp: Any, features: Any) -> Rows:
-        """Pair arrays that are known to be sound."""
-        arrays = [None if a is None else np.asarray(validation.as_array(a)) for a in (z_q, z_fp, features)]
-        if any(a is not None and a.dtype not in (np.float32, np.float64) for a in arrays):
-            arrays = [None if a is None else a.astype(np.float64) for a in arrays]
-        assert arrays[0] is not None
-        assert arrays[1] is not None
-        return self._split(arrays[0], arrays[1].reshape(len(arrays[1]), -1), arrays[2])
-
-    @staticmethod
-    def _split(inputs: FloatArray, targets: FloatArray, further: FloatArray | None) -> Rows:
-        """Move columns of `inputs` beyond the target's to the features."""
-        classes = targets.shape[1]
-        if classes < inputs.shape[1]:
-            rest = inputs[:, classes:]
-            further = rest if further is None else np.concatenate([rest, further], axis=1)
-        return Rows(inputs[:, :classes], targets, further)
 
     def _warn_of_few(self, rows: int) -> None:
         if rows < self.n_clusters:
