@@ -20,6 +20,12 @@ from tvm_backend.kernels.cluster_affine_vectors import Vectors, ceil_to
 
 __all__ = ["CpuShape", "build"]
 
+_BLOCKS = 2
+"""Blocks of rows that are worth handing to a thread."""
+
+_FEW = 3
+"""Fewer rows than this are computed one by one: a block takes as long as three of them."""
+
 
 @dataclass(frozen=True)
 class CpuShape:
@@ -53,7 +59,7 @@ class CpuShape:
         if target is not None and target.kind.name == "llvm":
             with target:
                 if codegen.llvm_cpu_has_features("avx512f"):
-                    return cls(16, 4, 4)
+                    return cls(16, 8, 2)
                 if codegen.llvm_cpu_has_features("avx2"):
                     return cls(8, 4, 2)
         return cls(4, 4, 4)
@@ -75,53 +81,64 @@ class _Emitter:
             extents = [batch if extent is None else extent for extent in shape]
             self.arg[name] = T.arg(name, T.buffer(extents, dtype))
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-        if spec.batch is not None:
-            blocks, rest = divmod(spec.batch, rows)
-            if blocks:
-                with T.parallel(blocks) if blocks > 1 else T.serial(1) as task:
-                    self.block(task * rows, rows)
-            if rest:
-                self.block(blocks * rows, rest)
-            return
-        # A few rows are not worth waking other threads for; the rest of a batch goes row by row.
-        with T.If(batch < rows):
-            with T.Then(), T.serial(batch) as row:
-                self.block(row, 1)
-            with T.Else(), T.parallel(batch // rows + batch % rows) as task, T.If(task < batch // rows):
-                with T.Then():
-                    self.block(task * rows, rows)
-                with T.Else():
-                    self.block(batch // rows * rows + (task - batch // rows), 1)
+        unit = _BLOCKS * rows
 
-    def block(self, first: Any, rows: int) -> None:
-        """All of the step for `rows` rows from `first` on."""
-        spec, arg, d = self.spec, self.arg, self.spec.n_components
-        inputs, points = self.buffer(rows, spec.width), None
+        def few() -> None:
+            with T.serial(batch) as row:
+                self.task(row, 1, 1)
+
+        def alone() -> None:
+            self.task(0, batch, rows)
+
+        def shared() -> None:
+            with T.parallel((batch + (unit - 1)) // unit) as task:
+                self.task(task * unit, T.min(batch - task * unit, unit), rows)
+
+        # A block's work is done whole; for one or two rows that is too much, and a few are not worth waking threads.
+        _choose(batch < _FEW, few, lambda: _choose(batch <= unit, alone, shared))
+
+    def task(self, first: Any, count: Any, rows: int) -> None:
+        """`count` rows from `first` on, in blocks that share the memory they work in.
+
+        Where the last block is not full, its last row is computed several times, always with the same result.
+        """
+        spec = self.spec
+        inputs = self.buffer(rows, spec.width)
+        points = self.buffer(rows, spec.n_components) if spec.n_components else inputs
         for r in range(rows):
-            self.load(inputs, first + r, r, centred=d > 0)
-        if d:
-            points = self.buffer(rows, d)
+            # Without this TVM drops the padding and the next row is no longer aligned.
+            self.pad(inputs, r, spec.width, 0.0)
+        with T.serial((count + (rows - 1)) // rows) as block:
+            start = first + block * rows
+            self.block(
+                inputs, points, rows, lambda r: T.min(start + r, first + count - 1) if rows > 1 else start
+            )
+
+    def block(self, inputs: Any, points: Any, rows: int, place: Callable[[Any], Any]) -> None:
+        """All of the step for `rows` rows, the r-th of which is row ``place(r)`` of the batch."""
+        spec, components = self.spec, self.arg["components"]
+        for r in range(rows):
+            self.load(inputs, place(r), r, centred=spec.n_components > 0)
+        if spec.n_components:
             self.vectors.sums(
                 rows,
-                d,
+                spec.n_components,
                 spec.width,
-                lambda r, j, c, total: total + inputs[r, c] * arg["components"][j, c],
+                lambda r, j, c, total: total + inputs[r, c] * components[j, c],
                 lambda r, j, value: T.buffer_store(points, value, [r, j]),
             )
-        points = inputs if points is None else points
         cluster = self.nearest(points, rows)
         with T.serial(rows) as r:
-            self.correct(first + r, r, cluster[r], points)
+            self.correct(place(r), r, cluster[r], points)
 
     def buffer(self, rows: int, width: int) -> Any:
         """Rows in memory, each padded to whole vectors."""
         return T.alloc_buffer((rows, ceil_to(width, self.vectors.lanes)), "float32")
 
-    def pad(self, buffer: Any, rows: int, extent: int, constant: float) -> None:
-        """Fill the part of each row behind `extent`."""
-        for r in range(rows):
-            for column in range(extent, ceil_to(extent, self.vectors.lanes)):
-                T.buffer_store(buffer, T.float32(constant), [r, column])
+    def pad(self, buffer: Any, row: int, extent: int, constant: float) -> None:
+        """Fill the part of a row behind `extent`."""
+        for column in range(extent, ceil_to(extent, self.vectors.lanes)):
+            T.buffer_store(buffer, T.float32(constant), [row, column])
 
     def load(self, inputs: Any, row: Any, r: int, centred: bool) -> None:
         """Copy a row to float32, features behind logits."""
@@ -129,9 +146,6 @@ class _Emitter:
         self._load_part(inputs, row, r, "logits", 0, spec.n_classes, centred)
         if spec.n_features:
             self._load_part(inputs, row, r, "features", spec.n_classes, spec.n_features, centred)
-        # Without this TVM drops the padding and the next row is no longer aligned.
-        for column in range(spec.width, ceil_to(spec.width, self.vectors.lanes)):
-            T.buffer_store(inputs, T.float32(0), [r, column])
 
     def _load_part(
         self, inputs: Any, row: Any, r: int, name: str, start: int, extent: int, centred: bool
@@ -145,13 +159,14 @@ class _Emitter:
 
             self.vectors.put(inputs, width, value, lambda v: [r, start + offset + v])
 
-        self.vectors.chunks(extent, body)
+        self.vectors.chunks(extent, body, vectors=2)
 
     def nearest(self, points: Any, rows: int) -> Any:
         """Cluster of each row of the block: squared differences, then the first minimum."""
         spec, centroids = self.spec, self.arg["centroids"]
         distance = self.buffer(rows, spec.n_clusters)
-        self.pad(distance, rows, spec.n_clusters, float("inf"))
+        for r in range(rows):
+            self.pad(distance, r, spec.n_clusters, float("inf"))
 
         def squared(r: int, j: Any, c: Any, total: Any) -> Any:
             difference = points[r, c] - centroids[j, c]
@@ -190,6 +205,7 @@ class _Emitter:
 
         if spec.op == OPS[2]:
             raw = self.buffer(1, spec.width)
+            self.pad(raw, 0, spec.width, 0.0)
             self.load(raw, row, 0, centred=False)
             self.vectors.sums(
                 1,
@@ -239,7 +255,7 @@ class _Emitter:
             )
 
         # Several vectors at once hide the latency of the low-rank sum.
-        self.vectors.chunks(spec.n_classes, body, vectors=4 if spec.rank else 1)
+        self.vectors.chunks(spec.n_classes, body, vectors=4 if spec.rank else 2)
 
     def _reduced(self, r: Any, cluster: Any, points: Any) -> Any:
         """``points[r] @ core[cluster]``, one value for each rank."""
@@ -261,7 +277,7 @@ class _Emitter:
     def _softmax(self, row: Any, values: Any) -> None:
         """Store ``exp(v - max) / sum`` of a row."""
         spec, vectors, lanes = self.spec, self.vectors, self.vectors.lanes
-        self.pad(values, 1, spec.n_classes, float("-inf"))
+        self.pad(values, 0, spec.n_classes, float("-inf"))
         largest, partial, scale = vectors.local(1), vectors.local(lanes), vectors.local(1)
         vectors.smallest(
             lambda v: T.float32(0) - values[0, v],
@@ -289,7 +305,7 @@ class _Emitter:
     def _largest(self, row: Any, values: Any) -> None:
         """Store the `top_k` largest values of a row and their places, by repeated search."""
         spec, arg = self.spec, self.arg
-        self.pad(values, 1, spec.n_classes, float("-inf"))
+        self.pad(values, 0, spec.n_classes, float("-inf"))
         found = self.vectors.local(1, "int32")
         with T.serial(spec.top_k) as i:
             self.vectors.smallest(
@@ -300,6 +316,18 @@ class _Emitter:
             T.buffer_store(arg["values"], values[0, found[0]].astype(spec.dtype), [row, i])
             T.buffer_store(arg["classes"], found[0].astype("int64"), [row, i])
             T.buffer_store(values, T.float32(float("-inf")), [0, found[0]])
+
+
+def _choose(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """Emit one of two statements where the condition is known, both under an if where it is not."""
+    if isinstance(condition, bool):
+        then() if condition else otherwise()
+        return
+    with T.If(condition):
+        with T.Then():
+            then()
+        with T.Else():
+            otherwise()
 
 
 def build(spec: ClusterAffineSpec, shape: CpuShape) -> PrimFunc:

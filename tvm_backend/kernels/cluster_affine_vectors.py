@@ -7,10 +7,12 @@ of scope "local", which then stay in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
+
+from tvm_backend.kernels.ir import shuffle
 
 __all__ = ["Vectors", "ceil_to"]
 
@@ -103,45 +105,71 @@ class Vectors:
 
     def _sums_block(self, rows: int, first: Any, columns: int, extent: int, term: Term, store: Store) -> None:
         lanes = self.lanes
-        sums = [(r, j, self.local(lanes)) for j in range(columns) for r in range(rows)]
+        while lanes > extent:
+            lanes //= 2
+        places = [(r, j) for r in range(rows) for j in range(columns)]
+        sums = [self.local(lanes) for _ in places]
 
-        def add(total: Any, r: int, j: int, offset: Any, width: int) -> None:
-            self.put(total, width, lambda v: term(r, first + j, offset + v, total[v]))
+        def add(total: Any, r: int, j: int, offset: Any, fresh: int) -> None:
+            def more(v: Any) -> Any:
+                value = term(r, first + j, offset + v, total[v])
+                return value if fresh == lanes else T.Select(v >= lanes - fresh, value, total[v])
 
-        for _, _, total in sums:
+            self.put(total, lanes, more)
+
+        for total in sums:
             self.fill(total, lanes)
-        if extent >= lanes:
-            with T.serial(extent // lanes) as chunk:
-                for r, j, total in sums:
-                    add(total, r, j, chunk * lanes, lanes)
-        # Fold to half the lanes; the piece of the tail that is as wide joins in; and so on.
-        offset, width = extent // lanes * lanes, lanes // 2
-        while width:
-            halves = [(r, j, self._half(total, width)) for r, j, total in sums]
-            if extent % lanes & width:
-                for r, j, half in halves:
-                    add(half, r, j, offset, width)
-                offset += width
-            sums, width = halves, width // 2
-        for r, j, total in sums:
-            store(r, first + j, total[0])
+        with T.serial(extent // lanes) as chunk:
+            for total, (r, j) in zip(sums, places, strict=True):
+                add(total, r, j, chunk * lanes, lanes)
+        if extent % lanes:
+            # The tail as the end of the last whole vector, whose other lanes have been added before.
+            for total, (r, j) in zip(sums, places, strict=True):
+                add(total, r, j, extent - lanes, extent % lanes)
+        vectors, each = self._folded(sums, lanes)
+        if columns > 1 and each % columns == 0:
+            # A row's sums lie side by side.
+            for i in range(0, rows * columns, columns):
+                vector, lane, r = vectors[i // each], i % each, i // columns
+                with T.vectorized(columns) as j:
+                    store(r, first + j, vector[lane + j])
+            return
+        for i, (r, j) in enumerate(places):
+            store(r, first + j, vectors[i // each][i % each])
 
-    def _half(self, total: Any, width: int) -> Any:
-        """The sum of the two halves of a vector of twice the width, in a buffer of its own."""
-        half = self.local(width)
-        if width == 1:
-            T.buffer_store(half, total[0] + total[1], [0])
-            return half
-        vector, dtype = total[T.ramp(0, 1, 2 * width)], f"float32x{width}"
-        T.buffer_store(half, T.vectorlow(dtype, vector) + T.vectorhigh(dtype, vector), [T.ramp(0, 1, width)])
-        return half
+    def _folded(self, sums: list[Any], width: int) -> tuple[list[Any], int]:
+        """The sums of the `width` lanes of each vector, in order, in as few vectors, and how many one of those holds.
+
+        The halves of two vectors are added at once: three instructions for both, where each by itself takes two.
+        """
+        each = 1
+        while width > 1:
+            size, half = each * width, width // 2
+            low = [lane for lane in range(size) if lane % width < half]
+            pairs: list[tuple[Any, ...]] = [(total,) for total in sums]
+            if len(sums) % 2 == 0:
+                pairs = list(zip(sums[::2], sums[1::2], strict=True))
+                low += [size + lane for lane in low]
+                each *= 2
+            sums = [self._halves_added(pair, size, low, half) for pair in pairs]
+            width = half
+        return sums, each
+
+    def _halves_added(self, buffers: Sequence[Any], size: int, low: Sequence[int], half: int) -> Any:
+        """Lanes `low` of the vectors taken together, plus those `half` a width behind them."""
+        result = self.local(len(low))
+        if len(low) == 1:
+            T.buffer_store(result, buffers[0][0] + buffers[0][half], [0])
+            return result
+        values = [buffer[T.ramp(0, 1, size)] for buffer in buffers]
+        total = shuffle(values, low) + shuffle(values, [lane + half for lane in low])
+        T.buffer_store(result, total, [T.ramp(0, 1, len(low))])
+        return result
 
     def total(self, partial: Any) -> Any:
         """The sum of a whole vector, as a value."""
-        width = self.lanes // 2
-        while width:
-            partial, width = self._half(partial, width), width // 2
-        return partial[0]
+        (vector,), _ = self._folded([partial], self.lanes)
+        return vector[0]
 
     def smallest(self, value: Value, extent: int, take: Callable[[Any, Any], None]) -> None:
         """``take(i, value(i))`` for the smallest of `extent` values, the lowest index among equals.
