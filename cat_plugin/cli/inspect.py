@@ -47,7 +47,7 @@ def _inspect_bundle(path: Path) -> None:
             if step is None
             else f"{step['op']}, alpha {step['alpha']:g}, {shapes.get('beta', ['?'])[0]} clusters",
             "files": ", ".join(f"{name} {size(f['size'])}" for name, f in manifest["files"].items()),
-            "calibration": ", ".join(f"{k} {v}" for k, v in manifest["calibration"].items())
+            "calibration": ", ".join(f"{k} {v}" for k, v in manifest["calibration"].items() if v != {})
             or "not recorded",
             "written by": ", ".join(f"{k} {v}" for k, v in manifest["libraries"].items()),
         }

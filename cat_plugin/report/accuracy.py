@@ -66,17 +66,20 @@ def accuracy(content: Content) -> Section:
     full_bytes = weight_bytes(content.manifest["layers"], 32)
     tuning, tried = content.record.get("tuning", {}), _tried(content)
     body: list[object] = []
+    drawn = False
     if content.evaluations:
         full = None if content.full_score is None else (full_bytes, content.full_score)
         body.append(element("h3", f"On {content.samples} samples of {content.source}"))
-        body += _compared(f"{key}-table", _evaluated(content), full, full_bytes)
+        parts = _compared(f"{key}-table", _evaluated(content), full, full_bytes)
+        body, drawn = [*body, *parts], len(parts) > 1
     if len(tried) > 1 or (tried and not body):
         baseline = tuning.get("baseline")
         full = None if baseline is None else (full_bytes, baseline)
         samples = f"{tuning.get('samples', '')} samples of {tuning.get('source', '')}"
         body.append(element("h3", f"The trials, on the {samples} that they were tuned on"))
-        body += _compared("tried-table", tried, full, full_bytes)
+        parts = _compared("tried-table", tried, full, full_bytes)
+        body, drawn = [*body, *parts], drawn or len(parts) > 1
     if not body:
         return Section(key, title, missing="no accuracy is known; give labelled data with --data")
-    lead = "The line joins the models that no other one beats in both accuracy and size."
+    lead = "The line joins the models that no other one beats in both accuracy and size." if drawn else ""
     return Section(key, title, lead, tuple(body))

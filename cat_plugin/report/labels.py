@@ -38,7 +38,7 @@ def label_section(content: Content) -> Section:
     if not body:
         return Section(key, title, missing="only one model was run on the labelled data")
     total = found["samples"]
-    lead = f"{found.get('differing', len(rows))} of {total} samples of {found.get('source') or 'the data'} are not given one class by all models."
+    lead = f"The models disagree on {found.get('differing', len(rows))} of {total} samples of {found.get('source') or 'the data'}."
     if "full" not in models:
         lead += " Give the full-precision model with --model and --weights to see what quantization itself changed."
     return Section(key, title, lead, tuple(body))

@@ -301,7 +301,7 @@ def origin(content: Content) -> Section:
         ("Model", record.get("model", {}).get("name", "not recorded")),
         ("Bits of most weights", bits_of(manifest["layers"])),
         ("Correction", "none" if step is None else f"{step['op']}, alpha {short(step['alpha'])}"),
-        ("Calibration", ", ".join(f"{k} {_plain(v)}" for k, v in manifest["calibration"].items()) or "not recorded"),
+        ("Calibration", ", ".join(f"{k} {_plain(v)}" for k, v in manifest["calibration"].items() if v != {}) or "not recorded"),
         ("Written by", ", ".join(f"{k} {v}" for k, v in manifest["libraries"].items())),
     ]  # fmt: skip
     if "seconds" in engine:

@@ -83,6 +83,21 @@ def test_every_section_with_its_numbers(content: Content) -> None:
     assert "left-out" not in page.with_id()
 
 
+def test_nothing_is_said_of_a_figure_that_is_not_there(content: Content) -> None:
+    line = "The line joins the models"
+    assert line in Page(render(content)).words
+    alone = dataclasses.replace(
+        content, record={}, evaluations=content.evaluations[:1], full_score=None, labels={}
+    )
+    assert line not in Page(render(alone)).words
+
+
+def test_how_inputs_were_prepared_is_shown_where_they_were(content: Content) -> None:
+    for prepared, shown in (({"image_size": 32}, True), ({}, False)):
+        content.manifest["calibration"]["preparation"] = prepared
+        assert ("preparation" in Page(render(content)).words) == shown
+
+
 def test_ids_are_unique_and_links_lead_somewhere(content: Content) -> None:
     page = Page(render(content))
     ids = page.with_id()
