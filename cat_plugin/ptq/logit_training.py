@@ -40,6 +40,9 @@ class LogitTraining:
         Share of activation elements left unquantized.
     augment : bool
         Vary the inputs (:mod:`~cat_plugin.ptq.augment`), their logits asked for anew.
+    piece : int
+        Rows that pass through the model at a time: a step of more adds up their gradients, so that its memory does not
+        grow with ``batch_size``.
     """
 
     steps: int = 500
@@ -47,6 +50,7 @@ class LogitTraining:
     temperature: float = 2.0
     drop_probability: float = 0.0
     augment: bool = False
+    piece: int = 32
 
 
 def divergence(z_q: Tensor, z_fp: Tensor, temperature: float) -> Tensor:
@@ -63,8 +67,8 @@ def _layout(x: Tensor) -> Tensor:
 @torch.no_grad()
 def _evaluate(soft: SoftUnit, x: Tensor, z: Tensor, settings: LogitTraining) -> float:
     total = 0.0
-    for start in range(0, len(x), settings.batch_size):
-        rows = slice(start, start + settings.batch_size)
+    for start in range(0, len(x), settings.piece):
+        rows = slice(start, start + settings.piece)
         total += float(divergence(soft.run(_layout(x[rows])), z[rows], settings.temperature)) * len(x[rows])
     return total / len(x)
 
@@ -118,19 +122,27 @@ def train_on_logits(
         if len(order) < batch:
             order = torch.randperm(len(inputs), generator=generator)
         rows, order = order[:batch].to(inputs.device), order[batch:]
-        x, target = inputs[rows], logits[rows]
+        x = inputs[rows]
         if settings.augment:
-            x = _layout(with_patches(mirrored_and_shifted(x, generator), generator))
-            with torch.no_grad():
-                target = run_float(soft.module, soft.unit.nodes, soft.unit.source, x, soft.unit.output)
-        loss = divergence(soft.run(_layout(x), mask.like), target, settings.temperature)
-        if penalty is not None:
-            loss = loss + penalty()
+            x = with_patches(mirrored_and_shifted(x, generator), generator)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / settings.steps))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not math.isfinite(float(loss.detach())):
+        total = 0.0
+        for start in range(0, batch, settings.piece):
+            part = slice(start, start + settings.piece)
+            some = _layout(x[part])
+            if settings.augment:
+                with torch.no_grad():
+                    target = run_float(soft.module, soft.unit.nodes, soft.unit.source, some, soft.unit.output)
+            else:
+                target = logits[rows[part]]
+            loss = divergence(soft.run(some, mask.like), target, settings.temperature) * (len(some) / batch)
+            if penalty is not None and start == 0:
+                loss = loss + penalty()
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not math.isfinite(total):
             soft.restore(initial)
             return Outcome(before, before, step, "the loss became NaN or infinite: initial values kept")
         optimizer.step()

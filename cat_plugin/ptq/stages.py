@@ -146,7 +146,7 @@ def run_stages(
             run.record("model", _train_model(run, whole, logits), "model")
         run.save("model")
     if run.plan.refinement_steps and not run.done("refinement"):
-        settings = LogitTraining(run.plan.refinement_steps, 32, spec.temperature, augment=_augments(run))
+        settings = _on_logits(run, whole, run.plan.refinement_steps)
         generator = generator_for(spec.seed, "refinement")
         with torch.enable_grad():
             outcome = refine(
@@ -186,6 +186,11 @@ def _bf16(run: _Run) -> bool:
 
 def _augments(run: _Run) -> bool:
     return looks_like_images(run.inputs) if run.spec.augment is None else run.spec.augment
+
+
+def _on_logits(run: _Run, whole: Unit, steps: int) -> LogitTraining:
+    rows = 32  # images, not positions, are the examples here: what is too large goes through in pieces
+    return LogitTraining(steps, rows, run.spec.temperature, augment=_augments(run), piece=_rows(whole, rows))
 
 
 def _mixed_precision(run: _Run, units: list[Unit]) -> None:
@@ -285,7 +290,7 @@ def _train_model(run: _Run, whole: Unit, logits: Tensor) -> Outcome:
         bias_rate=1e-3,
     )
     groups: list[dict[str, Any]] = parameter_groups(soft, rates)
-    settings = LogitTraining(run.plan.model_steps, 32, spec.temperature, augment=_augments(run))
+    settings = _on_logits(run, whole, run.plan.model_steps)
     generator = generator_for(spec.seed, "model")
     tick = len(run.prepared.layers) * 2.0
     return train_on_logits(
