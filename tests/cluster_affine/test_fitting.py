@@ -164,3 +164,41 @@ def test_infinite_logits_are_named_in_prediction(logits):
     bad[17, 2] = np.inf
     with pytest.raises(ValueError, match=r"z_q \(X\) contains infinity in row 17, column 2"):
         fitted.predict(bad)
+
+
+@pytest.mark.parametrize(("n_components", "rank"), [(None, 3), (1, 1), (2, 2), (50, 6)])
+def test_the_rank_of_a_lowrank_map_is_that_of_its_components(logits, n_components, rank):
+    options = {"n_clusters": 4, "alpha": 1.0, "n_components": n_components, "random_state": 0}
+    lowrank = ClusterAffine(mode="lowrank", **options).fit(*logits)
+    assert lowrank.parameters_.core.shape == (4, rank, rank)
+    assert lowrank.parameters_.right.shape == (rank, 6)
+    if rank > 1:  # what mixes classes is beyond a diagonal map
+        diagonal = ClusterAffine(mode="diagonal", **options).fit(*logits)
+        left = [np.mean((each.predict(logits[0]) - logits[1]) ** 2) for each in (lowrank, diagonal)]
+        assert left[0] < 0.95 * left[1]
+
+
+def test_a_second_fit_forgets_the_comparison_of_the_first(logits):
+    fitted = ClusterAffine(n_clusters=2, random_state=0).fit(*(each[:120] for each in logits))
+    assert fitted.best_params_ == fitted.cv_results_["params"][fitted.best_index_]
+    fitted.set_params(mode="diagonal").fit(*logits)
+    for name in ("cv_results_", "best_index_", "best_params_"):
+        assert not hasattr(fitted, name)
+    assert fitted.n_rows_seen_ == 600
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_bad_row_of_a_later_batch_is_named_by_its_place_in_the_stream(logits, which):
+    batches = [[each.copy() for each in batch] for batch in batches_of(logits, 100)]
+    batches[3][which][7, 2] = np.nan
+    name = ("z_q", "z_fp")[which]
+    with pytest.raises(ValueError, match=rf"{name} \([Xy]\) contains NaN in row 307, column 2"):
+        ClusterAffine(mode="diagonal", n_clusters=2, random_state=0).fit_batches(batches)
+
+
+def test_only_the_modes_that_blend_by_a_fixed_alpha_may_score_badly():
+    poor = {
+        mode: ClusterAffine(mode=mode).__sklearn_tags__().regressor_tags.poor_score
+        for mode in ("auto", "full")
+    }
+    assert poor == {"auto": False, "full": True}
