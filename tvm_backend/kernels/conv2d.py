@@ -55,7 +55,7 @@ def sums(spec: ConvSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np
     top, left, bottom, right = spec.padding
     shifted = data.astype(np.int64) - spec.input.zero_point
     shifted = np.pad(shifted, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    per_group, out_per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    per_group = spec.in_channels // spec.groups
     result = np.zeros((data.shape[0], spec.out_height, spec.out_width, spec.out_channels), np.int64)
     for ky in range(spec.kernel[0]):
         for kx in range(spec.kernel[1]):
@@ -65,12 +65,14 @@ def sums(spec: ConvSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np
                 y : y + (spec.out_height - 1) * spec.stride[0] + 1 : spec.stride[0],
                 x : x + (spec.out_width - 1) * spec.stride[1] + 1 : spec.stride[1],
             ]
-            for group in range(spec.groups):
-                inputs = taps[..., group * per_group : (group + 1) * per_group]
-                channels = slice(group * out_per_group, (group + 1) * out_per_group)
-                # Products of bytes sum exactly in float64, whose matrix product is fast.
-                product = inputs.astype(np.float64) @ weight[channels, :, ky, kx].T.astype(np.float64)
-                result[..., channels] += product.astype(np.int64)
+            # Products of bytes sum exactly in float64, whose matrix product is fast.
+            inputs = taps.astype(np.float64).reshape(*taps.shape[:3], spec.groups, per_group)
+            factors = weight[..., ky, kx].astype(np.float64).reshape(spec.groups, -1, per_group)
+            if spec.groups == 1:
+                product = inputs[..., 0, :] @ factors[0].T
+            else:
+                product = np.einsum("nyxgi,goi->nyxgo", inputs, factors)
+            result += product.reshape(result.shape).astype(np.int64)
     return result.astype(np.int32)
 
 
