@@ -27,7 +27,7 @@ from tvm_backend.target import is_cuda, machine_of, required_features, resolve
 
 __all__ = ["compile"]
 
-_log = logging.getLogger("tvm_backend")
+_log = logging.getLogger("cat_plugin")
 
 
 Progress = Callable[[int, int, str], None]

@@ -29,7 +29,7 @@ _FILE = re.compile(r"\d+\.so")
 KEPT = 24
 """How many libraries are kept; the least recently used go first."""
 
-_log = logging.getLogger("tvm_backend")
+_log = logging.getLogger("cat_plugin")
 
 
 def directory() -> Path:

@@ -35,7 +35,7 @@ __all__ = [
     "with_prelude",
 ]
 
-_log = logging.getLogger("tvm_backend")
+_log = logging.getLogger("cat_plugin")
 _FLAGS = ("-O3", "-std=c++17", "--fmad=true", "-Xptxas=--register-usage-level=10")
 Compiler = Callable[[str, str], tuple[str, bytes]]
 """From source and architecture to a format that ``cuModuleLoadData`` knows, and the image."""

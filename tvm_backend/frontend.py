@@ -20,7 +20,7 @@ from tvm_backend.kernels.spec import QParams
 
 __all__ = ["import_program"]
 
-_log = logging.getLogger("tvm_backend")
+_log = logging.getLogger("cat_plugin")
 
 Converter = Callable[[Any, Any], Any]
 

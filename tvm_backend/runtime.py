@@ -25,7 +25,7 @@ VERSION = 1
 _ALIGNMENT = 64
 _LIMIT = 2 * 2**20
 _REMEDY = "copy both files of the library again, or compile the model again"
-_log = logging.getLogger("tvm_backend")
+_log = logging.getLogger("cat_plugin")
 
 
 def _import_tvm() -> Any:

@@ -13,7 +13,7 @@ from tvm_backend import compat
 
 __all__ = ["Rewriter", "as_pass"]
 
-_log = logging.getLogger("tvm_backend")
+_log = logging.getLogger("cat_plugin")
 
 
 class Rewriter:
