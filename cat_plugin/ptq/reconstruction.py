@@ -26,10 +26,9 @@ from cat_plugin.ptq.units import Unit
 __all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct", "watched_rows"]
 
 _CHECKS = 10  # looks at the watched rows in a full run
-_PATIENCE = 3  # looks without gain after which a run goes on with its end,
-_END = (
-    0.7  # which begins at this share of the steps: what rounding gains, it gains while the rates fall to zero
-)
+# After so many looks without gain a run goes on with its end, which begins at this share of the steps: what rounding
+# gains, it gains while the rates fall to zero.
+_PATIENCE, _END = 3, 0.7
 
 
 @dataclass(frozen=True)
