@@ -167,6 +167,19 @@ def measure(layer: Layer, bits: int, batch: int, target: Any, repeat: int) -> di
     }
 
 
+def _readable(row: dict[str, Any], peak: float) -> dict[str, Any]:
+    """The figures of a row in the units of a table."""
+    rate = row["operations"] / row["seconds"]
+    return {
+        "us": round(row["seconds"] * 1e6, 1),
+        "MOP": round(row["operations"] / 1e6, 2),
+        "KB": round(row["bytes"] / 1e3, 1),
+        "GOPs": round(rate / 1e9),
+        "of_peak": f"{rate / peak:.0%}",
+        "of_floor": f"{row['floor_seconds'] / row['seconds']:.0%}",
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure, print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -208,6 +221,7 @@ def main(argv: list[str] | None = None) -> None:
                         "bits": bits,
                     }
                     row |= {"floor_seconds": floor, "peer_seconds": theirs.get((layer.name, batch))}
+                    row |= _readable(row, peak)
                     rows.append(row)
                     total += layer.count * row["seconds"]
                     floor_total += layer.count * floor
