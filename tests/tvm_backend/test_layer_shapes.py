@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("tvm", reason="Apache TVM is not installed")
 
+from benchmarks.kernels import convolution
 from benchmarks.layer_shapes import NETWORKS, Layer
 from tests.tvm_backend.kernel_tools import TARGETS, check_weighted, random_tensor, random_weight
 from tvm_backend.kernels import conv2d, linear
-from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
+from tvm_backend.kernels.spec import Epilogue, LinearSpec, QParams
 
 BEST = list(TARGETS)[-1]
 """The instruction set that a library for this machine takes, AMX aside; the others share the kernels' generators."""
@@ -44,20 +47,7 @@ def check_convolution(layer: Layer, batch: int, bits: int, padding: tuple[int, i
     epilogue = Epilogue((0.0, None), None, (STORED, SIGNED))
     if layer.depthwise:
         epilogue = Epilogue((0.0, 6.0), None, (GIVEN,))
-    spec = ConvSpec(
-        batch=None,
-        height=layer.size,
-        width=layer.size,
-        in_channels=layer.inputs,
-        out_channels=layer.outputs,
-        kernel=(layer.kernel, layer.kernel),
-        input=GIVEN,
-        epilogue=epilogue,
-        stride=(layer.stride, layer.stride),
-        padding=padding,
-        groups=layer.groups,
-        weight_bits=bits,
-    )
+    spec = replace(convolution(layer, bits, None), input=GIVEN, epilogue=epilogue, padding=padding)
     rng = np.random.default_rng(layer.macs)
     data = random_tensor(GIVEN, (batch, layer.size, layer.size, layer.inputs), rng)
     check_weighted(spec, BEST, data, random_weight(bits, spec.weight_shape, rng), rng, conv2d.reference)
