@@ -171,3 +171,13 @@ def test_bfloat16_compiles() -> None:
     found = cuda_build.resources(source, "sm_90")
     assert len(found) == 2
     assert all(kernel["spill_loads"] == 0 for kernel in found.values())
+
+
+@pytest.mark.parametrize(("classes", "clusters", "components"), [(10, 8, 0), (10, 64, 8), (10, 8, 20)])
+def test_a_sum_for_each_warp_of_a_narrow_row_compiles(classes: int, clusters: int, components: int) -> None:
+    import tvm
+
+    target = tvm.target.Target({"kind": "cuda", "arch": "sm_90"}, host={"kind": "llvm"})
+    function = lower(ClusterAffineSpec(OPS[0], classes, clusters, components), target)
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    assert "__global__" in cuda_build.sources(tvm.compile(module, target=target))[0]
