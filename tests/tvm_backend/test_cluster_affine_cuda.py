@@ -57,6 +57,7 @@ CASES = {
     "full, projected features": (ClusterAffineSpec(FULL, 10, 5, 4, n_features=13), FEW),
     "full, features": (ClusterAffineSpec(FULL, 10, 5, 0, n_features=64), FEW),
     "half, few": (ClusterAffineSpec(DIAGONAL, 100, 16, 10, dtype="float16"), FEW),
+    "narrow, a cluster for each warp": (ClusterAffineSpec(DIAGONAL, 10, 8, 0), MANY),
     "half, many": (ClusterAffineSpec(DIAGONAL, 100, 16, 10, dtype="float16"), MANY),
 }
 
