@@ -9,6 +9,7 @@ from cat_plugin.cluster_affine import ClusterAffine
 from cat_plugin.cluster_affine.pairing import pair
 from cat_plugin.cluster_affine.validation import as_array
 from cat_plugin.cluster_affine.workbench import Rows, Scaling
+from cat_plugin.errors import CATValueError
 
 
 def paired(z_q, z_fp, features=None):
@@ -44,3 +45,25 @@ def test_features_are_counted_in_the_units_of_the_logits():
     scaling = Scaling.of(Rows(5.0 * logits + 7.0, logits, 40.0 * features - 3.0))
     np.testing.assert_allclose(scaling.scale, [1, 1, 1, 8, 8], rtol=0.05)
     np.testing.assert_allclose(scaling.mean, [7, 7, 7, -3, -3], atol=2.0)
+
+
+def test_what_is_corrected_has_the_columns_of_the_fit(logits):
+    fitted = ClusterAffine(mode="diagonal", n_clusters=2, random_state=0).fit(*logits)
+    with pytest.raises(CATValueError, match=r"7 features.*6 features"):
+        fitted.predict(np.zeros((3, 7)))
+    assert fitted.n_features_in_ == 6
+
+
+def test_integer_logits_are_corrected_as_floats(logits):
+    fitted = ClusterAffine(mode="diagonal", n_clusters=2, random_state=0).fit(*logits)
+    rounded = np.round(logits[0])
+    corrected = fitted.predict(rounded.astype(np.int32))
+    assert corrected.dtype == np.float64
+    np.testing.assert_array_equal(corrected, fitted.predict(rounded))
+
+
+def test_tags_say_which_dtypes_are_kept(logits):
+    kept = ClusterAffine().__sklearn_tags__().transformer_tags.preserves_dtype
+    assert kept == ["float64", "float32"]
+    fitted = ClusterAffine(mode="diagonal", n_clusters=2, random_state=0).fit(*logits)
+    assert [fitted.transform(logits[0].astype(name)).dtype.name for name in kept] == kept
