@@ -128,8 +128,14 @@ class Executor:
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
     def run_stretch(self, nodes: list[Any], output: Any) -> None:
-        """Compute ``output`` anew from what stands before ``nodes``, without keeping what lies between."""
+        """Compute ``output`` anew from what stands before ``nodes``; of what lies between, only what others will read is
+        kept (a quantizer that a shortcut shares with the layer behind it, when layers are units)."""
+        inside = set(nodes)
+        shared = [n for n in nodes if n in self.values and any(user not in inside for user in n.users)]
         self.drop(nodes)
+        for node in shared:
+            if node is not output:
+                self.run(node)
         self.run(output)
 
     def drop(self, nodes: list[Any]) -> None:

@@ -102,10 +102,12 @@ def _same(a, b):
         assert torch.equal(x, y), name
 
 
-@pytest.mark.parametrize("unit", ["layer", "block", "pack"])
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, unit):
+# With as many bits for residuals as for activations, a shortcut reads the quantizer of the layer that it goes around.
+@pytest.mark.parametrize(("unit", "residual_bits"), [("layer", 8), ("layer", 3), ("block", 8), ("pack", 8)])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, unit, residual_bits):
     model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
-    spec = QuantSpec(w_bits=2, a_bits=3, first_bits=4, preset="best", unit=unit, **_TRAINED)
+    bits = {"w_bits": 2, "a_bits": 3, "first_bits": 4, "residual_bits": residual_bits}
+    spec = QuantSpec(**bits, preset="best", unit=unit, **_TRAINED)
     whole, report = quantize(model, spec, x)
 
     class Stop(Exception):
