@@ -1,0 +1,42 @@
+"""The pass ``unpack_tuples``, before and after."""
+
+from __future__ import annotations
+
+import pytest
+
+tvm = pytest.importorskip("tvm")
+
+from tvm.script import ir as I  # noqa: E402
+from tvm.script import relax as R  # noqa: E402
+
+from tests.tvm_backend.passes.tools import (  # noqa: E402
+    check,
+)
+from tvm_backend.passes.unpack_tuples import UnpackTuples  # noqa: E402
+
+
+def test_unpack_tuples():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 6, 8, 8), "float32")):
+            with R.dataflow():
+                lv = R.nn.max_pool2d(x, (2, 2), (2, 2))
+                lv1 = R.zeros_like(lv)
+                lv2 = (lv, lv1)
+                lv3 = lv2[0]
+                gv = R.nn.relu(lv3)
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor((1, 6, 8, 8), "float32")):
+            with R.dataflow():
+                lv = R.nn.max_pool2d(x, (2, 2), (2, 2))
+                gv = R.nn.relu(lv)
+                R.output(gv)
+            return gv
+
+    check(UnpackTuples, Before, After)
