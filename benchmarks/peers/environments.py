@@ -147,10 +147,9 @@ def run_peer(
         command = [str(python), "-m", module, "--out", str(out), "--threads", str(threads), *arguments]
         variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
         variables.pop("PYTHONPATH", None)
-        if peer.kind == "accuracy":
-            # Some peers take and free hundreds of megabytes a layer. glibc would hand these back to the system and have
-            # every page of them cleared anew, which made brevitas's GPFQ on MobileNetV2 more than five times slower.
-            variables |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": "-1"}
+        # Buffers of tens of megabytes that are freed go back to the system, unless glibc is told otherwise, and all of their
+        # pages are cleared anew when the next one is taken.
+        variables |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": "-1"}
         try:
             done = subprocess.run(
                 command,
