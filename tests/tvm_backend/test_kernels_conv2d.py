@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,8 @@ pytest.importorskip("tvm", reason="Apache TVM is not installed")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.kernels import convolution
+from benchmarks.layer_shapes import NETWORKS
 from tests.tvm_backend.kernel_tools import (
     TARGETS,
     batches,
@@ -20,8 +24,11 @@ from tests.tvm_backend.kernel_tools import (
     random_tensor,
     random_weight,
 )
-from tvm_backend.kernels.conv2d import reference, sums
-from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
+from tvm_backend.kernels.conv2d import DirectConv, reference, sums
+from tvm_backend.kernels.isa import Avx512Vnni
+from tvm_backend.kernels.linear import Linear
+from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
+from tvm_backend.kernels.tasks import Tasks
 
 IMAGE = QParams(0.02, 3, 0, 255, "uint8")
 
@@ -155,3 +162,22 @@ def test_reference_sums_equal_torch():
         groups=2,
     )
     np.testing.assert_array_equal(sums(spec, data, weight), expected.permute(0, 2, 3, 1).numpy())
+
+
+def test_padding_of_channels_is_kept_small():
+    """ResNet-18's packed weights, first and last layer at 8 bits and the others at 2, beside float32."""
+    packed = plain = 0
+    for number, layer in enumerate(NETWORKS["ResNet-18"]):
+        spec = convolution(layer, 8 if number == 0 else 2, 1)
+        packed += layer.count * DirectConv(spec, Avx512Vnni()).weight_length
+        plain += layer.count * 4 * math.prod(spec.weight_shape)
+    head = LinearSpec(1, 512, 1000, IMAGE, Epilogue(outputs=("float32",)), 8)
+    packed, plain = packed + Linear(head, Avx512Vnni()).weight_length, plain + 4 * 512 * 1000
+    assert packed * 14 <= plain
+
+
+def test_tasks_are_no_more_than_enough():
+    assert Tasks(1, 56, 10, 10).per_image == 56
+    assert Tasks(1, 56, 10, 10, enough=8).per_image == 8
+    assert Tasks(1, 56, 10, 10, most=5, enough=8).per_image == 12, "a task must fit"
+    assert Tasks(1, 56, 1, 20, enough=8).per_image == 2, "a task must be worth it"

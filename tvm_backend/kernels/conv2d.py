@@ -34,6 +34,12 @@ _WEIGHT_BYTES = 640 * 1024
 _UNPACK_BYTES = 256 * 1024
 """Weights that are worth unpacking by several threads."""
 
+_EQUAL = 1.02
+"""Tiles whose estimated costs differ by less than this are taken for equally fast."""
+
+_TASKS = 32
+"""Tasks that are enough for any number of threads; more would only copy more rows of the input twice."""
+
 
 def sums(spec: ConvSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.int32]:
     """Exact sums of products, ``sum((q - zero_point) * w)``.
@@ -102,15 +108,16 @@ class DirectConv(Blocked):
     """Work that is worth handing to a thread: about a microsecond."""
 
     @property
-    def pointwise(self) -> bool:
-        """Whether an image's pixels form one long row that can be read where it lies."""
+    def in_place(self) -> bool:
+        """Whether the input is read where it lies: every pixel is met once, by whole groups of channels."""
         spec = self.spec
-        return (
-            spec.kernel == (1, 1)
-            and spec.stride == (1, 1)
-            and not any(spec.padding)
-            and spec.in_channels // spec.groups % self.isa.group == 0
-        )
+        whole = spec.in_channels // spec.groups % self.isa.group == 0
+        return spec.kernel == (1, 1) and not any(spec.padding) and whole
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether an image's pixels form one long row that is read where it lies."""
+        return self.in_place and self.spec.stride == (1, 1)
 
     @property
     def out_grid(self) -> tuple[int, int]:
@@ -121,19 +128,23 @@ class DirectConv(Blocked):
 
     @property
     def tile(self) -> tuple[int, int]:
-        """Vectors and pixels of the register tile."""
+        """Vectors and pixels of the register tile: of those about as fast as the fastest, the smallest weights."""
         width, out_channels = self.out_grid[1], self.spec.out_channels // self.spec.groups
         vectors_needed = -(-out_channels // self.isa.lanes)
+
+        def stored(tile: tuple[int, int]) -> int:
+            return -(-vectors_needed // tile[0]) * tile[0]
 
         def cost(tile: tuple[int, int]) -> float:
             vectors, most = tile
             count = -(-width // most)
             pixels = -(-width // count)
-            padded = -(-vectors_needed // vectors) * vectors
             # Loads beside each multiplication, and rows of tiles that are not full.
-            return padded * (1 + 0.35 * (1 / pixels + 1 / vectors)) * (count * pixels)
+            return stored(tile) * (1 + 0.35 * (1 / pixels + 1 / vectors)) * (count * pixels)
 
-        vectors, most = min(self.isa.tiles, key=cost)
+        fast = _EQUAL * min(map(cost, self.isa.tiles))
+        close = [tile for tile in self.isa.tiles if cost(tile) <= fast]
+        vectors, most = min(close, key=lambda tile: (stored(tile), cost(tile)))
         return vectors, -(-width // -(-width // most))
 
     @property
@@ -200,13 +211,14 @@ class DirectConv(Blocked):
         units, fitting = rows, None
         if self.pointwise:
             units = -(-width // self.tile[1])
-        else:
+        elif not self.in_place:
             fitting = (self.window_bytes // self.window(1).pitch - spec.kernel[0]) // spec.stride[0]
-        macs = spec.macs
+        macs, shares = spec.macs, spec.batch or 1
         if self.by_blocks:
             # A task is a block's share; where it unpacks the block's weights first, of a whole image.
-            macs = macs // (layout.groups * layout.blocks) if layout.bits == 8 else 0
-        return Tasks(batch, units, max(1, macs // units), self.task_macs, fitting)
+            blocks = layout.groups * layout.blocks
+            macs, shares = macs // blocks if layout.bits == 8 else 0, shares * blocks
+        return Tasks(batch, units, max(1, macs // units), self.task_macs, fitting, -(-_TASKS // shares))
 
     def emit(self, batch: Expr, operands: Operands) -> None:
         """Write the body."""
@@ -277,7 +289,7 @@ class ConvEmitter:
     def task(self, image: Expr, first: Expr, count: Expr, then: Callable[[Rows], None]) -> None:
         """One chunk of the output of one image."""
         spec = self.spec
-        if self.conv.pointwise:
+        if self.conv.in_place:
             then(Rows(self.data, image, first, count))
             return
         in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
@@ -291,7 +303,8 @@ class ConvEmitter:
         if not self.conv.pointwise:
             with ir.loop(rows.count) as row:
                 y = rows.first + row
-                base = row * (self.spec.stride[0] * self.window.pitch)
+                line = y if self.conv.in_place else row
+                base = line * (self.spec.stride[0] * self.window.pitch)
                 with ir.loop(full) as tile:
                     self.tile(rows, block, panel, start, base, y, tile * self.pixels, self.pixels)
                 if rest:
@@ -332,8 +345,8 @@ class ConvEmitter:
             ]
             for p in range(pixels):
                 at = place + p * (spec.stride[1] * spec.in_channels)
-                indices = [rows.image, 0, 0, at] if self.conv.pointwise else [at]
-                x_value = isa.activations(rows.buffer, indices, self.conv.pointwise and self.conv.flip)
+                indices = [rows.image, 0, 0, at] if self.conv.in_place else [at]
+                x_value = isa.activations(rows.buffer, indices, self.conv.in_place and self.conv.flip)
                 for v in range(self.vectors):
                     slot = p * self.vectors + v
                     held[slot] = isa.dot(held[slot], x_value, weights[v])

@@ -59,8 +59,13 @@ class AmxConv(DirectConv):
         return False
 
     @property
+    def in_place(self) -> bool:
+        """Only where an image's pixels form one long row."""
+        return self.pointwise
+
+    @property
     def pointwise(self) -> bool:
-        """Whether an image's pixels form one long row that can be read where it lies."""
+        """Whether an image's pixels form one long row that is read where it lies."""
         spec, run = self.spec, self.stretches[1]
         plain = spec.kernel == spec.stride == (1, 1) and not any(spec.padding)
         return plain and (run >= DEPTH or run % 4 == 0)

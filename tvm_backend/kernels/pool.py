@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from tvm_backend.kernels import ir
 from tvm_backend.kernels.arithmetic import apply_epilogue, dequantize
-from tvm_backend.kernels.epilogue import dequantized, finish, output_arguments, pieces, residual_argument
+from tvm_backend.kernels.epilogue import (
+    chunks,
+    dequantized,
+    finish,
+    finish_row,
+    output_arguments,
+    pieces,
+    residual_argument,
+)
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
 from tvm_backend.kernels.spec import Epilogue, PoolSpec
@@ -103,7 +111,7 @@ class Pool:
         spec = self.spec
         batch = ir.batch_extent(spec.batch)
         # Bytes are compared as they are; sums need 32 bits.
-        lanes = self.isa.lanes * (4 if self.integers_only else 1)
+        lanes = self.isa.lanes * (4 if spec.kind == "max" else 1)
         with ir.Function(name) as function:
             data, *rest = function.buffers(self.arguments(batch))
             residual = rest.pop(0) if spec.epilogue.residual is not None else None
@@ -124,27 +132,29 @@ class Pool:
         image, y, x, channel = where
         row, first, last = _bounds(y, spec.height, spec.kernel[0], spec.stride[0], spec.padding[0])
         column, left, right = _bounds(x, spec.width, spec.kernel[1], spec.stride[1], spec.padding[1])
-        dtype = spec.input.dtype if self.integers_only else "int32"
+        dtype = spec.input.dtype if spec.kind == "max" else "int32"
         lowest = 0 if spec.kind == "avg" else -128 if spec.input.signed else 0
         held = ir.Registers(1, dtype, lanes)
         held[0] = ir.constant(lowest, dtype, lanes)
         with ir.loop(last - first) as i, ir.loop(right - left) as j:
             value = ir.load(data, [image, row + first + i, column + left + j, channel], lanes)
-            if not self.integers_only:
-                value = ir.cast(value, dtype, lanes)
             total = held[0]
-            held[0] = ir.larger(total, value) if spec.kind == "max" else total + value
+            held[0] = ir.larger(total, value) if spec.kind == "max" else total + ir.cast(value, dtype, lanes)
         result = held[0]
         if self.integers_only:
             ir.store(outputs[0], result, where, lanes)
-            return
-        if spec.kind == "max":
-            real = dequantized(result, spec.input, lanes)
+        elif spec.kind == "max":
+            parts = [ir.part(result, begin, width) for begin, width in chunks(lanes, self.isa.lanes)]
+            reals = [dequantized(part, spec.input, min(lanes, self.isa.lanes)) for part in parts]
+            if len(reals) > 1:
+                finish_row(reals, spec.epilogue, residual, outputs, where, self.isa)
+            else:
+                finish(reals[0], spec.epilogue, residual, outputs, where, lanes)
         else:
             places = ir.cast((last - first) * (right - left), "int32")
             centred = result - ir.broadcast(places * ir.constant(spec.input.zero_point, "int32"), lanes)
             real = ir.cast(centred, "float32", lanes) * ir.broadcast(self._factor(row, column, places), lanes)
-        finish(real, spec.epilogue, residual, outputs, where, lanes)
+            finish(real, spec.epilogue, residual, outputs, where, lanes)
 
     def _factor(self, row: Expr, column: Expr, places: Expr) -> Expr:
         """``float32(scale / divisor)`` of a window: one constant, or a choice among the borders' few."""

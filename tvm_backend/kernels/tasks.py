@@ -66,6 +66,8 @@ class Tasks:
         The cost of a task that is worth handing to a thread.
     most : int, optional
         Most units of a task.
+    enough : int, optional
+        Tasks of an image that are enough, where smaller ones cost more.
     """
 
     batch: Expr
@@ -73,11 +75,14 @@ class Tasks:
     cost: int
     worthwhile: int
     most: int | None = None
+    enough: int | None = None
 
     @property
     def per_image(self) -> int:
         """Tasks of an image: a multiple of four or two where there are as many, so that threads get equal shares."""
         count = max(1, min(self.units, self.units * self.cost // self.worthwhile))
+        if self.enough is not None:
+            count = min(count, self.enough)
         if self.most is not None:
             count = max(count, -(-self.units // max(1, self.most)))
         for even in (4, 2):
