@@ -45,6 +45,8 @@ def _cluster_affine_cases() -> dict[str, Any]:
         cases[f"diagonal, float32, N {rows}"] = (ClusterAffineSpec(diagonal, **sizes), rows)
     for dtype in ("float16",):
         cases[f"diagonal, {dtype}, N 4096"] = (ClusterAffineSpec(diagonal, dtype=dtype, **sizes), 4096)
+    for finish in ("softmax", "topk"):
+        cases[f"diagonal, {finish}, N 4096"] = (ClusterAffineSpec(diagonal, finish=finish, **sizes), 4096)
     cases["diagonal, d 0, N 4096"] = (ClusterAffineSpec(diagonal, 1000, 64, 0), 4096)
     cases["lowrank 16, N 4096"] = (ClusterAffineSpec(lowrank, rank=16, **sizes), 4096)
     cases["full, C 10, 64 features, N 4096"] = (ClusterAffineSpec(full, 10, 8, 0, n_features=64), 4096)
@@ -184,7 +186,10 @@ def _eager(
         p = (x - mean) @ components.t() if components.shape[0] else x
         score = (centroids * centroids).sum(1) - 2 * (p @ centroids.t())
         k = score.argmin(1)
-        return (x + entry["spec"]["alpha"] * (gamma[k] * x + beta[k] - x)).to(z.dtype)
+        y = x + entry["spec"]["alpha"] * (gamma[k] * x + beta[k] - x)
+        if entry["spec"]["finish"] == "topk":
+            return y.topk(entry["spec"]["top_k"])
+        return (y.softmax(1) if entry["spec"]["finish"] == "softmax" else y).to(z.dtype)
 
     return step, tensors
 
@@ -211,18 +216,23 @@ def run(options: argparse.Namespace) -> None:
             continue
         module = tvm.runtime.load_module(str(options.libraries / f"{entry['file']}.so"))
         arrays, expected = _data(entry, options.libraries)
-        blank = np.full_like(expected, 77)
-        size = arrays[0].nbytes + expected.nbytes
+        blank = [np.full_like(array, 77) for array in expected]
+        size = arrays[0].nbytes + sum(array.nbytes for array in expected)
         sets = max(1, min(64, -(-CACHE_BYTES // size)))
         # Parameters are shared, as in use; data and results are taken in turn.
         shared = [tvm.runtime.tensor(array, device) for array in arrays[1:]]
         turns = [
-            [tvm.runtime.tensor(arrays[0], device), *shared, tvm.runtime.tensor(blank, device)]
+            [
+                tvm.runtime.tensor(arrays[0], device),
+                *shared,
+                *(tvm.runtime.tensor(array, device) for array in blank),
+            ]
             for _ in range(sets)
         ]
         kernel = module["main"]
         kernel(*turns[0])
-        error = _error(turns[0][-1].numpy(), expected, exact=entry["kind"] == "integer")
+        found = [tensor.numpy() for tensor in turns[0][-len(expected) :]]
+        error = max(map(_error, found, expected))
         row = dict(entry, error=error, correct=bool(error <= (0 if entry["kind"] == "integer" else 1e-3)))
         row["microseconds"] = median(_launcher(kernel, turns), device.sync, options.repeats)
         if bandwidth:
@@ -244,12 +254,12 @@ def run(options: argparse.Namespace) -> None:
     print(f"{len(results) - len(wrong)} correct, {len(wrong)} wrong {wrong}")
 
 
-def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """Inputs of a kernel and its result; those of the cluster-affine step are made anew, for their size."""
+def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Inputs of a kernel and its results; those of the cluster-affine step are made anew, for their size."""
     if entry["kind"] == "integer":
         with np.load(libraries / f"{entry['file']}.npz") as loaded:
             *arrays, expected = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
-        return arrays, expected
+        return arrays, [expected]
     from tvm_backend.kernels.cluster_affine_reference import reference
     from tvm_backend.kernels.cluster_affine_spec import ClusterAffineSpec
 
@@ -257,10 +267,12 @@ def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], np.
     rng = np.random.default_rng(rows)
     arrays = [
         rng.standard_normal([rows if extent is None else extent for extent in shape]).astype(dtype)
-        for _, shape, dtype in spec.arguments()[:-1]
+        for name, shape, dtype in spec.arguments()
+        if name not in ("output", "values", "classes")
     ]
-    (expected,) = reference(spec, *arrays)
-    return arrays, expected.astype(spec.dtype)
+    return arrays, [
+        found.astype("int64" if found.dtype == np.int64 else spec.dtype) for found in reference(spec, *arrays)
+    ]
 
 
 def _launcher(kernel: Any, turns: list[list[Any]]) -> Callable[[int], Any]:
@@ -277,8 +289,9 @@ def _rate(entry: dict[str, Any], options: argparse.Namespace) -> float:
     return options.integer_rate if entry["kind"] == "integer" else options.rate
 
 
-def _error(found: np.ndarray, expected: np.ndarray, exact: bool) -> float:
-    if exact:
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The share of integers that differ, or the norm of the difference over that of what is expected."""
+    if expected.dtype.kind in "iu":
         return float((found != expected).mean())
     wide = expected.astype(np.float64)
     return float(np.linalg.norm(found.astype(np.float64) - wide) / np.linalg.norm(wide))

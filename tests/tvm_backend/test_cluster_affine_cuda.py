@@ -16,6 +16,7 @@ from tests.tvm_backend import cuda_tools  # noqa: E402
 from tvm_backend import cuda_build  # noqa: E402
 from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec, lower, reference  # noqa: E402
 from tvm_backend.kernels.cluster_affine_cuda import FEW_ROWS, fits_tile  # noqa: E402
+from tvm_backend.kernels.cluster_affine_spec import Finish  # noqa: E402
 
 DIAGONAL, LOWRANK, FULL = OPS
 emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cuda_tools.available()))
@@ -26,11 +27,23 @@ def executable(spec: ClusterAffineSpec) -> object:
     return tvm.compile(tvm.IRModule({"main": function}), target=cuda_tools.target())
 
 
+RESULTS = ("output", "values", "classes")
+
+
 def arrays_for(spec: ClusterAffineSpec, rows: int) -> list[np.ndarray]:
+    """Random inputs, and results that are filled with what no kernel writes."""
     rng = np.random.default_rng(rows)
-    shapes = [(tuple(rows if e is None else e for e in shape), dtype) for _, shape, dtype in spec.arguments()]
-    arrays = [rng.standard_normal(shape).astype(dtype) for shape, dtype in shapes[:-1]]
-    return [*arrays, np.full(shapes[-1][0], np.nan, shapes[-1][1])]
+    arrays = []
+    for name, extents, dtype in spec.arguments():
+        shape = tuple(rows if extent is None else extent for extent in extents)
+        blank = np.full(shape, -7 if dtype == "int64" else np.nan, dtype)
+        arrays.append(blank if name in RESULTS else rng.standard_normal(shape).astype(dtype))
+    return arrays
+
+
+def given(spec: ClusterAffineSpec, arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Those of the arrays that are not results."""
+    return arrays[:-2] if spec.finish == "topk" else arrays[:-1]
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:
@@ -59,38 +72,77 @@ CASES = {
     "half, few": (ClusterAffineSpec(DIAGONAL, 100, 16, 10, dtype="float16"), FEW),
     "narrow, a cluster for each warp": (ClusterAffineSpec(DIAGONAL, 10, 8, 0), MANY),
     "half, many": (ClusterAffineSpec(DIAGONAL, 100, 16, 10, dtype="float16"), MANY),
+    "softmax, few": (ClusterAffineSpec(DIAGONAL, 1000, 64, 50, finish="softmax"), FEW),
+    "softmax, many": (ClusterAffineSpec(DIAGONAL, 100, 16, 10, finish="softmax"), MANY),
+    "softmax, one class": (ClusterAffineSpec(DIAGONAL, 1, 4, 0, finish="softmax"), FEW),
+    "softmax, half, many": (ClusterAffineSpec(DIAGONAL, 61, 9, 0, dtype="float16", finish="softmax"), MANY),
+    "softmax, lowrank, few": (ClusterAffineSpec(LOWRANK, 200, 6, 10, rank=9, finish="softmax"), FEW),
+    "softmax, lowrank, many": (ClusterAffineSpec(LOWRANK, 45, 6, 10, rank=8, finish="softmax"), MANY),
+    "softmax, full": (ClusterAffineSpec(FULL, 10, 5, 4, n_features=13, finish="softmax"), FEW),
+    "largest, few": (ClusterAffineSpec(DIAGONAL, 1000, 64, 50, finish="topk"), FEW),
+    "largest, many": (ClusterAffineSpec(DIAGONAL, 100, 16, 10, finish="topk", top_k=7), MANY),
+    "largest, all of them": (ClusterAffineSpec(DIAGONAL, 45, 9, 0, finish="topk", top_k=45), MANY),
+    "largest, half, few": (ClusterAffineSpec(DIAGONAL, 61, 9, 0, dtype="float16", finish="topk"), FEW),
+    "largest, lowrank, few": (ClusterAffineSpec(LOWRANK, 24, 6, 0, rank=4, finish="topk", top_k=24), FEW),
+    "largest, lowrank, many": (ClusterAffineSpec(LOWRANK, 45, 6, 10, rank=8, finish="topk"), MANY),
+    "largest, full": (ClusterAffineSpec(FULL, 21, 6, 0, finish="topk"), FEW),
 }
 
 
+Results = dict[str, list[tuple[list[np.ndarray], tuple[np.ndarray, ...]]]]
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """All cases in both orders of threads, in one process: (found, expected)."""
     folder = tmp_path_factory.mktemp("cuda")
     calls, cases = [], []
     for number, (name, (spec, rows)) in enumerate(CASES.items()):
         library = cuda_tools.export(executable(spec), folder / f"kernel{number}.so")
         arrays = arrays_for(spec, rows)
-        (expected,) = reference(spec, *arrays[:-1])
+        expected = reference(spec, *given(spec, arrays))
         for reverse in (False, True):
             calls.append(cuda_tools.Call(library, arrays, reverse))
             cases.append((name, expected))
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    found: Results = {}
     for (name, expected), arrays in zip(cases, cuda_tools.run(calls), strict=True):
-        found.setdefault(name, []).append((arrays[-1], expected))
+        found.setdefault(name, []).append((arrays[-len(expected) :], expected))
     return found
 
 
 @emulated
 @pytest.mark.parametrize("name", CASES)
-def test_against_the_reference(name: str, results: dict[str, list[tuple[np.ndarray, np.ndarray]]]) -> None:
+def test_against_the_reference(name: str, results: Results) -> None:
     """In both orders of threads and blocks: a missing barrier shows in one of them."""
     assert len(results[name]) == 2
     for found, expected in results[name]:
-        if CASES[name][0].dtype == "float16":
-            assert found.dtype == np.float16
-            np.testing.assert_allclose(found.astype(np.float64), expected, rtol=1e-3, atol=1e-3)
-        else:
-            assert relative(found, expected) < 1e-5
+        for got, wanted in zip(found, expected, strict=True):
+            if got.dtype == np.int64:
+                np.testing.assert_array_equal(got, wanted)
+            elif CASES[name][0].dtype == "float16":
+                assert got.dtype == np.float16
+                np.testing.assert_allclose(got.astype(np.float64), wanted, rtol=1e-3, atol=1e-3)
+            else:
+                assert relative(got, wanted) < 1e-5
+
+
+@emulated
+@pytest.mark.parametrize("rows", [FEW, MANY])
+def test_equal_logits_are_ranked_by_class(rows: int, tmp_path: Path) -> None:
+    """All values of rows with many equal ones come out in order, the lower class first."""
+    classes = 75
+    spec = ClusterAffineSpec(DIAGONAL, classes, 3, 0, alpha=0.25, finish="topk", top_k=classes)
+    arrays = arrays_for(spec, rows)
+    rng = np.random.default_rng(1)
+    logits = rng.integers(-3, 3, (rows, classes)).astype(np.float32)
+    logits[0] = 0
+    arrays[0], arrays[3] = logits, np.zeros_like(arrays[3])
+    arrays[4], arrays[5] = np.ones_like(arrays[4]), np.zeros_like(arrays[5])
+    order = np.argsort(-logits, axis=1, kind="stable")
+    library = cuda_tools.export(executable(spec), tmp_path / "kernel.so")
+    for found in cuda_tools.run([cuda_tools.Call(library, arrays, reverse) for reverse in (False, True)]):
+        np.testing.assert_array_equal(found[-1], order)
+        np.testing.assert_array_equal(found[-2], np.take_along_axis(logits, order, axis=1))
 
 
 @emulated
@@ -144,16 +196,16 @@ def test_the_emulator_finds_a_missing_barrier(number: int, tmp_path: Path) -> No
     path = tmp_path / "kernel.so"
     packer = cuda_build.pack_imports("sm_90", _without_barrier(number))
     executable(spec).export_library(str(path), fpack_imports=packer)  # type: ignore[attr-defined]
-    (expected,) = reference(spec, *arrays[:-1])
+    (expected,) = reference(spec, *given(spec, arrays))
     results = cuda_tools.run([cuda_tools.Call(path, arrays, reverse) for reverse in (False, True)])
     assert not all(np.allclose(got[-1], expected, rtol=1e-4, atol=1e-4) for got in results)
 
 
-def test_what_is_only_fused_on_a_cpu() -> None:
-    with pytest.raises(CompileError, match="softmax"):
-        lower(ClusterAffineSpec(DIAGONAL, 10, 4, 0, finish="softmax"), cuda_tools.target())
+def test_what_does_not_fit_into_shared_memory() -> None:
     with pytest.raises(CompileError, match="shared memory"):
         lower(ClusterAffineSpec(DIAGONAL, 20000, 4, 0), cuda_tools.target())
+    with pytest.raises(CompileError, match="shared memory"):
+        lower(ClusterAffineSpec(DIAGONAL, 7000, 4, 0, finish="softmax"), cuda_tools.target())
 
 
 def test_large_projections_go_row_by_row() -> None:
@@ -162,13 +214,15 @@ def test_large_projections_go_row_by_row() -> None:
     assert not fits_tile(ClusterAffineSpec(FULL, 1000, 64, 50))
 
 
-def test_bfloat16_compiles() -> None:
+@pytest.mark.parametrize("finish", ["logits", "softmax", "topk"])
+def test_bfloat16_compiles(finish: Finish) -> None:
     """numpy has no bfloat16 to run it with; nvcc takes the source."""
     try:
         cuda_build.find_nvcc()
     except CompileError:
         pytest.skip("nvcc is not installed")
-    (source,) = cuda_build.sources(executable(ClusterAffineSpec(DIAGONAL, 1000, 64, 50, dtype="bfloat16")))
+    spec = ClusterAffineSpec(DIAGONAL, 1000, 64, 50, dtype="bfloat16", finish=finish)
+    (source,) = cuda_build.sources(executable(spec))
     found = cuda_build.resources(source, "sm_90")
     assert len(found) == 2
     assert all(kernel["spill_loads"] == 0 for kernel in found.values())

@@ -45,13 +45,10 @@ def build(spec: ClusterAffineSpec) -> PrimFunc:
     Raises
     ------
     CompileError
-        A finish that only the CPU function has, or a row that does not fit into shared memory.
+        A row that does not fit into shared memory.
     """
-    if spec.finish != "logits":
-        raise CompileError(
-            f"finish={spec.finish!r} is fused on CPU targets only; use finish='logits' for CUDA"
-        )
-    need = 4 * (spec.width + spec.n_clusters + spec.n_components + spec.rank + 1)
+    corrected = spec.n_classes if spec.finish != "logits" else 0
+    need = 4 * (spec.width + spec.n_clusters + spec.n_components + spec.rank + 1 + corrected)
     if need > SHARED:
         raise CompileError(
             f"a row of {spec.width} values with {spec.n_clusters} distances takes {need} bytes of shared memory; "

@@ -93,13 +93,24 @@ class Emitter:
         return T.if_then_else(column < self.spec.n_classes, inside, feature)
 
     def blend(self, z: Any, mapped: Any) -> Any:
-        """The result, in the dtype of the logits."""
-        return (z + T.float32(self.spec.alpha) * (mapped - z)).astype(self.spec.dtype)
+        """The corrected logit, in float32."""
+        return z + T.float32(self.spec.alpha) * (mapped - z)
+
+    def corrected(self, row: Any, cluster: Any, column: Any, reduced: Callable[[Any], Any] | None) -> Any:
+        """One value of the diagonal map, plus the low-rank term."""
+        spec, arg = self.spec, self.arg
+        z, mapped = self.local(1), self.local(1)
+        self.put(z, arg["logits"][row, column].astype("float32"), 0)
+        self.put(mapped, arg["gamma"][cluster, column] * z[0] + arg["beta"][cluster, column], 0)
+        if reduced is not None:
+            with T.serial(spec.rank) as i:
+                self.put(mapped, mapped[0] + reduced(i) * arg["right"][i, column], 0)
+        return self.blend(z[0], mapped[0])
 
     def map_row(
         self, row: Any, cluster: Any, thread: Any, threads: int, reduced: Callable[[Any], Any] | None
     ) -> None:
-        """The diagonal map of a row, plus the low-rank term, by `threads` threads."""
+        """Store the diagonal map of a row, plus the low-rank term, by `threads` threads."""
         spec, arg, width = self.spec, self.arg, self.vector
         total, logits = self.local(width), self.local(width)
         with T.serial(-(-spec.n_classes // (threads * width))) as step:
@@ -117,4 +128,5 @@ class Emitter:
                     with T.serial(spec.rank) as i:
                         each(total, lambda v: total[v] + reduced(i) * arg["right"][i, start + v])
                 with T.vectorized(width) as v:
-                    self.put(arg["output"], self.blend(logits[v], total[v]), row, start + v)
+                    value = self.blend(logits[v], total[v]).astype(spec.dtype)
+                    self.put(arg["output"], value, row, start + v)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from tvm_backend.kernels.cluster_affine_cuda_emitter import THREADS, WARPS, Emitter, when
+from tvm_backend.kernels.cluster_affine_cuda_emitter import THREADS, WARPS, when
+from tvm_backend.kernels.cluster_affine_cuda_finish import FinishingEmitter
 from tvm_backend.kernels.cluster_affine_spec import OPS
 
 __all__ = ["RowKernel"]
 
 
-class RowKernel(Emitter):
+class RowKernel(FinishingEmitter):
     """A block for each row."""
 
     def emit(self) -> None:
@@ -50,12 +52,31 @@ class RowKernel(Emitter):
                 with when(lane == 0):
                     self.put(cluster, index[0], 0)
             self.barrier()
-            if spec.op == OPS[2]:
-                self._full(row, cluster[0], warp, lane)
-                return
             reduced = self._reduced(points, cluster[0], warp, lane) if spec.rank else None
-            term = None if reduced is None else reduced.__getitem__
-            self.map_row(row, cluster[0], thread, THREADS, term)
+            self._map(row, cluster[0], thread, None if reduced is None else reduced.__getitem__)
+
+    def _map(self, row: Any, cluster: Any, thread: Any, term: Callable[[Any], Any] | None) -> None:
+        """Map the row and store what is asked for."""
+        spec, arg, warp, lane = self.spec, self.arg, thread // 32, thread % 32
+        full = spec.op == OPS[2]
+        if spec.finish == "logits":
+            if full:
+                self._full(row, cluster, warp, lane, lambda j: (arg["output"], (row, j)))
+            else:
+                self.map_row(row, cluster, thread, THREADS, term)
+            return
+        corrected = self.shared(spec.n_classes)
+        if full:
+            self._full(row, cluster, warp, lane, lambda j: (corrected, (j,)))
+        else:
+            with T.serial(-(-spec.n_classes // THREADS)) as step:
+                column = step * THREADS + thread
+                with when(column < spec.n_classes):
+                    self.put(corrected, self.corrected(row, cluster, column, term), column)
+        self.barrier()
+        # Every warp needs the softmax's maximum and sum; the largest values are for one to find.
+        with nullcontext() if spec.finish == "softmax" else when(warp == 0):
+            self.finish_row(row, corrected.__getitem__, lane, thread, THREADS)
 
     def _sums(
         self, warp: Any, lane: Any, count: int, extent: int, result: Any, term: Callable[[Any, Any], Any]
@@ -110,14 +131,24 @@ class RowKernel(Emitter):
                 self.warp_sum(total)
                 store(j, total[0])
 
-    def _full(self, row: Any, cluster: Any, warp: Any, lane: Any) -> None:
-        """A full map: a warp for each class."""
+    def _full(
+        self,
+        row: Any,
+        cluster: Any,
+        warp: Any,
+        lane: Any,
+        place: Callable[[Any], tuple[Any, tuple[Any, ...]]],
+    ) -> None:
+        """A full map: a warp for each class; ``place(j)`` is the buffer and the indices that take the result."""
         spec, arg = self.spec, self.arg
 
         def store(j: Any, value: Any) -> None:
             with when(lane == 0):
                 z = arg["logits"][row, j].astype("float32")
-                self.put(arg["output"], self.blend(z, value + arg["beta"][cluster, j]), row, j)
+                buffer, indices = place(j)
+                self.put(
+                    buffer, self.blend(z, value + arg["beta"][cluster, j]).astype(buffer.dtype), *indices
+                )
 
         self._each_sum(
             warp,

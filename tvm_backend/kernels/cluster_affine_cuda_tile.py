@@ -7,7 +7,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from tvm_backend.kernels.cluster_affine_cuda_emitter import SHARED, THREADS, WARPS, Emitter, when
+from tvm_backend.kernels.cluster_affine_cuda_emitter import SHARED, THREADS, WARPS, when
+from tvm_backend.kernels.cluster_affine_cuda_finish import FinishingEmitter
 from tvm_backend.kernels.cluster_affine_spec import OPS, ClusterAffineSpec
 
 __all__ = ["TileKernel", "fits_tile"]
@@ -40,7 +41,7 @@ def _row_of(matrix: Any, row: Any) -> Callable[[Any], Any]:
     return lambda column: matrix[row, column]
 
 
-class TileKernel(Emitter):
+class TileKernel(FinishingEmitter):
     """A block for 32 rows."""
 
     def emit(self) -> None:
@@ -241,7 +242,14 @@ class TileKernel(Emitter):
             if reduced is not None:
                 term = self._reduced_term(reduced, row)
             with when(self.first + row < self.batch):
-                self.map_row(self.first + row, cluster[i], self.lane, 32, term)
+                self._map_row(self.first + row, cluster[i], term)
+
+    def _map_row(self, row: Any, cluster: Any, term: Callable[[Any], Any] | None) -> None:
+        if self.spec.finish == "logits":
+            self.map_row(row, cluster, self.lane, 32, term)
+            return
+        # 32 corrected rows are more than shared memory holds: they are computed again for each reading.
+        self.finish_row(row, lambda c: self.corrected(row, cluster, c, term), self.lane, self.lane, 32)
 
     def _reduced_term(self, reduced: Any, row: Any) -> Callable[[Any], Any]:
         return lambda i: reduced[row * self.spec.rank + i]
