@@ -12,10 +12,16 @@ from tvm_backend.kernels import arithmetic, ir
 from tvm_backend.kernels.epilogue import dequantized, pieces, quantized
 from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.isa import InstructionSet
-from tvm_backend.kernels.spec import DequantizeSpec, QuantizeSpec
+from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
 from tvm_backend.kernels.tasks import TASK_ELEMENTS, Tasks, flat
 
 __all__ = ["Dequantize", "Quantize", "dequantize_reference", "quantize_reference"]
+
+_FEW = 4
+"""Channels of an image, whose pixels are put together in registers."""
+
+_AHEAD = 3
+"""Rows that are asked for before they are read: a row of each channel is too short a stretch for the processor's guesses."""
 
 
 def quantize_reference(spec: QuantizeSpec, data: NDArray[Any]) -> tuple[NDArray[Any], ...]:
@@ -77,23 +83,49 @@ class Quantize:
 
     def _transpose(self, batch: Expr, data: Any, outputs: list[Any]) -> None:
         channels, height, width = self.spec.shape
+        rows = self._mixed if channels <= _FEW else self._gathered
 
         def task(image: Expr, first: Expr, count: Expr) -> None:
-            # One channel's row is quantized as vectors and kept; then pixels are put together.
             for output, qparams in zip(outputs, self.spec.outputs, strict=True):
-                kept = ir.allocate((channels, width), qparams.dtype)
-                with ir.loop(count) as row:
-                    y = first + row
-                    with ir.loop(channels) as c:
-                        for begin, repeat, lanes in pieces(width, self.isa.lanes):
-                            with ir.loop(repeat) as piece:
-                                x = begin + piece * lanes
-                                value = quantized(ir.load(data, [image, c, y, x], lanes), qparams, lanes)
-                                ir.store(kept, value, [c, x], lanes)
-                    with ir.loop(width) as x, ir.loop(channels) as c:
-                        ir.store(output, ir.load(kept, [c, x]), [image, y, x, c])
+                rows(data, output, qparams, image, first, count)
 
         Tasks(batch, height, channels * width, TASK_ELEMENTS).run(task)
+
+    def _vector(
+        self, data: Any, qparams: QParams, image: Expr, c: Expr, y: Expr, x: Expr, lanes: int
+    ) -> Expr:
+        """Some quantized pixels of one channel."""
+        ir.prefetch(data, [image, c, ir.least(y + _AHEAD, self.spec.shape[1] - 1), x])
+        return quantized(ir.load(data, [image, c, y, x], lanes), qparams, lanes)
+
+    def _mixed(self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr) -> None:
+        """Rows of few channels: one vector of each, whose pixels are put together in registers."""
+        channels, _, width = self.spec.shape
+        for begin, repeat, lanes in pieces(width, self.isa.lanes):
+            order = [c * lanes + p for p in range(lanes) for c in range(channels)]
+            with ir.loop(count) as row, ir.loop(repeat) as piece:
+                y, x = first + row, begin + piece * lanes
+                vectors = [self._vector(data, qparams, image, c, y, x, lanes) for c in range(channels)]
+                if lanes > 1 and channels > 1:
+                    vectors = [ir.shuffle(vectors, order)]
+                for c, vector in enumerate(vectors):
+                    ir.store(output, vector, [image, y, x, c], lanes * channels // len(vectors))
+
+    def _gathered(
+        self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr
+    ) -> None:
+        """Rows of many: each channel is quantized as vectors and kept; then pixels are put together."""
+        channels, _, width = self.spec.shape
+        kept = ir.allocate((channels, width), qparams.dtype)
+        with ir.loop(count) as row:
+            y = first + row
+            with ir.loop(channels) as c:
+                for begin, repeat, lanes in pieces(width, self.isa.lanes):
+                    with ir.loop(repeat) as piece:
+                        x = begin + piece * lanes
+                        ir.store(kept, self._vector(data, qparams, image, c, y, x, lanes), [c, x], lanes)
+            with ir.loop(width) as x, ir.loop(channels) as c:
+                ir.store(output, ir.load(kept, [c, x]), [image, y, x, c])
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,12 @@ def address(buffer: Any, indices: Sequence[Expr]) -> Expr:
     return T.address_of(tirx.BufferLoad(buffer, list(indices)))
 
 
+def prefetch(buffer: Any, indices: Sequence[Expr]) -> None:
+    """Ask for the cache line of an element, which must exist, to be read soon."""
+    read, keep, data = (tirx.const(number, "int32") for number in (0, 3, 1))
+    T.evaluate(call("void", "llvm.prefetch", address(buffer, indices), read, keep, data))
+
+
 def part(value: Expr, start: int, lanes: int) -> Expr:
     """Some consecutive lanes of a vector."""
     return shuffle([value], range(start, start + lanes))
