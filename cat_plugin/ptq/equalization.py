@@ -3,19 +3,26 @@
 For two layers with ReLU or nothing between them, ``W2 f(W1 x + b1) = (W2 S^-1) f(S W1 x + S b1)`` for every positive
 diagonal ``S`` (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
 equation 7).  Their ``S`` evens the ranges of per-tensor weights; here weights have a scale for each channel anyway, and
-``S`` is chosen for what lies between and has one scale for all channels: ``s_i = (max_j r_j / r_i)^a``, ``r_i`` being the
-clipping range of least squared error of channel i at the activation's bits, but no less than bits / 8 of the greatest
-value seen, or a channel that is rarely active would be cut when it is.  ``a`` is 1 where the second layer is
-depthwise, whose weights' own scales take ``S`` up without a trace.  A dense layer has one scale for a whole row, so that
-there ``a`` is what a model of the rounding noise finds best of 0, 1/4, .., 1.
+``S`` is chosen for what lies between and has one scale for all channels.
+
+Before a depthwise layer, whose weights' own scales take ``S`` up without a trace, ``s_i = max_j r_j / r_i``, ``r_i`` being
+the clipping range of least squared error of channel i at the activation's bits, but no less than bits / 8 of the greatest
+value seen, or a channel that is rarely active would be cut when it is.  A dense layer has one scale for a whole row: a
+column of large weights coarsens all others, and ``s_i`` that grows with it evens the row (the exchange between weights and
+activations of Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4, the other way round).  There ``s_i`` is a power of
+the above times a power of the column's greatest weight, both of 0, 1/4, .., 1, as a model of the noise of rounding either
+finds best.
 
 ReLU6 commutes with ``S`` if channel i is cut at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
-ReLU6 stays what it is, because ``s_i >= 1`` and all ranges end at or below 6: what it cuts more, the quantizer behind it
-would cut.  Default: on for models with depthwise convolutions.
+ReLU6 stays what it is: no range is scaled beyond 6, so that what it cuts more, the quantizer behind it would cut, and what
+it cuts less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,13 +32,19 @@ from torch import Tensor, fx, nn
 from cat_plugin.ptq.ops import WEIGHTED, is_call
 from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings"]
+__all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings", "is_relu6"]
 
 _aten = torch.ops.aten
 _IMAGES = 128  # calibration inputs looked at
 _SAMPLES = 2048  # values of each channel, beside its extremes
 _FRACTIONS = tuple(0.05 * i for i in range(4, 21))  # of a channel's greatest value, tried as its range
+_COARSE = (0.3, 0.45, 0.6, 0.8, 1.0)  # the same of the whole tensor's, where gains are compared
+_NOISE_SAMPLES = 128  # of each channel, for that
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_WITHIN_REACH = (
+    0.9,
+    1.0,
+)  # shares of the channels that gains leave within their reach; the others' are cut down to it
 _MOST = 8.0  # no channel is scaled by more
 # what is left of the weights' rounding noise once its errors compensate each other, of the order seen on 1x1 layers
 _COMPENSATED = 0.3
@@ -43,7 +56,7 @@ class Ceiling(nn.Module):
     Parameters
     ----------
     limit : Tensor
-        (C, 1, 1) what full precision cuts each channel at, 6 or more.
+        (C, 1, 1) what full precision cuts each channel at.
     """
 
     limit: Tensor
@@ -77,7 +90,8 @@ def _is_weighted(node: Any) -> bool:
     return is_call(node, WEIGHTED) and node.args[1].op == "get_attr"
 
 
-def _is_relu6(node: Any) -> bool:
+def is_relu6(node: Any) -> bool:
+    """Whether the node cuts its input at 0 and 6."""
     return is_call(node, {_aten.relu6.default}) or (
         is_call(node, {_aten.hardtanh.default}) and tuple(node.args[1:]) == (0.0, 6.0)
     )
@@ -97,7 +111,7 @@ def _pair(node: Any) -> _Pair | None:
     first, activation = node, None
     while len(node.users) == 1:
         (user,) = node.users
-        if activation is None and node is first and (is_call(user, {_aten.relu.default}) or _is_relu6(user)):
+        if activation is None and node is first and (is_call(user, {_aten.relu.default}) or is_relu6(user)):
             activation = user
         elif _is_weighted(user) and user.args[0] is node:
             return _Pair(first, user, activation, False)
@@ -169,13 +183,58 @@ def _ranges(values: Tensor, levels: int) -> Tensor:
     return high.squeeze(1) * torch.tensor(_FRACTIONS, device=values.device)[errors.argmin(0)]
 
 
-def _gains(values: Tensor, least: Tensor, levels: int, weight: Tensor | None, w_bits: int) -> Tensor:
-    """(C,) factors of the channels, 1 or more.
+def _candidates(full: Tensor, columns: Tensor, reach: Tensor | None) -> Iterator[Tensor]:
+    """(C,) gains to choose from: powers of what evens the activation's ranges times powers of the columns' reach.
+
+    ``reach`` is the most that a channel may be scaled by without being cut earlier than it was, where there is a cut.
+    """
+    for a, b in itertools.product(_EXPONENTS, repeat=2):
+        gains = full**a * columns**b
+        if reach is None:
+            yield gains
+            continue
+        for share in _WITHIN_REACH:
+            yield torch.minimum(gains / (gains / reach).quantile(share), reach)
+
+
+def _activation_noise(values: Tensor, gains: Tensor, levels: int, top: float, importance: Tensor) -> float:
+    """Squared error at the second layer's outputs that rounding (C, n) scaled values, and cutting them, makes."""
+    gains = gains.unsqueeze(1)
+    scaled = (values * gains).clamp_(max=top)
+    wanted = values.clamp(max=top)
+    end = float(scaled.max())
+    errors = []
+    for fraction in _COARSE:
+        step = max(fraction * end / levels, 1e-12)
+        rounded = (scaled / step).round_().clamp_(max=levels).mul_(step).div_(gains)
+        errors.append(float((rounded.sub_(wanted).square_().mean(1) * importance).sum()))
+    return min(errors)
+
+
+def _weight_noise(weight: Tensor, gains: Tensor, power: Tensor, w_bits: int) -> float:
+    """The same for rounding the (O, C, k) weight, each row with one step for all of its columns."""
+    step = (weight / gains.reshape(1, -1, 1)).abs().amax((1, 2)) / 2 ** (w_bits - 1)
+    noise = float(step.square().sum() / 12 * (gains.square() * power).sum() * weight.shape[2])
+    return _COMPENSATED * noise
+
+
+def _gains(
+    values: Tensor,
+    power: Tensor,
+    least: Tensor,
+    levels: int,
+    weight: Tensor | None,
+    w_bits: int,
+    top: float,
+) -> Tensor:
+    """(C,) factors of the channels; 1 or more before a depthwise layer.
 
     Parameters
     ----------
     values : Tensor
-        (C, n) magnitudes of the tensor that is quantized.
+        (C, n) magnitudes of the tensor that is quantized, before it is cut.
+    power : Tensor
+        (C,) its variance.
     least : Tensor
         (C,) what each channel's range covers at least.
     levels : int
@@ -184,29 +243,28 @@ def _gains(values: Tensor, least: Tensor, levels: int, weight: Tensor | None, w_
         (O, C, ...) of the dense layer that reads it; None for a depthwise one.
     w_bits : int
         Its bits.
+    top : float
+        Where the values are cut, infinity if they are not.
     """
-    ranges = torch.maximum(_ranges(values, levels), least)
+    ranges = torch.maximum(_ranges(values.clamp(max=top), levels), least)
     most = ranges.max()
     alive = ranges > most / _MOST**3
     full = torch.where(alive, most / ranges.clamp(min=1e-12), torch.ones_like(ranges)).clamp(max=_MOST)
     if weight is None:
         return full
-    flat = weight.flatten(2)
+    flat = weight.reshape(*weight.shape[:2], -1)
+    columns = flat.abs().amax((0, 2))
+    columns = (columns / columns.median().clamp(min=1e-12)).clamp(1 / _MOST, _MOST)
+    reach = None if math.isinf(top) else top / ranges.clamp(min=1e-3 * top)
     importance = flat.square().sum((0, 2))
-    power = values.square().mean(1)
-    best = (float("inf"), torch.ones_like(full))
-    for exponent in _EXPONENTS:
-        gains = full**exponent
-        scaled = values[:, :512] * gains.unsqueeze(1)
-        noise = [_rounding_error(scaled, f * scaled.max(), levels) for f in _FRACTIONS]
-        rounded = min(noise, key=lambda errors: float(errors.sum())) / gains.square()
-        reach = (flat / gains.reshape(1, -1, 1)).abs().amax((1, 2)) / (2 ** (w_bits - 1))
-        loss = float((importance * rounded).sum())
-        loss += _COMPENSATED * float(
-            reach.square().sum() / 12 * (gains.square() * power).sum() * flat.shape[2]
-        )
-        best = min(best, (loss, gains), key=lambda item: item[0])
-    return best[1]
+    values = values[:, :_NOISE_SAMPLES]
+    return min(
+        _candidates(full, columns, reach),
+        key=lambda gains: (
+            _activation_noise(values, gains, levels, top, importance)
+            + _weight_noise(flat, gains, power, w_bits)
+        ),
+    )
 
 
 @torch.no_grad()
@@ -242,20 +300,23 @@ def equalize(
             torch.cat(kept.pop(pair.first), 1) for kept in (sampler.samples, sampler.extremes)
         )
         levels = 2**spec.a_bits - 1
+        top = 6.0 if is_relu6(pair.activation) else math.inf
         if pair.activation is None:
+            power = values.var(1)
             values, extremes, levels = values.abs(), extremes.abs(), levels // 2
         else:
-            top = 6.0 if _is_relu6(pair.activation) else None
-            values, extremes = values.clamp(0.0, top), extremes.clamp(0.0, top)
+            values, extremes = values.clamp(min=0.0), extremes.clamp(0.0, top)
+            power = values.clamp(max=top).var(1)
         first, second = (getattr(module, n.args[1].target) for n in (pair.first, pair.second))
         least = extremes.amax(1) * (spec.a_bits / 8)
-        gains = _gains(values, least, levels, None if pair.depthwise else second, spec.w_bits)
+        dense = None if pair.depthwise else second
+        gains = _gains(values, power, least, levels, dense, spec.w_bits, top)
         first *= gains.reshape(-1, *[1] * (first.ndim - 1))
         if len(pair.first.args) > 2 and pair.first.args[2] is not None:
             getattr(module, pair.first.args[2].target).mul_(gains)
         shape = [-1, *[1] * (second.ndim - 1)] if pair.depthwise else [1, -1, *[1] * (second.ndim - 2)]
         second /= gains.reshape(shape)
-        if _is_relu6(pair.activation):
+        if is_relu6(pair.activation):
             ceilings[pair.activation] = 6.0 * gains.reshape(-1, *[1] * (first.ndim - 2))
     return ceilings
 

@@ -8,14 +8,16 @@ along a chain of residual blocks as far as the layer's inputs tell of them.  (In
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cat_plugin.ptq.bias_correction import corrected_bias
+from cat_plugin.ptq.bias_correction import corrected_bias, shift_behind_cut
 from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
+from cat_plugin.ptq.equalization import Ceiling, is_relu6
 from cat_plugin.ptq.executor import Executor, first_inputs
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import measure
@@ -30,6 +32,9 @@ __all__ = ["fit_layer"]
 _ROWS = 1 << 16
 # Shares of the mean input variance; the last leaves the weight as it was trained.
 _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+# A layer whose refit does not carry over to other inputs with less ridge than this has too few samples for its
+# covariance as well: that is damped by as much as its mean variance, and the bias is chosen for what shows behind ReLU.
+_SCARCE = 10.0
 
 
 def _known(node: Any, values: Executor) -> bool:
@@ -69,6 +74,41 @@ def _target(node: Any, full: Executor, quantized: Executor) -> Tensor:
         rows = slice(start, min(start + quantized.batch_size, len(target)))
         target[rows] = reference[rows] + (full.value(other, rows) - quantized.value(other, rows))
     return target
+
+
+def _cut(node: Any, module: Any) -> tuple[float, float] | None:
+    """Ends of the ReLU or ReLU6 that alone reads a node; None if there is none."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if is_call(user, {torch.ops.aten.relu.default}):
+        return 0.0, math.inf
+    ceiling = user.op == "call_module" and isinstance(module.get_submodule(str(user.target)), Ceiling)
+    return (0.0, 6.0) if ceiling or is_relu6(user) else None
+
+
+def _shift_bias(
+    node: Any, layer: QuantOp, quantized: Executor, reference: Tensor, generator: torch.Generator, fitted: int
+) -> None:
+    """Bring the bias, and the outputs that are there already, nearer to what shows behind a cut."""
+    cut, outputs = _cut(node, quantized.module), quantized.values.get(node)
+    if cut is None or outputs is None or layer.bias is None:
+        return
+    axis = outputs.ndim - 1 if layer.kind == "linear" else 1
+    count = outputs[0].numel() // outputs.shape[axis]
+    given: list[Tensor] = []
+    wanted: list[Tensor] = []
+    for start in range(0, fitted, quantized.batch_size):
+        rows = slice(start, min(start + quantized.batch_size, fitted))
+        positions = torch.randperm(count, generator=generator)[: max(1, _ROWS // fitted)]
+        for values, some in ((outputs, given), (reference, wanted)):
+            channels = values[rows].movedim(axis, 0).reshape(outputs.shape[axis], -1, count)
+            some.append(channels.index_select(2, positions.to(values.device)).flatten(1))
+    shift = shift_behind_cut(torch.cat(given, 1), torch.cat(wanted, 1), *cut)
+    layer.bias = layer.bias + shift.to(layer.bias.device)
+    shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
+    for start in range(0, len(outputs), quantized.batch_size):
+        outputs[start : start + quantized.batch_size] += shift.reshape(shape)
 
 
 def _relative_error(node: Any, full: Executor, quantized: Executor, reference: Tensor) -> float:
@@ -119,6 +159,7 @@ def fit_layer(
     layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
     layer.q_weight = layer.round_to_nearest()
     before = _relative_error(node, full, quantized, reference)
+    scarce = False
     if spec.compensation or spec.bias_correction:
         source = quantized.gathered(node.args[0])
         x, y = (first_inputs(value, fitted, quantized.count) for value in (source, reference))
@@ -127,11 +168,15 @@ def fit_layer(
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
             target = grouped.double()
             if spec.refit:
-                target = least_squares_weight(grouped, moments, ridge_by_halves(grouped, moments, _RIDGES))
+                ridge = ridge_by_halves(grouped, moments, _RIDGES)
+                target = least_squares_weight(grouped, moments, ridge)
+                scarce = ridge >= _SCARCE
             scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
             shape = grouped.shape[:2]
             # from 6 bits on the searched scale is as good as any, and few integers move
             effort: dict[str, Any] = {} if layer.w_bits < 6 else {"factors": (1.0,), "sweeps": 2}
+            if scarce:
+                effort["damping"] = 1.0
             integers, scale = fit_integers(
                 target, moments, scale.reshape(shape), zero_point.reshape(shape), layer.qrange, **effort
             )
@@ -141,6 +186,8 @@ def fit_layer(
         if spec.bias_correction:
             layer.bias = corrected_bias(layer, moments)
     quantized.run(node)
+    if scarce and spec.bias_correction:
+        _shift_bias(node, layer, quantized, reference, generator, fitted)
     after = _relative_error(node, full, quantized, reference)
     if reference is not full.values.get(node):
         quantized.store.release(reference)

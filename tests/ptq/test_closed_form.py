@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cat_plugin.ptq import QuantSpec, layer_fit, quantize
-from cat_plugin.ptq.bias_correction import corrected_bias
+from cat_plugin.ptq.bias_correction import corrected_bias, shift_behind_cut
 from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import Moments, input_patches, measure
@@ -296,3 +296,69 @@ def test_a_layer_behind_a_shortcut_takes_up_what_the_shortcut_has_lost(monkeypat
     together = error()
     monkeypatch.setattr(layer_fit, "_shortcut", lambda *_: None)
     assert together < 0.96 * error()
+
+
+def test_integers_of_a_layer_with_few_samples_carry_over_to_others(monkeypatch):
+    """96 inputs, 64 samples that hold little of the outputs' noise: the covariance is damped, which helps on new ones."""
+    generator = torch.Generator().manual_seed(5)
+    mixing = torch.randn(96, 96, generator=generator) * torch.logspace(0, -1, 96)
+    model = nn.Sequential(nn.Linear(96, 32)).eval()
+    x, new = (torch.randn(n, 96, generator=generator) @ mixing for n in (64, 1024))
+    spec = QuantSpec(
+        w_bits=3, a_bits=8, preset="fast", batch_size=16, first_bits=None, last_bits=None, num_samples=64
+    )
+
+    def error():
+        module, _ = quantize(model, spec, x.split(16))
+        with torch.no_grad():
+            return float((module(new) - model(new)).square().mean())
+
+    damped = error()
+    monkeypatch.setattr(layer_fit, "_SCARCE", float("inf"))
+    assert damped < 0.95 * error()
+
+
+@pytest.mark.parametrize("high", [6.0, float("inf")])
+def test_the_shift_behind_a_cut_minimises_its_weighted_error_and_lowers_the_real_one(high):
+    rng = np.random.default_rng(4)
+    wanted = rng.normal(1.0, 3.0, (5, 4000))
+    outputs = 0.7 * wanted - 0.4 + rng.normal(0.0, 0.3, wanted.shape)  # shrunk and too low
+    found = shift_behind_cut(torch.tensor(outputs), torch.tensor(wanted), 0.0, high).numpy()
+    mask = ~(((outputs <= 0) & (wanted <= 0)) | ((outputs >= high) & (wanted >= high)))
+    clipped = np.clip(wanted, 0.0, high)
+    for channel in range(5):
+        grid = found[channel] + np.linspace(-0.5, 0.5, 101)[:, None]
+        errors = mask[channel] * (clipped[channel] - outputs[channel] - grid) ** 2
+        losses = errors.sum(1) + 0.1 * wanted.shape[1] * grid[:, 0] ** 2
+        assert losses.argmin() == 50
+    before, after = (
+        np.square(np.clip(u, 0.0, high) - clipped).mean() for u in (outputs, outputs + found[:, None])
+    )
+    assert after < 0.8 * before
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv1d", "linear", "linear of tokens"])
+def test_outputs_and_bias_of_a_scarce_layer_are_shifted_alike(kind, monkeypatch):
+    layers = {
+        "conv2d": (nn.Conv2d(4, 6, 3), (32, 4, 7, 7)),
+        "conv1d": (nn.Conv1d(4, 6, 3), (32, 4, 9)),
+        "linear": (nn.Linear(4, 6), (32, 4)),
+        "linear of tokens": (nn.Linear(4, 6), (32, 5, 4)),
+    }
+    layer, shape = layers[kind]
+    model = nn.Sequential(randomise(layer), nn.ReLU()).eval()
+    monkeypatch.setattr(layer_fit, "_SCARCE", 0.0)
+    seen = {}
+    shift_bias = layer_fit._shift_bias
+
+    def spy(node, quant, quantized, *rest):
+        before = quant.bias.clone()
+        shift_bias(node, quant, quantized, *rest)
+        again = quant(quantized.value(node.args[0], slice(0, 32)))
+        seen["moved"] = float((quant.bias - before).abs().max())
+        torch.testing.assert_close(quantized.values[node], again, rtol=1e-4, atol=1e-5)
+
+    monkeypatch.setattr(layer_fit, "_shift_bias", spy)
+    spec = QuantSpec(w_bits=2, a_bits=8, preset="fast", batch_size=8, first_bits=None, last_bits=None)
+    quantize(model, spec, small_inputs(*shape).split(8))
+    assert seen["moved"] > 0

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from cat_plugin.errors import QuantizationError
-from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq import QuantSpec, equalization, quantize
 from cat_plugin.ptq.equalization import equalize, has_depthwise, insert_ceilings
 from cat_plugin.ptq.fold import fold_batch_norm
 from cat_plugin.ptq.insert import insert_quantizers
-from cat_plugin.ptq.observers import search_activation_range
+from cat_plugin.ptq.observers import search_activation_range, search_weight_range
 from cat_plugin.ptq.ops import WEIGHTED, is_call
 from cat_plugin.ptq.soft_unit import run_float
 from cat_plugin.ptq.trace import trace
@@ -110,6 +111,60 @@ def test_equalization_leaves_the_function_and_evens_the_channels():
         return ((rounded - y).transpose(0, 1).flatten(1).square().mean(1) / channels.square().mean(1)).max()
 
     assert float(error(equalized)) < 0.2 * float(error(original))
+
+
+def _rounded_output_error(values, weight, gains, w_bits, a_bits, top):
+    """Mean squared error at a dense layer's outputs with its weights and inputs rounded for real, in float64."""
+    x, w, gains = values.double(), weight.double(), gains.double()
+    scaled = (x * gains.unsqueeze(1)).clamp(max=top)
+    step, _, _ = search_activation_range(scaled.flatten(), a_bits, False)
+    rounded = (scaled / step).round().clamp(0, 2**a_bits - 1) * step
+    scale, zero = (v.double().unsqueeze(1) for v in search_weight_range(w / gains, w_bits, False))
+    low, high = -(2 ** (w_bits - 1)), 2 ** (w_bits - 1) - 1
+    integers = ((w / gains / scale).round() + zero).clamp(low, high)
+    error = (integers - zero) * scale @ rounded - w @ x.clamp(max=top)
+    return float((error - error.mean(1, keepdim=True)).square().mean())
+
+
+def test_gains_before_a_dense_layer_even_its_columns_as_far_as_relu6_allows():
+    generator = torch.Generator().manual_seed(2)
+    channels, top = 24, 6.0
+    values = torch.rand(channels, 2048, generator=generator) * torch.linspace(1.0, 7.0, channels).unsqueeze(1)
+    weight = torch.randn(16, channels, generator=generator) * torch.logspace(0.5, -0.5, channels)
+    seen = values.clamp(max=top)
+    gains = equalization._gains(values, seen.var(1), seen.amax(1), 255, weight, 4, top)
+    assert float((gains * seen.amax(1)).max()) <= top * 1.001  # nothing is cut earlier than it was
+    error = _rounded_output_error(values, weight, gains, 4, 8, top)
+    none = _rounded_output_error(values, weight, torch.ones(channels), 4, 8, top)
+    assert error < 0.7 * none
+    at_8_bits = equalization._gains(values, seen.var(1), seen.amax(1), 15, weight, 8, top)
+    assert _rounded_output_error(values, weight, at_8_bits, 8, 4, top) < 1.05 * _rounded_output_error(
+        values, weight, torch.ones(channels), 8, 4, top
+    )
+
+
+def test_modelled_activation_noise_is_the_error_of_rounding_and_cutting():
+    generator = torch.Generator().manual_seed(3)
+    values, gains = torch.rand(5, 128, generator=generator) * 8, torch.tensor([0.25, 0.5, 0.7, 0.8, 1.0])
+    importance = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0])
+    x, g = values.double().numpy(), gains.double().numpy()[:, None]
+    scaled = np.minimum(x * g, 6.0)
+    errors = []
+    for fraction in (0.3, 0.45, 0.6, 0.8, 1.0):
+        step = fraction * scaled.max() / 15
+        rounded = np.minimum(np.round(scaled / step), 15) * step / g
+        squares = ((rounded - np.minimum(x, 6.0)) ** 2).mean(1)
+        errors.append(float((squares * importance.double().numpy()).sum()))
+    found = equalization._activation_noise(values, gains, 15, 6.0, importance)
+    assert found == pytest.approx(min(errors), rel=1e-3)
+
+
+def test_linear_layers_are_equalized_too():
+    model, x = randomise(nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 5))), small_inputs(32, 8)
+    spec = QuantSpec(w_bits=8, a_bits=8, preset="fast", batch_size=8, equalization=True)
+    module, _ = quantize(model, spec, x)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), model(x), rtol=0.02, atol=0.05)
 
 
 def test_equalization_reaches_pairs_with_relu_or_nothing_between_and_stops_at_other_functions():
