@@ -170,7 +170,7 @@ def fit_layer(
             if spec.refit:
                 ridge = ridge_by_halves(grouped, moments, _RIDGES)
                 target = least_squares_weight(grouped, moments, ridge)
-                scarce = ridge >= _SCARCE
+                scarce = bool(moments.halves) and ridge >= _SCARCE  # a single batch has nothing to judge on
             scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
             shape = grouped.shape[:2]
             # from 6 bits on the searched scale is as good as any, and few integers move

@@ -318,6 +318,21 @@ def test_integers_of_a_layer_with_few_samples_carry_over_to_others(monkeypatch):
     assert damped < 0.95 * error()
 
 
+def test_a_single_batch_does_not_tell_that_samples_are_few(monkeypatch):
+    model = nn.Sequential(randomise(nn.Conv2d(4, 6, 3)), nn.ReLU()).eval()
+    x = small_inputs(16, 4, 7, 7)
+    spec = QuantSpec(w_bits=3, a_bits=8, preset="fast", batch_size=16, first_bits=None, last_bits=None)
+
+    def outputs():
+        module, _ = quantize(model, spec, [x])
+        with torch.no_grad():
+            return module(x)
+
+    first = outputs()
+    monkeypatch.setattr(layer_fit, "_SCARCE", float("inf"))
+    assert torch.equal(first, outputs())
+
+
 @pytest.mark.parametrize("high", [6.0, float("inf")])
 def test_the_shift_behind_a_cut_minimises_its_weighted_error_and_lowers_the_real_one(high):
     rng = np.random.default_rng(4)
