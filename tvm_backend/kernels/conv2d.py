@@ -38,7 +38,7 @@ _EQUAL = 1.02
 """Tiles whose estimated costs differ by less than this are taken for equally fast."""
 
 _TASKS = 32
-"""Tasks that are enough for any number of threads; more would only copy more rows of the input twice."""
+"""Most tasks of a call: enough for as many threads, and with more the rows of the input that are copied twice add up."""
 
 
 def sums(spec: ConvSpec, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.int32]:
