@@ -261,14 +261,14 @@ def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], lis
             *arrays, expected = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
         return arrays, [expected]
     from tvm_backend.kernels.cluster_affine_reference import reference
-    from tvm_backend.kernels.cluster_affine_spec import ClusterAffineSpec
+    from tvm_backend.kernels.cluster_affine_spec import RESULTS, ClusterAffineSpec
 
     spec, rows = ClusterAffineSpec(**entry["spec"]), entry["rows"]
     rng = np.random.default_rng(rows)
     arrays = [
         rng.standard_normal([rows if extent is None else extent for extent in shape]).astype(dtype)
         for name, shape, dtype in spec.arguments()
-        if name not in ("output", "values", "classes")
+        if name not in RESULTS
     ]
     return arrays, [
         found.astype("int64" if found.dtype == np.int64 else spec.dtype) for found in reference(spec, *arrays)

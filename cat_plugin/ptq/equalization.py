@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cat_plugin.ptq.ops import WEIGHTED, is_call
+from cat_plugin.ptq.ops import WEIGHTED, is_call, is_relu6
 from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings", "is_relu6"]
+__all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings"]
 
 _aten = torch.ops.aten
 _IMAGES = 128  # calibration inputs looked at
@@ -41,10 +41,8 @@ _FRACTIONS = tuple(0.05 * i for i in range(4, 21))  # of a channel's greatest va
 _COARSE = (0.3, 0.45, 0.6, 0.8, 1.0)  # the same of the whole tensor's, where gains are compared
 _NOISE_SAMPLES = 128  # of each channel, for that
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_WITHIN_REACH = (
-    0.9,
-    1.0,
-)  # shares of the channels that gains leave within their reach; the others' are cut down to it
+# shares of the channels that gains leave within their reach; those of the others are cut down to it
+_WITHIN_REACH = (0.9, 1.0)
 _MOST = 8.0  # no channel is scaled by more
 # what is left of the weights' rounding noise once its errors compensate each other, of the order seen on 1x1 layers
 _COMPENSATED = 0.3
@@ -88,13 +86,6 @@ def _groups(node: Any) -> int:
 
 def _is_weighted(node: Any) -> bool:
     return is_call(node, WEIGHTED) and node.args[1].op == "get_attr"
-
-
-def is_relu6(node: Any) -> bool:
-    """Whether the node cuts its input at 0 and 6."""
-    return is_call(node, {_aten.relu6.default}) or (
-        is_call(node, {_aten.hardtanh.default}) and tuple(node.args[1:]) == (0.0, 6.0)
-    )
 
 
 def _is_zero_padding(node: Any) -> bool:

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from cat_plugin.ptq.bias_correction import corrected_bias, shift_behind_cut
 from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
-from cat_plugin.ptq.equalization import Ceiling, is_relu6
+from cat_plugin.ptq.equalization import Ceiling
 from cat_plugin.ptq.executor import Executor, first_inputs
 from cat_plugin.ptq.modules import QuantOp
 from cat_plugin.ptq.moments import measure
 from cat_plugin.ptq.observers import search_weight_range
-from cat_plugin.ptq.ops import is_batch_size, is_batched, is_call
+from cat_plugin.ptq.ops import is_batch_size, is_batched, is_call, is_relu6
 from cat_plugin.ptq.quantizers import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
 from cat_plugin.ptq.spec import QuantSpec

@@ -20,6 +20,7 @@ __all__ = [
     "is_batch_size",
     "is_batched",
     "is_call",
+    "is_relu6",
     "layer_name",
 ]
 
@@ -148,6 +149,13 @@ FLOAT_ONLY = frozenset(
 def is_call(node: Any, targets: Any) -> bool:
     """Whether ``node`` is a graph node that calls one of ``targets``."""
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
+
+
+def is_relu6(node: Any) -> bool:
+    """Whether the node cuts its input at 0 and 6."""
+    return is_call(node, {_aten.relu6.default}) or (
+        is_call(node, {_aten.hardtanh.default}) and tuple(node.args[1:]) == (0.0, 6.0)
+    )
 
 
 def is_batched(node: Any) -> bool:

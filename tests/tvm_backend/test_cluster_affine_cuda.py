@@ -16,7 +16,7 @@ from tests.tvm_backend import cuda_tools  # noqa: E402
 from tvm_backend import cuda_build  # noqa: E402
 from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec, lower, reference  # noqa: E402
 from tvm_backend.kernels.cluster_affine_cuda import FEW_ROWS, fits_tile  # noqa: E402
-from tvm_backend.kernels.cluster_affine_spec import Finish  # noqa: E402
+from tvm_backend.kernels.cluster_affine_spec import RESULTS, Finish  # noqa: E402
 
 DIAGONAL, LOWRANK, FULL = OPS
 emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cuda_tools.available()))
@@ -25,9 +25,6 @@ emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cud
 def executable(spec: ClusterAffineSpec) -> object:
     function = lower(spec, cuda_tools.target()).with_attr("global_symbol", "main")
     return tvm.compile(tvm.IRModule({"main": function}), target=cuda_tools.target())
-
-
-RESULTS = ("output", "values", "classes")
 
 
 def arrays_for(spec: ClusterAffineSpec, rows: int) -> list[np.ndarray]:
@@ -43,7 +40,8 @@ def arrays_for(spec: ClusterAffineSpec, rows: int) -> list[np.ndarray]:
 
 def given(spec: ClusterAffineSpec, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Those of the arrays that are not results."""
-    return arrays[:-2] if spec.finish == "topk" else arrays[:-1]
+    named = zip(spec.arguments(), arrays, strict=True)
+    return [array for (name, _, _), array in named if name not in RESULTS]
 
 
 def relative(got: np.ndarray, expected: np.ndarray) -> float:

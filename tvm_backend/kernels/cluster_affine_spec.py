@@ -8,13 +8,16 @@ from typing import Literal
 
 from cat_plugin.errors import CompileError
 
-__all__ = ["DTYPES", "OPS", "ClusterAffineSpec", "Finish"]
+__all__ = ["DTYPES", "OPS", "RESULTS", "ClusterAffineSpec", "Finish"]
 
 OPS = ("cat::cluster_affine", "cat::cluster_affine_lowrank", "cat::cluster_affine_full")
 """The operators with a fused kernel."""
 
 DTYPES = ("float32", "float16", "bfloat16")
 """Types of the logits; parameters and sums are float32 throughout."""
+
+RESULTS = ("output", "values", "classes")
+"""Names of the arguments that a kernel writes."""
 
 Finish = Literal["logits", "softmax", "topk"]
 """What is made of the corrected logits."""
