@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import machine
-from tvm_backend.kernels.cluster_affine_reference import reference
-from tvm_backend.kernels.cluster_affine_spec import OPS, ClusterAffineSpec
+from tvm_backend.kernels.cluster_affine.reference import reference
+from tvm_backend.kernels.cluster_affine.spec import OPS, ClusterAffineSpec
 
 CASES = {
     "diagonal, d 50": ClusterAffineSpec(OPS[0], 1000, 64, 50),
@@ -82,7 +82,7 @@ def compile_all(folder: Path) -> None:
     """Write one library with every case, and the loop that measures the peak, unless it is there."""
     import tvm
 
-    from tvm_backend.kernels.cluster_affine import lower
+    from tvm_backend.kernels.cluster_affine.kernel import lower
 
     library = folder / "cases.so"
     if library.exists():
@@ -100,8 +100,8 @@ _ROUNDS, _SUMS = 20_000, 12
 
 def _peak() -> Any:
     """A function of multiply-adds on registers."""
-    from tvm_backend.kernels import ir
-    from tvm_backend.kernels.cluster_affine_cpu import CpuShape
+    from tvm_backend.kernels.cluster_affine.cpu import CpuShape
+    from tvm_backend.kernels.cpu import ir
 
     lanes = CpuShape.for_target(target()).lanes
     with ir.Function("peak") as function:
@@ -124,7 +124,7 @@ def measure_fused(folder: Path, sizes: list[int], seconds: float) -> list[dict[s
     """Times and errors of the compiled functions, with the floor of each."""
     import tvm
 
-    from tvm_backend.kernels.cluster_affine_cpu import CpuShape
+    from tvm_backend.kernels.cluster_affine.cpu import CpuShape
 
     library = tvm.runtime.load_module(str(folder / "cases.so"))
     lanes = CpuShape.for_target(target()).lanes

@@ -36,7 +36,7 @@ CACHE_BYTES = 1 << 27
 
 
 def _cluster_affine_cases() -> dict[str, Any]:
-    from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec
+    from tvm_backend.kernels.cluster_affine.kernel import OPS, ClusterAffineSpec
 
     diagonal, lowrank, full = OPS
     sizes = {"n_classes": 1000, "n_clusters": 64, "n_components": 50}
@@ -85,7 +85,7 @@ def _integer_cases() -> dict[str, Any]:
 
 
 def _integer_arrays(spec: Any, kernel: Any, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
-    from tvm_backend.kernels import conv2d, linear
+    from tvm_backend.kernels.cpu import conv2d, linear
     from tvm_backend.kernels.spec import ConvSpec
 
     rng = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def build(options: argparse.Namespace) -> None:
     import tvm_backend
     from tvm_backend import cuda_build
     from tvm_backend.kernels import registry
-    from tvm_backend.kernels.cluster_affine import lower
+    from tvm_backend.kernels.cluster_affine.kernel import lower
 
     target = tvm.target.Target({"kind": "cuda", "arch": options.arch}, host={"kind": "llvm"})
     options.out.mkdir(parents=True, exist_ok=True)
@@ -260,8 +260,8 @@ def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], lis
         with np.load(libraries / f"{entry['file']}.npz") as loaded:
             *arrays, expected = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
         return arrays, [expected]
-    from tvm_backend.kernels.cluster_affine_reference import reference
-    from tvm_backend.kernels.cluster_affine_spec import RESULTS, ClusterAffineSpec
+    from tvm_backend.kernels.cluster_affine.reference import reference
+    from tvm_backend.kernels.cluster_affine.spec import RESULTS, ClusterAffineSpec
 
     spec, rows = ClusterAffineSpec(**entry["spec"]), entry["rows"]
     rng = np.random.default_rng(rows)

@@ -139,7 +139,7 @@ def layers(library: Any, x: np.ndarray, runs: int) -> list[tuple[dict[str, Any] 
 
 def _layer_rows(library: Any, x: np.ndarray, threads: int, runs: int) -> list[dict[str, Any]]:
     from benchmarks.kernels import measured_bandwidth, measured_peak
-    from tvm_backend.kernels.isa import select
+    from tvm_backend.kernels.cpu.isa import select
     from tvm_backend.target import resolve
 
     target = next(iter(resolve("native").values()))

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.kernels import INPUT, measure, measured_peak
 from benchmarks.layer_shapes import NETWORKS
 from benchmarks.machine import machine
-from tvm_backend.kernels.isa import select
+from tvm_backend.kernels.cpu.isa import select
 from tvm_backend.processor import cpu_features
 from tvm_backend.target import PORTABLE, required_features, resolve
 

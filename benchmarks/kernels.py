@@ -22,11 +22,11 @@ import tvm
 
 from benchmarks.layer_shapes import NETWORKS, Layer
 from benchmarks.machine import machine
-from tvm_backend.kernels import ir
-from tvm_backend.kernels.isa import Amx, Avx2, Avx2Bytes, InstructionSet, Portable, select
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.isa import Amx, Avx2, Avx2Bytes, InstructionSet, Portable, select
+from tvm_backend.kernels.cpu.tiles import TileProduct
 from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
-from tvm_backend.kernels.tiles import TileProduct
 from tvm_backend.processor import permit_amx
 from tvm_backend.target import resolve
 

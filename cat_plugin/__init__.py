@@ -15,9 +15,9 @@ from cat_plugin.hosts import unregister
 if TYPE_CHECKING:
     from cat_plugin.correction import correct
     from cat_plugin.graph.bundle import export_bundle
-    from cat_plugin.hosts.inc3 import CATConfig
-    from cat_plugin.hosts.recipe import Recipe, load_recipe
-    from cat_plugin.hosts.saving import load, save
+    from cat_plugin.hosts.inc3.algorithm import CATConfig
+    from cat_plugin.recipe.recipe import Recipe, load_recipe
+    from cat_plugin.serialization.saving import load, save
 
 __version__ = "0.1.0"
 
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 _LAZY = {
-    "CATConfig": "cat_plugin.hosts.inc3",
-    "Recipe": "cat_plugin.hosts.recipe",
+    "CATConfig": "cat_plugin.hosts.inc3.algorithm",
+    "Recipe": "cat_plugin.recipe.recipe",
     "correct": "cat_plugin.correction",
     "export_bundle": "cat_plugin.graph.bundle",
-    "load": "cat_plugin.hosts.saving",
-    "load_recipe": "cat_plugin.hosts.recipe",
-    "save": "cat_plugin.hosts.saving",
+    "load": "cat_plugin.serialization.saving",
+    "load_recipe": "cat_plugin.recipe.recipe",
+    "save": "cat_plugin.serialization.saving",
 }
 
 __getattr__, __dir__ = attach(__name__, _LAZY)

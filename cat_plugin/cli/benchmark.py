@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cat_plugin.cli.app import app, state
 from cat_plugin.cli.compile import _batches_of
+from cat_plugin.cli.console import app, state
 from cat_plugin.cli.options import Model, NumClasses, Weights, tvm_backend
 from cat_plugin.errors import CATError, CATValueError
 

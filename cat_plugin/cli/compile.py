@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.console import app, key_value_table, state
 from cat_plugin.cli.options import tvm_backend
 from cat_plugin.errors import CATValueError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cat_plugin.cli.app import app, state
+from cat_plugin.cli.console import app, state
 
 _PACKAGES = {
     "torch": "quantizing: pip install 'cat-ptq[torch]'",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.console import app, key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
     Data,

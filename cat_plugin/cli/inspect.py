@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.console import app, key_value_table, state
 
 
 @app.command()

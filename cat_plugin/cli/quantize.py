@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.console import app, key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
     Data,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from cat_plugin.cli.data import Samples
     from cat_plugin.cli.scoring import Scorer
-    from cat_plugin.hosts.recipe import Recipe
+    from cat_plugin.recipe.recipe import Recipe
 
 _log = logging.getLogger("cat_plugin")
 _CLUSTER_ROWS = 2048
@@ -84,7 +84,7 @@ def quantize(
     from cat_plugin.cli.scoring import Scorer
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import quantized_layers
-    from cat_plugin.hosts.options import has_choices
+    from cat_plugin.recipe.options import has_choices
 
     loaded = load_recipe(recipe)
     if tune is None and (len(loaded.configurations) > 1 or has_choices(loaded.configurations[0])):
@@ -266,8 +266,8 @@ def _measured(
 
     from cat_plugin.cli.data import Samples
     from cat_plugin.cli.scoring import logits_of
-    from cat_plugin.report.clusters import cluster_summary
     from cat_plugin.report.sensitivity import layer_sensitivity, rows_for
+    from cat_plugin.report.svg.clusters import cluster_summary
 
     found: dict[str, Any] = {}
     inputs = torch.from_numpy(samples.inputs)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cat_plugin.cli.app import app, key_value_table, state
+from cat_plugin.cli.console import app, key_value_table, state
 from cat_plugin.errors import CATValueError, RecipeError
 
 recipe_app = typer.Typer(help="Write and check recipes.", no_args_is_help=True)
@@ -180,8 +180,8 @@ def recipe_check(
 ) -> None:
     """Check a recipe without running it, and say what it would try."""
     from cat_plugin import load_recipe
-    from cat_plugin.hosts.options import expand
     from cat_plugin.hosts.pipeline import describe
+    from cat_plugin.recipe.options import expand
 
     loaded = load_recipe(recipe)
     listed = [params for entry in loaded.configurations for params in expand(entry)]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from cat_plugin.cli.app import app, key_value_table, state
 from cat_plugin.cli.compile import _batches_of
+from cat_plugin.cli.console import app, key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
     ImageSize,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from cat_plugin.errors import CATError
 
 if TYPE_CHECKING:
-    from cat_plugin.hosts.criteria import Trial
     from cat_plugin.ptq.progress import Progress
+    from cat_plugin.recipe.criteria import Trial
 
 __all__ = ["Scalars"]
 

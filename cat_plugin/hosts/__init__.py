@@ -17,13 +17,13 @@ __all__ = ["is_registered", "register", "unregister"]
 
 # The modules of the host that are extended, and the file of ours that does it.
 _WATCHED = {
-    "neural_compressor.torch.quantization": "cat_plugin.hosts.inc3",
-    "neural_compressor.config": "cat_plugin.hosts.inc2",
-    "neural_compressor.strategy.strategy": "cat_plugin.hosts.inc2",
-    "neural_compressor.quantization": "cat_plugin.hosts.inc2",
-    "neural_compressor.conf.config": "cat_plugin.hosts.inc2",
-    "neural_compressor.experimental.strategy.strategy": "cat_plugin.hosts.inc2",
-    "neural_compressor.experimental.quantization": "cat_plugin.hosts.inc2",
+    "neural_compressor.torch.quantization": "cat_plugin.hosts.inc3.algorithm",
+    "neural_compressor.config": "cat_plugin.hosts.inc2.algorithm",
+    "neural_compressor.strategy.strategy": "cat_plugin.hosts.inc2.algorithm",
+    "neural_compressor.quantization": "cat_plugin.hosts.inc2.algorithm",
+    "neural_compressor.conf.config": "cat_plugin.hosts.inc2.algorithm",
+    "neural_compressor.experimental.strategy.strategy": "cat_plugin.hosts.inc2.algorithm",
+    "neural_compressor.experimental.quantization": "cat_plugin.hosts.inc2.algorithm",
 }
 _hook: PostImportHook | None = None
 

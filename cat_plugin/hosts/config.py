@@ -12,7 +12,7 @@ from neural_compressor.common.base_config import BaseConfig, ComposableConfig, c
 from torch import nn
 
 from cat_plugin.errors import RecipeError
-from cat_plugin.hosts import options
+from cat_plugin.recipe import options
 
 __all__ = ["FRAMEWORK", "KEY", "NAME", "CATConfig", "as_base"]
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from cat_plugin.correction import CorrectedModule, ModelCall, collect_logits, evaluating, fit_correction
 from cat_plugin.errors import CalibrationError
-from cat_plugin.hosts.options import make_estimator, make_spec, quantization_key
 from cat_plugin.hosts.progress import TrialProgress, current_watch
+from cat_plugin.recipe.options import make_estimator, make_spec, quantization_key
 
 if TYPE_CHECKING:
     from cat_plugin.ptq.progress import Progress

@@ -19,8 +19,8 @@ from torch import Tensor, fx, nn
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.files import PART, checked, locked, read_json, sha256_of, sync, write_errors, write_text
-from cat_plugin.ptq.modules import QuantOp
-from cat_plugin.ptq.quantizers import ActQuantizer
+from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
 __all__ = ["Checkpoint", "fingerprint"]
 

@@ -17,17 +17,17 @@ from cat_plugin.errors import CalibrationError, CATTypeError
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
 from cat_plugin.ptq.checkpoint import Checkpoint, fingerprint
-from cat_plugin.ptq.equalization import equalize, has_depthwise, insert_ceilings
-from cat_plugin.ptq.fold import fold_batch_norm
-from cat_plugin.ptq.insert import Prepared, insert_quantizers
-from cat_plugin.ptq.lower import lower
-from cat_plugin.ptq.ops import BATCH_NORM, is_call, layer_name
+from cat_plugin.ptq.closed_form.sequence import generator_for
+from cat_plugin.ptq.graph.fold import fold_batch_norm
+from cat_plugin.ptq.graph.insert import Prepared, insert_quantizers
+from cat_plugin.ptq.graph.lower import lower
+from cat_plugin.ptq.graph.ops import BATCH_NORM, is_call, layer_name
+from cat_plugin.ptq.graph.trace import eval_mode, trace
+from cat_plugin.ptq.pipeline import run_stages
 from cat_plugin.ptq.progress import Progress
 from cat_plugin.ptq.report import QuantReport
-from cat_plugin.ptq.sequence import generator_for
 from cat_plugin.ptq.spec import QuantSpec
-from cat_plugin.ptq.stages import run_stages
-from cat_plugin.ptq.trace import eval_mode, trace
+from cat_plugin.ptq.transforms.equalization import equalize, has_depthwise, insert_ceilings
 
 __all__ = ["quantize"]
 

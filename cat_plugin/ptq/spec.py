@@ -96,53 +96,53 @@ class QuantSpec:
     seed : int, default=0
         Seed of every random choice.
     compensation : bool, default=True
-        Error-compensated rounding (:mod:`cat_plugin.ptq.compensation`) instead of rounding to nearest.
+        Error-compensated rounding (:mod:`cat_plugin.ptq.closed_form.compensation`) instead of rounding to nearest.
     refit : bool, default=True
         Least-squares refit of the weights to quantized inputs before rounding (only with ``compensation``).
     bias_correction : bool, default=True
-        See :mod:`cat_plugin.ptq.bias_correction`.
+        See :mod:`cat_plugin.ptq.closed_form.bias_correction`.
     equalization : bool or None, default=None
-        See :mod:`cat_plugin.ptq.equalization`; None for models with depthwise convolutions.
+        See :mod:`cat_plugin.ptq.transforms.equalization`; None for models with depthwise convolutions.
     rounding : {"straight_through", "adaround", "none"}, default="straight_through"
-        How the rounding is learned (:mod:`cat_plugin.ptq.learned_rounding`).
+        How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`).
     learned_steps : bool, default=True
-        Learn activation steps with it (:mod:`cat_plugin.ptq.learned_steps`).
+        Learn activation steps with it (:mod:`cat_plugin.ptq.learned.steps`).
     drop_probability : float, default=0.0
-        QDrop's share of unquantized elements while units are trained (:mod:`cat_plugin.ptq.learned_steps`).
+        QDrop's share of unquantized elements while units are trained (:mod:`cat_plugin.ptq.learned.steps`).
     input_mix : float, default=0.0
         Share of full-precision elements in a unit's input while it is trained.  QDrop mixes half; here the closed form
         has fitted the unit to quantized inputs already.  One unit was measured: of the output of ResNet-20's
         ``layer3.1`` at W2A2, strict, 0.397 was lost after 240 steps with half mixed in and 0.390 with none.
     unit : {"layer", "block", "pack"}, default="block"
-        What is reconstructed at a time (:mod:`cat_plugin.ptq.units`, :mod:`cat_plugin.ptq.packs`).
+        What is reconstructed at a time (:mod:`cat_plugin.ptq.graph.units`, :mod:`cat_plugin.ptq.graph.packs`).
     units : tuple of str, default=()
         Name patterns of modules that are to be one unit each.
     unit_steps : int or None, default=None
         Gradient steps for each unit; None as the preset says.
     loss : {"mse", "fisher"}, default="mse"
-        Loss of the reconstruction (:mod:`cat_plugin.ptq.task_loss`).
+        Loss of the reconstruction (:mod:`cat_plugin.ptq.learned.losses`).
     guidance : float, default=0.0
         Weight of the prediction difference (PD-Quant) in a unit's loss.
     model_steps : int or None, default=None
-        Gradient steps of the whole-model stage (:mod:`cat_plugin.ptq.logit_training`).
+        Gradient steps of the whole-model stage (:mod:`cat_plugin.ptq.learned.logit_training`).
     augment : bool or None, default=None
-        Varied inputs (:mod:`cat_plugin.ptq.augment`) in that stage and the refinement; None for what looks like
+        Varied inputs (:mod:`cat_plugin.ptq.learned.augment`) in that stage and the refinement; None for what looks like
         images.
     refinement_steps : int or None, default=None
-        Gradient steps of CAT's refinement (:mod:`cat_plugin.ptq.refinement`).
+        Gradient steps of CAT's refinement (:mod:`cat_plugin.ptq.learned.refinement`).
     refinement_penalty : float, default=0.01
         Its ``lambda_p``.
     temperature : float, default=2.0
         ``T`` of the divergence in both.
     weight_budget : float or None, default=None
         Mean bits of a weight that ``w_bits`` is replaced by, chosen for each unit
-        (:mod:`cat_plugin.ptq.mixed_precision`).
+        (:mod:`cat_plugin.ptq.closed_form.mixed_precision`).
     weight_candidates : tuple of int, default=(2, 3, 4, 6, 8)
         Bit-widths to choose from.
     memory_mb : int or None, default=None
         What cached activations may take, in MiB; beyond, they lie in files mapped into memory.
     bf16 : bool or None, default=None
-        BF16 convolutions in training passes (:mod:`cat_plugin.ptq.precision`); None where the processor has it.
+        BF16 convolutions in training passes (:mod:`cat_plugin.ptq.learned.precision`); None where the processor has it.
 
     Raises
     ------

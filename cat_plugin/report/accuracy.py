@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from cat_plugin.report.charts import Candidate, accuracy_and_size
 from cat_plugin.report.content import Content, Section, weight_bytes
 from cat_plugin.report.figures import DASH, percent, signed, size
 from cat_plugin.report.markup import Markup, element
+from cat_plugin.report.svg.charts import Candidate, accuracy_and_size
 from cat_plugin.report.tables import Cell, legend, table
 
 __all__ = ["accuracy"]

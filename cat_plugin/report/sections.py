@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from cat_plugin.report.accuracy import accuracy
-from cat_plugin.report.charts import latencies, layer_effects, losses
 from cat_plugin.report.content import Content, Section, bits_of, short_name, weight_bytes
 from cat_plugin.report.figures import DASH, decibel, milliseconds, percent, short, size
 from cat_plugin.report.labels import label_section
-from cat_plugin.report.maps import cluster_map, enlargement, slopes_and_offsets, spread
 from cat_plugin.report.markup import element
+from cat_plugin.report.svg.charts import latencies, layer_effects, losses
+from cat_plugin.report.svg.maps import cluster_map, enlargement, slopes_and_offsets, spread
 from cat_plugin.report.tables import Cell, facts, legend, table
 
 __all__ = ["SECTIONS"]

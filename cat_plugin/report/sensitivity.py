@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cat_plugin.ptq.logit_training import divergence
-from cat_plugin.ptq.observers import search_activation_range, search_weight_range, subsample
-from cat_plugin.ptq.quantizers import integer_range
+from cat_plugin.ptq.learned.logit_training import divergence
+from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range, subsample
+from cat_plugin.ptq.quantizers.uniform import integer_range
 
 __all__ = ["layer_sensitivity", "rows_for"]
 

@@ -101,7 +101,7 @@ def test_state_of_another_run_is_not_taken_for_this_one(
 def test_destination_is_checked_before_the_work(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cat_plugin.hosts.recipe import Recipe
+    from cat_plugin.recipe.recipe import Recipe
 
     monkeypatch.setattr(Recipe, "run", lambda *_, **__: pytest.fail("it ran"))
     (tmp_path / "notes.txt").write_text("mine")
@@ -145,8 +145,8 @@ def test_tensorboard_gets_losses_and_scores(monkeypatch: pytest.MonkeyPatch, tmp
     from types import ModuleType, SimpleNamespace
 
     from cat_plugin.cli import tensorboard
-    from cat_plugin.hosts.criteria import Trial
     from cat_plugin.ptq.progress import Progress
+    from cat_plugin.recipe.criteria import Trial
 
     written: list[tuple[str, float, int]] = []
     fake = ModuleType("torch.utils.tensorboard")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cat_plugin import load_recipe
 from cat_plugin.cli import commands, main  # noqa: F401 - commands registers them
-from cat_plugin.cli.app import app
+from cat_plugin.cli.console import app
 
 AsJson = Callable[..., dict[str, Any]]
 

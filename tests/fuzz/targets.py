@@ -71,7 +71,7 @@ def _entry(data: bytes) -> dict[str, Any]:
 
 def recipe(data: bytes) -> None:
     """A recipe file."""
-    from cat_plugin.hosts.recipe import load_recipe
+    from cat_plugin.recipe.recipe import load_recipe
 
     path = _place("recipe") / "recipe.yaml"
     path.write_bytes(data)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import cat_plugin.hosts.pipeline as pipeline
-from cat_plugin.hosts.criteria import Criterion
-from cat_plugin.hosts.tuning import TuningRun
+from cat_plugin.recipe.criteria import Criterion
+from cat_plugin.recipe.tuning import TuningRun
 
 from .conftest import INC, needs_inc3
 
@@ -150,7 +150,7 @@ def test_beside_a_configuration_of_the_host(task):
 
 
 def test_the_host_alone_is_served_by_the_host(task, monkeypatch):
-    import cat_plugin.hosts.inc3 as inc3
+    import cat_plugin.hosts.inc3.algorithm as inc3
 
     def refuse(*args, **kwargs):
         raise AssertionError("CAT's monitor has no business here")

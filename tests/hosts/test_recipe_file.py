@@ -9,7 +9,7 @@ import pytest
 
 from cat_plugin import load_recipe
 from cat_plugin.errors import CATError, RecipeError
-from cat_plugin.hosts import options
+from cat_plugin.recipe import options
 
 
 @pytest.fixture
@@ -168,10 +168,10 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_schema_is_valid_and_knows_the_options():
     from jsonschema import Draft202012Validator
 
-    from cat_plugin.hosts.recipe_file import schema
+    from cat_plugin.recipe.reading import schema
 
     Draft202012Validator.check_schema(
-        json.loads(files("cat_plugin.hosts").joinpath("recipe.schema.json").read_text())
+        json.loads(files("cat_plugin.recipe").joinpath("recipe.schema.json").read_text())
     )
     known = set(schema()["$defs"]["cat"]["properties"])
     assert known == {*options.engine_defaults(), *options.CORRECTION, "base"}

@@ -90,7 +90,7 @@ def test_criteria_hold(task, recipe, tuning, scores, wanted):
 
 @needs_host
 def test_timeout_holds(task, recipe, monkeypatch):
-    import cat_plugin.hosts.criteria as criteria
+    import cat_plugin.recipe.criteria as criteria
 
     now = [0.0]
     monkeypatch.setattr(criteria.Clock, "elapsed", lambda self: now[0])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import cat_plugin
 from cat_plugin.errors import BundleError, CATError, CATTypeError, ExportError
-from cat_plugin.hosts.structure import decode_graph
+from cat_plugin.serialization.structure import decode_graph
 
 from .conftest import INC, needs_inc3, needs_pt2e
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import BundleError, ExportError
-from cat_plugin.hosts.structure import (
+from cat_plugin.serialization.structure import (
     decode,
     decode_graph,
     decode_module,

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cat_plugin.ptq import QuantSpec, layer_fit, quantize
-from cat_plugin.ptq.bias_correction import corrected_bias, shift_behind_cut
-from cat_plugin.ptq.compensation import fit_integers, least_squares_weight, ridge_by_halves
-from cat_plugin.ptq.modules import QuantOp
-from cat_plugin.ptq.moments import Moments, input_patches, measure
-from cat_plugin.ptq.observers import search_activation_range, search_weight_range
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.closed_form import layer_fit
+from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_cut
+from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
+from cat_plugin.ptq.closed_form.moments import Moments, input_patches, measure
+from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
 from tests.ptq.models import randomise, small_inputs
 
 _ATEN = torch.ops.aten

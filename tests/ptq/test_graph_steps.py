@@ -9,15 +9,16 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from cat_plugin.errors import QuantizationError
-from cat_plugin.ptq import QuantSpec, equalization, quantize
-from cat_plugin.ptq.equalization import equalize, has_depthwise, insert_ceilings
-from cat_plugin.ptq.fold import fold_batch_norm
-from cat_plugin.ptq.insert import insert_quantizers
-from cat_plugin.ptq.observers import search_activation_range, search_weight_range
-from cat_plugin.ptq.ops import WEIGHTED, is_call
-from cat_plugin.ptq.soft_unit import run_float
-from cat_plugin.ptq.trace import trace
-from cat_plugin.ptq.units import find_units
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.graph.fold import fold_batch_norm
+from cat_plugin.ptq.graph.insert import insert_quantizers
+from cat_plugin.ptq.graph.ops import WEIGHTED, is_call
+from cat_plugin.ptq.graph.trace import trace
+from cat_plugin.ptq.graph.units import find_units
+from cat_plugin.ptq.learned.soft_unit import run_float
+from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
+from cat_plugin.ptq.transforms import equalization
+from cat_plugin.ptq.transforms.equalization import equalize, has_depthwise, insert_ceilings
 from tests.ptq.models import Attention, Gelu1d, GroupedNet, SmallResNet, Uneven, randomise, small_inputs
 
 MODELS = [
@@ -244,7 +245,7 @@ def test_blocks_without_a_shortcut_follow_their_siblings_with_one():
 @pytest.mark.parametrize(("make", "shape"), MODELS)
 @pytest.mark.parametrize("granularity", ["layer", "block", "model"])
 def test_units_in_a_row_compute_the_graph(make, shape, granularity):
-    from cat_plugin.ptq.soft_unit import run_nodes
+    from cat_plugin.ptq.learned.soft_unit import run_nodes
 
     module, units = _units(make, shape, granularity=granularity)
     x = small_inputs(*shape)

@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 import torch
 
-from cat_plugin.ptq import QuantSpec, quantize, stages
-from cat_plugin.ptq.augment import mirrored_and_shifted, with_patches
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq import pipeline as stages
 from cat_plugin.ptq.cache import TensorStore
-from cat_plugin.ptq.fold import fold_batch_norm
-from cat_plugin.ptq.insert import insert_quantizers
-from cat_plugin.ptq.learned_rounding import SoftLayer
-from cat_plugin.ptq.learned_steps import DropMask, quantize_with_step
-from cat_plugin.ptq.logit_training import LogitTraining, divergence
-from cat_plugin.ptq.modules import QuantOp
-from cat_plugin.ptq.quantizers import ActQuantizer
-from cat_plugin.ptq.reconstruction import Outcome, Reconstruction, reconstruct, watched_rows
-from cat_plugin.ptq.refinement import refine
-from cat_plugin.ptq.sequence import quantize_in_order
-from cat_plugin.ptq.soft_unit import float_call, run_float, run_nodes
-from cat_plugin.ptq.task_loss import fisher_weights, loss_gradient, prediction_difference
-from cat_plugin.ptq.trace import trace
-from cat_plugin.ptq.units import find_units, whole_model
+from cat_plugin.ptq.closed_form.sequence import quantize_in_order
+from cat_plugin.ptq.graph.fold import fold_batch_norm
+from cat_plugin.ptq.graph.insert import insert_quantizers
+from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.graph.trace import trace
+from cat_plugin.ptq.graph.units import find_units, whole_model
+from cat_plugin.ptq.learned.augment import mirrored_and_shifted, with_patches
+from cat_plugin.ptq.learned.logit_training import LogitTraining, divergence
+from cat_plugin.ptq.learned.losses import fisher_weights, loss_gradient, prediction_difference
+from cat_plugin.ptq.learned.reconstruction import Outcome, Reconstruction, reconstruct, watched_rows
+from cat_plugin.ptq.learned.refinement import refine
+from cat_plugin.ptq.learned.rounding import SoftLayer
+from cat_plugin.ptq.learned.soft_unit import float_call, run_float, run_nodes
+from cat_plugin.ptq.learned.steps import DropMask, quantize_with_step
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from tests.ptq.models import SmallResNet, randomise, small_inputs
 
 _ATEN = torch.ops.aten

@@ -17,12 +17,12 @@ from cat_plugin.errors import CATValueError, QuantizationError
 from cat_plugin.ptq import QuantSpec, checkpoint, quantize
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.checkpoint import Checkpoint
-from cat_plugin.ptq.executor import Executor, last_uses
-from cat_plugin.ptq.mixed_precision import choose_bits
-from cat_plugin.ptq.ops import is_batched
-from cat_plugin.ptq.packs import group_by_score
+from cat_plugin.ptq.closed_form.mixed_precision import choose_bits
+from cat_plugin.ptq.graph.executor import Executor, last_uses
+from cat_plugin.ptq.graph.ops import is_batched
+from cat_plugin.ptq.graph.packs import group_by_score
+from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.presets import plan
-from cat_plugin.ptq.trace import trace
 from tests.ptq.models import SmallResNet, randomise, small_inputs
 
 _TRAINED = {"unit_steps": 6, "model_steps": 4, "refinement_steps": 3, "batch_size": 8}

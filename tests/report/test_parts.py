@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cat_plugin.report.axes import Scale, linear, logarithmic
-from cat_plugin.report.charts import frontier
-from cat_plugin.report.clusters import cluster_summary
 from cat_plugin.report.figures import decibel, milliseconds, percent, round_number, short, size
 from cat_plugin.report.images import png, thumbnails
-from cat_plugin.report.maps import enlargement, slopes_and_offsets
 from cat_plugin.report.markup import Markup, element
 from cat_plugin.report.record import label_changes
+from cat_plugin.report.svg.axes import Scale, linear, logarithmic
+from cat_plugin.report.svg.charts import frontier
+from cat_plugin.report.svg.clusters import cluster_summary
+from cat_plugin.report.svg.maps import enlargement, slopes_and_offsets
 
 MINUS, DASH, MICRO = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{MICRO SIGN}"
 

@@ -18,7 +18,7 @@ import tvm
 from tvm.target import Target
 
 from tests.tvm_backend.kernel_tools import expected_outputs, random_tensor, random_weight
-from tvm_backend.kernels import conv2d, linear
+from tvm_backend.kernels.cpu import conv2d, linear
 from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
 

@@ -11,8 +11,15 @@ tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
 
 from cat_plugin.errors import CompileError  # noqa: E402
 from tvm_backend import compat  # noqa: E402
-from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec, lower, prim_func, reference, schedule  # noqa: E402
-from tvm_backend.kernels.cluster_affine_cpu import CpuShape, build  # noqa: E402
+from tvm_backend.kernels.cluster_affine.cpu import CpuShape, build  # noqa: E402
+from tvm_backend.kernels.cluster_affine.kernel import (  # noqa: E402
+    OPS,
+    ClusterAffineSpec,
+    lower,
+    prim_func,
+    reference,
+    schedule,
+)
 
 DIAGONAL, LOWRANK, FULL = OPS
 SHAPES = [(16, 8, 2), (8, 4, 2), (4, 3, 5)]

@@ -15,7 +15,7 @@ tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
 from cat_plugin.errors import CompileError  # noqa: E402
 from tests.tvm_backend import cuda_tools  # noqa: E402
 from tvm_backend import cuda_build  # noqa: E402
-from tvm_backend.kernels.cluster_affine import OPS, ClusterAffineSpec, lower  # noqa: E402
+from tvm_backend.kernels.cluster_affine.kernel import OPS, ClusterAffineSpec, lower  # noqa: E402
 
 SPEC = ClusterAffineSpec(OPS[0], 1000, 64, 50)
 

@@ -17,7 +17,7 @@ from cat_plugin.errors import CompileError  # noqa: E402
 from tests.tvm_backend import cuda_tools  # noqa: E402
 from tests.tvm_backend.kernel_tools import random_tensor, random_weight  # noqa: E402
 from tvm_backend import cuda_build  # noqa: E402
-from tvm_backend.kernels import border, concat, conv2d, elementwise, linear, pool, subsample  # noqa: E402
+from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, linear, pool, subsample  # noqa: E402
 from tvm_backend.kernels.cuda.packing import TileLayout  # noqa: E402
 from tvm_backend.kernels.cuda.product import choose_tile  # noqa: E402
 from tvm_backend.kernels.registry import Kernel, lower  # noqa: E402

@@ -27,10 +27,10 @@ from tests.tvm_backend.kernel_tools import (
 )
 from tests.tvm_backend.test_kernels_conv2d import IMAGE, convolutions
 from tests.tvm_backend.test_kernels_linear import layers
-from tvm_backend.kernels import conv2d, linear, tiles
-from tvm_backend.kernels.conv2d_amx import AmxConv
-from tvm_backend.kernels.isa import Amx, Avx512Vnni, select
-from tvm_backend.kernels.linear_amx import AmxLinear
+from tvm_backend.kernels.cpu import conv2d, linear, tiles
+from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
+from tvm_backend.kernels.cpu.isa import Amx, Avx512Vnni, select
+from tvm_backend.kernels.cpu.linear_amx import AmxLinear
 from tvm_backend.kernels.registry import lower, of_generator
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
 

@@ -24,11 +24,11 @@ from tests.tvm_backend.kernel_tools import (
     random_tensor,
     random_weight,
 )
-from tvm_backend.kernels.conv2d import DirectConv, reference, sums
-from tvm_backend.kernels.isa import Avx512Vnni
-from tvm_backend.kernels.linear import Linear
+from tvm_backend.kernels.cpu.conv2d import DirectConv, reference, sums
+from tvm_backend.kernels.cpu.isa import Avx512Vnni
+from tvm_backend.kernels.cpu.linear import Linear
+from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
-from tvm_backend.kernels.tasks import Tasks
 
 IMAGE = QParams(0.02, 3, 0, 255, "uint8")
 

@@ -19,7 +19,7 @@ from tests.tvm_backend.kernel_tools import (
     random_tensor,
     random_weight,
 )
-from tvm_backend.kernels.linear import reference
+from tvm_backend.kernels.cpu.linear import reference
 from tvm_backend.kernels.spec import Epilogue, LinearSpec, QParams
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tvm_backend.kernel_tools import TARGETS, batches, check, epilogues, qparams, random_tensor
-from tvm_backend.kernels import border, concat, elementwise, pool, subsample
+from tvm_backend.kernels.cpu import border, concat, elementwise, pool, subsample
 from tvm_backend.kernels.spec import (
     ConcatSpec,
     DequantizeSpec,

@@ -13,18 +13,20 @@ from numpy.typing import NDArray
 from tvm.target import Target
 
 from cat_plugin.errors import CompileError
-from tvm_backend.kernels import packing
-from tvm_backend.kernels.border import Dequantize, Quantize
-from tvm_backend.kernels.concat import Concat
-from tvm_backend.kernels.conv2d import DirectConv
-from tvm_backend.kernels.conv2d_amx import AmxConv
-from tvm_backend.kernels.depthwise import Depthwise
-from tvm_backend.kernels.depthwise_dot import DepthwiseDot
-from tvm_backend.kernels.elementwise import Elementwise
-from tvm_backend.kernels.isa import Amx, InstructionSet, select
-from tvm_backend.kernels.linear import Linear
-from tvm_backend.kernels.linear_amx import AmxLinear
-from tvm_backend.kernels.pool import Pool
+from tvm_backend.kernels.cpu import packing
+from tvm_backend.kernels.cpu.border import Dequantize, Quantize
+from tvm_backend.kernels.cpu.concat import Concat
+from tvm_backend.kernels.cpu.conv2d import DirectConv
+from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
+from tvm_backend.kernels.cpu.depthwise import Depthwise
+from tvm_backend.kernels.cpu.depthwise_dot import DepthwiseDot
+from tvm_backend.kernels.cpu.elementwise import Elementwise
+from tvm_backend.kernels.cpu.isa import Amx, InstructionSet, select
+from tvm_backend.kernels.cpu.linear import Linear
+from tvm_backend.kernels.cpu.linear_amx import AmxLinear
+from tvm_backend.kernels.cpu.pool import Pool
+from tvm_backend.kernels.cpu.subsample import Subsample
+from tvm_backend.kernels.cpu.weighted import Weighted
 from tvm_backend.kernels.spec import (
     ConcatSpec,
     ConvSpec,
@@ -36,8 +38,6 @@ from tvm_backend.kernels.spec import (
     QuantizeSpec,
     SubsampleSpec,
 )
-from tvm_backend.kernels.subsample import Subsample
-from tvm_backend.kernels.weighted import Weighted
 
 __all__ = ["Kernel", "lower", "of_generator"]
 

@@ -24,7 +24,8 @@ from tvm import relax
 
 from cat_plugin.errors import CompileError
 from tvm_backend import compat, dialect
-from tvm_backend.kernels import cluster_affine, registry
+from tvm_backend.kernels import registry
+from tvm_backend.kernels.cluster_affine import kernel as cluster_affine
 from tvm_backend.kernels.spec import ConvSpec, LinearSpec
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 from tvm_backend.report import KernelEntry

@@ -22,7 +22,8 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     untouched,
 )
 from tvm_backend import compat, dialect  # noqa: E402
-from tvm_backend.kernels import cluster_affine, registry  # noqa: E402
+from tvm_backend.kernels import registry  # noqa: E402
+from tvm_backend.kernels.cluster_affine import kernel as cluster_affine  # noqa: E402
 from tvm_backend.passes.lower_kernels import LowerKernels  # noqa: E402
 from tvm_backend.target import resolve  # noqa: E402
 

@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_backend.kernels.ir import Argument, Expr
+from tvm_backend.kernels.cpu.ir import Argument, Expr
 
 __all__ = [
     "Function",

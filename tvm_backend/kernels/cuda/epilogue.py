@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cuda import device
-from tvm_backend.kernels.ir import Expr
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 
 __all__ = ["dequantized", "finish", "finish_sum", "quantized"]

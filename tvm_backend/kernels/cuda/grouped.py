@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_backend.kernels.cpu.epilogue import output_arguments, residual_argument
+from tvm_backend.kernels.cpu.ir import Argument, Expr, batch_extent
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import finish_sum
-from tvm_backend.kernels.epilogue import output_arguments, residual_argument
-from tvm_backend.kernels.ir import Argument, Expr, batch_extent
 from tvm_backend.kernels.spec import ConvSpec
 
 __all__ = ["Grouped"]

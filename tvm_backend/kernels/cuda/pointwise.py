@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from tvm_backend.kernels.arithmetic import storage_dtype
+from tvm_backend.kernels.cpu.epilogue import output_arguments, residual_argument
+from tvm_backend.kernels.cpu.ir import Argument, Expr, batch_extent
+from tvm_backend.kernels.cpu.pool import _divisors
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import dequantized, finish, quantized
-from tvm_backend.kernels.epilogue import output_arguments, residual_argument
-from tvm_backend.kernels.ir import Argument, Expr, batch_extent
-from tvm_backend.kernels.pool import _divisors
 from tvm_backend.kernels.spec import (
     ConcatSpec,
     DequantizeSpec,

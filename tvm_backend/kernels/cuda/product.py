@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_backend.kernels.cpu.epilogue import output_arguments, residual_argument
+from tvm_backend.kernels.cpu.ir import Argument, Expr, batch_extent
+from tvm_backend.kernels.cpu.packing import storage_bits
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import finish_sum
 from tvm_backend.kernels.cuda.packing import CHUNK, TileLayout
-from tvm_backend.kernels.epilogue import output_arguments, residual_argument
-from tvm_backend.kernels.ir import Argument, Expr, batch_extent
-from tvm_backend.kernels.packing import storage_bits
 from tvm_backend.kernels.spec import ConvSpec, LinearSpec
 
 __all__ = ["Product", "Tile", "choose_tile"]

@@ -1,0 +1,1 @@
+"""Neural Compressor 3.x."""

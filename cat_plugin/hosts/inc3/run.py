@@ -1,0 +1,82 @@
+"""Hand a recipe to Neural Compressor 3.x."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from neural_compressor.torch import quantization as host
+from torch import nn
+
+from cat_plugin.correction import ModelCall
+from cat_plugin.hosts import is_registered
+from cat_plugin.hosts.config import CATConfig
+from cat_plugin.hosts.inc3 import algorithm as inc3
+from cat_plugin.recipe.tuning import TuningRun
+
+__all__ = ["run"]
+
+
+def _exported(model: nn.Module, calls: list[ModelCall]) -> nn.Module:
+    """The model as the host's static int8 wants it, with a dynamic batch."""
+    from neural_compressor.torch.export import export
+
+    args = calls[0].args
+    batch = torch.export.Dim("batch", min=1)
+    # An example of one sample would make the batch size a constant of the graph.
+    example = tuple(torch.cat([arg, arg]) if len(arg) == 1 else arg for arg in args)
+    exported: nn.Module = export(
+        model, example_inputs=example, dynamic_shapes=tuple({0: batch} for _ in args)
+    )
+    return exported
+
+
+def run(
+    configurations: list[dict[str, Any]],
+    model: nn.Module,
+    calls: list[ModelCall],
+    eval_fn: Callable[[nn.Module], float] | None,
+    run: TuningRun,
+) -> nn.Module:
+    """Run a recipe through the host's ``autotune``, or ``quantize`` when there is nothing to tune.
+
+    Parameters
+    ----------
+    configurations : list of dict
+        CAT's options; values may be lists.
+    model : torch.nn.Module
+        The full-precision model.
+    calls : list of ModelCall
+        The calibration data.
+    eval_fn : callable or None
+        Scores a model; None quantizes once.
+    run : TuningRun
+        Where the trials go.
+
+    Returns
+    -------
+    torch.nn.Module
+    """
+    if not is_registered():
+        inc3.attach()
+    configs = [CATConfig(**params) for params in configurations]
+    if any(config.uses("static_quant") for config in configs):
+        model = _exported(model, calls)
+
+    def run_fn(target: nn.Module) -> None:
+        for call in calls:
+            target(*call.args, **call.kwargs)
+
+    shared: dict[str, Any] = {"run_fn": run_fn, "example_inputs": calls[0].args}
+    if eval_fn is None:
+        # The exported graph is ours already, and would lose its marks when copied.
+        inplace = configs[0].base is None or configs[0].uses("static_quant")
+        quantized: nn.Module = host.quantize(model, configs[0], inplace=inplace, **shared)
+        return quantized
+    tuning = host.TuningConfig(
+        config_set=configs, tolerable_loss=run.criterion.tolerance, max_trials=run.criterion.max_trials
+    )
+    tuning.cat_run = run
+    best: nn.Module = host.autotune(model, tuning, eval_fn, **shared)
+    return best

@@ -1,0 +1,1 @@
+"""Layers fitted without gradients: moments, ranges, error-compensated rounding, bias correction."""

@@ -1,0 +1,67 @@
+"""Bias correction: what rounding does to the mean of each output channel, taken out of the bias.
+
+With ``y = W x + b`` in full precision and ``W_q`` on quantized inputs ``x_q``, the bias becomes ``E[y] - W_q E[x_q]``,
+both means over the calibration set (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+Correction", arXiv 1906.04721, section 4.2, equation 17; here with measured instead of analytic means).  Default: on.
+
+A weight that was fitted to too few samples is pulled towards less than it should give.  Where ReLU or ReLU6 follows, that
+shows behind it: :func:`shift_behind_cut` gives the bias of least squared error there, where what is cut off in full
+precision and quantized alike is no error (the non-linear reconstruction of Zhang et al., "Accelerating Very Deep
+Convolutional Networks for Classification and Detection", arXiv 1505.06798, section 3.2, of which only the bias is fitted).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cat_plugin.ptq.closed_form.moments import Moments
+from cat_plugin.ptq.graph.modules import QuantOp
+
+__all__ = ["corrected_bias", "shift_behind_cut"]
+
+_PULL = 0.1  # towards no shift, as a share of the positions: a channel that is rarely active shows little of its error
+
+
+def corrected_bias(layer: QuantOp, moments: Moments) -> Tensor:
+    """Bias that gives every output channel its full-precision mean.
+
+    Parameters
+    ----------
+    layer : QuantOp
+        With integers chosen.
+    moments : Moments
+        Of its quantized inputs and full-precision outputs.
+
+    Returns
+    -------
+    Tensor
+        (O,) of the weight's dtype.
+    """
+    groups, width = moments.mean_x.shape
+    weight = layer.dequantized().reshape(groups, -1, width).double()
+    bias = moments.mean_y - torch.einsum("grk,gk->gr", weight, moments.mean_x)
+    return bias.reshape(-1).to(layer.weight.dtype)
+
+
+def shift_behind_cut(outputs: Tensor, wanted: Tensor, low: float, high: float) -> Tensor:
+    """What to add to the bias for less squared error behind a cut to [low, high].
+
+    Minimises ``sum_p m_p (clip(y_p) - u_p - b)^2 + 0.1 P b^2`` for each channel, ``m_p`` being 0 where ``u`` and ``y``
+    are cut at the same end and 1 elsewhere.
+
+    Parameters
+    ----------
+    outputs, wanted : Tensor
+        (O, P) quantized and full-precision outputs ``u`` and ``y`` of the layer, before the cut.
+    low, high : float
+        Its ends; infinity where there is none.
+
+    Returns
+    -------
+    Tensor
+        (O,) shift ``b``.
+    """
+    hidden = ((outputs <= low) & (wanted <= low)) | ((outputs >= high) & (wanted >= high))
+    errors = (wanted.clamp(low, high) - outputs).masked_fill_(hidden, 0.0)
+    return errors.sum(1) / ((~hidden).sum(1) + _PULL * outputs.shape[1])

@@ -1,0 +1,196 @@
+"""One layer in closed form: range, integers and bias from the moments of its inputs and target outputs.
+
+What a layer should give is its full-precision output, and where that is added to a shortcut, also what the shortcut has
+lost on its way: the target is then the full-precision sum less the quantized shortcut, so that errors do not add up
+along a chain of residual blocks as far as the layer's inputs tell of them.  (In AdaRound and BRECQ, arXiv 2004.10568 and
+2102.05426, the unit's quantized input plays that part for its layers; the shortcut is the input that no layer reads.)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_cut
+from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
+from cat_plugin.ptq.closed_form.moments import measure
+from cat_plugin.ptq.graph.executor import Executor, first_inputs
+from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.graph.ops import is_batch_size, is_batched, is_call, is_relu6
+from cat_plugin.ptq.quantizers.observers import search_weight_range
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.ptq.report import LayerReport
+from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.transforms.equalization import Ceiling
+
+__all__ = ["fit_layer"]
+
+_ROWS = 1 << 16
+# Shares of the mean input variance; the last leaves the weight as it was trained.
+_RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+# A layer whose refit does not carry over to other inputs with less ridge than this has too few samples for its
+# covariance as well: that is damped by as much as its mean variance, and the bias is chosen for what shows behind ReLU.
+_SCARCE = 10.0
+
+
+def _known(node: Any, values: Executor) -> bool:
+    """Whether a node's value can be had without running what has not been fitted yet."""
+    if node in values.values or node.op == "get_attr" or is_batch_size(node):
+        return True
+    return node.op == "call_function" and all(_known(n, values) for n in node.all_input_nodes)
+
+
+def _shortcut(node: Any, full: Executor, quantized: Executor) -> Any:
+    """What is added to the layer's output, by an addition that alone reads it; None if there is none, or not yet."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if is_call(user, {torch.ops.aten.add.Tensor}):
+            others = [n for n in user.args if n is not node]
+            if len(others) != 1 or len(user.args) != 2 or user.kwargs or not is_batched(node):
+                return None
+            other = others[0]
+            same = is_batched(other) and other.meta["val"].shape[1:] == node.meta["val"].shape[1:]
+            return other if same and _known(other, full) and _known(other, quantized) else None
+        if user.op != "call_module" or not isinstance(
+            quantized.module.get_submodule(str(user.target)), ActQuantizer
+        ):
+            return None
+        node = user
+    return None
+
+
+def _target(node: Any, full: Executor, quantized: Executor) -> Tensor:
+    """(N, ...) what the layer should give; to be released to the store if it is not the executor's own."""
+    reference = full.gathered(node)
+    other = _shortcut(node, full, quantized) if node in full.values else None
+    if other is None:
+        return reference
+    target = quantized.store.allocate(tuple(reference.shape), reference.dtype, reference.device)
+    for start in range(0, len(target), quantized.batch_size):
+        rows = slice(start, min(start + quantized.batch_size, len(target)))
+        target[rows] = reference[rows] + (full.value(other, rows) - quantized.value(other, rows))
+    return target
+
+
+def _cut(node: Any, module: Any) -> tuple[float, float] | None:
+    """Ends of the ReLU or ReLU6 that alone reads a node; None if there is none."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if is_call(user, {torch.ops.aten.relu.default}):
+        return 0.0, math.inf
+    ceiling = user.op == "call_module" and isinstance(module.get_submodule(str(user.target)), Ceiling)
+    return (0.0, 6.0) if ceiling or is_relu6(user) else None
+
+
+def _shift_bias(
+    node: Any, layer: QuantOp, quantized: Executor, reference: Tensor, generator: torch.Generator, fitted: int
+) -> None:
+    """Bring the bias, and the outputs that are there already, nearer to what shows behind a cut."""
+    cut, outputs = _cut(node, quantized.module), quantized.values.get(node)
+    if cut is None or outputs is None or layer.bias is None:
+        return
+    axis = outputs.ndim - 1 if layer.kind == "linear" else 1
+    count = outputs[0].numel() // outputs.shape[axis]
+    given: list[Tensor] = []
+    wanted: list[Tensor] = []
+    for start in range(0, fitted, quantized.batch_size):
+        rows = slice(start, min(start + quantized.batch_size, fitted))
+        positions = torch.randperm(count, generator=generator)[: max(1, _ROWS // fitted)]
+        for values, some in ((outputs, given), (reference, wanted)):
+            channels = values[rows].movedim(axis, 0).reshape(outputs.shape[axis], -1, count)
+            some.append(channels.index_select(2, positions.to(values.device)).flatten(1))
+    shift = shift_behind_cut(torch.cat(given, 1), torch.cat(wanted, 1), *cut)
+    layer.bias = layer.bias + shift.to(layer.bias.device)
+    shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
+    for start in range(0, len(outputs), quantized.batch_size):
+        outputs[start : start + quantized.batch_size] += shift.reshape(shape)
+
+
+def _relative_error(node: Any, full: Executor, quantized: Executor, reference: Tensor) -> float:
+    """Squared error of the layer as it stands over the reference's power, on the first batch."""
+    y = quantized.value(node, slice(0, min(quantized.batch_size, quantized.count)))
+    if node not in full.values:  # rows of the last axis, see Executor.gathered
+        y = y.reshape(-1, y.shape[-1])
+    some = reference[: len(y)].to(y.device)
+    power = float(some.square().mean())
+    error = float(F.mse_loss(y, some))
+    return error / power if power > 0 else error
+
+
+def fit_layer(
+    node: Any,
+    layer: QuantOp,
+    full: Executor,
+    quantized: Executor,
+    spec: QuantSpec,
+    generator: torch.Generator,
+    fitted: int,
+) -> LayerReport:
+    """Choose grid, integers and bias of a layer, in place, and compute its outputs.
+
+    Parameters
+    ----------
+    node : fx.Node
+        The layer's node.
+    layer : QuantOp
+        Not quantized yet.
+    full, quantized : Executor
+        Values before the node, in full precision and quantized; the full-precision output is there already.
+    spec : QuantSpec
+        Which methods to use.
+    generator : torch.Generator
+        Draws output positions.
+    fitted : int
+        Calibration inputs, the first ones, that the layer is fitted to.
+
+    Returns
+    -------
+    LayerReport
+        With the relative output error of rounding to nearest and of what was chosen, on the first batch; of the sum
+        where the output is added to a shortcut.
+    """
+    reference = _target(node, full, quantized)
+    symmetric = spec.symmetric_weights or layer.w_bits == 8
+    layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
+    layer.q_weight = layer.round_to_nearest()
+    before = _relative_error(node, full, quantized, reference)
+    scarce = False
+    if spec.compensation or spec.bias_correction:
+        source = quantized.gathered(node.args[0])
+        x, y = (first_inputs(value, fitted, quantized.count) for value in (source, reference))
+        moments = measure(layer, x, y, _ROWS, spec.batch_size, generator)
+        if spec.compensation:
+            grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
+            target = grouped.double()
+            if spec.refit:
+                ridge = ridge_by_halves(grouped, moments, _RIDGES)
+                target = least_squares_weight(grouped, moments, ridge)
+                scarce = bool(moments.halves) and ridge >= _SCARCE  # a single batch has nothing to judge on
+            scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
+            shape = grouped.shape[:2]
+            # from 6 bits on the searched scale is as good as any, and few integers move
+            effort: dict[str, Any] = {} if layer.w_bits < 6 else {"factors": (1.0,), "sweeps": 2}
+            if scarce:
+                effort["damping"] = 1.0
+            integers, scale = fit_integers(
+                target, moments, scale.reshape(shape), zero_point.reshape(shape), layer.qrange, **effort
+            )
+            layer.weight = target.reshape(layer.weight.shape).to(layer.weight.dtype)
+            layer.q_weight = integers.reshape(layer.weight.shape)
+            layer.scale, layer.zero_point = scale.reshape(-1), zero_point
+        if spec.bias_correction:
+            layer.bias = corrected_bias(layer, moments)
+    quantized.run(node)
+    if scarce and spec.bias_correction:
+        _shift_bias(node, layer, quantized, reference, generator, fitted)
+    after = _relative_error(node, full, quantized, reference)
+    if reference is not full.values.get(node):
+        quantized.store.release(reference)
+    return LayerReport(
+        layer.name, layer.kind, layer.w_bits, layer.a_bits, tuple(layer.weight.shape), before, after
+    )

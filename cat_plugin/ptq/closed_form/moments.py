@@ -1,0 +1,199 @@
+"""Second moments of a layer's input and output: all that closed-form fitting needs of the calibration data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cat_plugin.ptq.graph.modules import QuantOp
+
+__all__ = ["Moments", "input_patches", "measure"]
+
+
+@dataclass
+class Moments:
+    """Centred second moments, one set for each group of a convolution.
+
+    Attributes
+    ----------
+    h : Tensor
+        (G, K, K) covariance of the input patches, float64.
+    c : Tensor
+        (G, K, O/G) covariance of input patches and target outputs, float64.
+    mean_x : Tensor
+        (G, K) mean patch.
+    mean_y : Tensor
+        (G, O/G) mean target.
+    halves : tuple of Moments
+        The same over every other batch and over the rest, to judge on one what was fitted to the other; empty if there
+        was one batch only.
+    """
+
+    h: Tensor
+    c: Tensor
+    mean_x: Tensor
+    mean_y: Tensor
+    halves: tuple[Moments, ...] = ()
+
+
+def _padding(layer: QuantOp, kernel: list[int]) -> list[int]:
+    """Arguments of ``F.pad`` for the layer's padding, last axis first."""
+    stride, padding, dilation = _convolution_arguments(layer, len(kernel))
+    del stride
+    out: list[int] = []
+    for axis in reversed(range(len(kernel))):
+        if padding == "same":
+            total = dilation[axis] * (kernel[axis] - 1)
+            out += [total // 2, total - total // 2]
+        elif padding == "valid":
+            out += [0, 0]
+        else:
+            out += [int(padding[axis])] * 2
+    return out
+
+
+def _convolution_arguments(layer: QuantOp, axes: int) -> tuple[list[int], Any, list[int]]:
+    extra = layer.extra
+
+    def wide(value: Any) -> list[int]:
+        values = [value] if isinstance(value, int) else list(value)
+        return values * axes if len(values) == 1 else values
+
+    stride = wide(extra[0]) if len(extra) > 0 else [1] * axes
+    padding = extra[1] if len(extra) > 1 else 0
+    if not isinstance(padding, str):
+        padding = wide(padding)
+    dilation = wide(extra[2]) if len(extra) > 2 else [1] * axes
+    return stride, padding, dilation
+
+
+def _picked(values: Tensor, positions: Tensor | None) -> Tensor:
+    """Some of the output positions, the last axis."""
+    return values if positions is None else values.index_select(-1, positions)
+
+
+def _windows(
+    x: Tensor, kernel: list[int], dilation: list[int], stride: list[int], positions: Tensor
+) -> Tensor:
+    """What ``F.unfold`` gives at some output positions only: (N, I*k, positions) of a padded (N, I, H, W)."""
+    width = (x.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    top = positions.div(width, rounding_mode="floor") * stride[0]
+    left = positions.remainder(width) * stride[1]
+    shift_y = torch.arange(kernel[0], device=x.device).mul(dilation[0]).repeat_interleave(kernel[1])
+    shift_x = torch.arange(kernel[1], device=x.device).mul(dilation[1]).repeat(kernel[0])
+    places = (top + shift_y.unsqueeze(1)) * x.shape[3] + left + shift_x.unsqueeze(1)  # (k, positions)
+    picked = x.flatten(2).index_select(2, places.flatten())
+    return picked.reshape(len(x), -1, len(positions))
+
+
+def input_patches(layer: QuantOp, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    """What each output value is a linear function of.
+
+    Parameters
+    ----------
+    layer : QuantOp
+        The layer.
+    x : Tensor
+        Its input, (N, I, ...) of a convolution or (..., I) of a linear layer.
+    positions : Tensor or None
+        Flat output positions of a convolution to keep; None keeps all.
+
+    Returns
+    -------
+    Tensor
+        (G, P, K): for each group and output position the K inputs it reads, in the order of the weight's axes.
+    """
+    if layer.kind == "linear":
+        return x.reshape(1, -1, x.shape[-1])
+    kernel = list(layer.weight.shape[2:])
+    stride, _, dilation = _convolution_arguments(layer, len(kernel))
+    x = F.pad(x, _padding(layer, kernel))
+    if len(kernel) == 1:
+        x, kernel, stride, dilation = x.unsqueeze(2), [1, *kernel], [1, *stride], [1, *dilation]
+    if positions is None:
+        columns = F.unfold(x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))  # (N, I*k, L)
+    else:
+        columns = _windows(x, kernel, dilation, stride, positions)
+    groups = layer.groups
+    n, width, count = columns.shape
+    return columns.reshape(n, groups, width // groups, count).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def _output_rows(layer: QuantOp, y: Tensor, positions: Tensor | None) -> Tensor:
+    """(G, P, O/G) view of the layer's output, rows as :func:`input_patches` orders them."""
+    if layer.kind == "linear":
+        return y.reshape(1, -1, y.shape[-1])
+    groups = layer.groups
+    flat = _picked(y.flatten(2), positions)
+    return flat.reshape(len(y), groups, -1, flat.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+@torch.no_grad()
+def measure(
+    layer: QuantOp, x: Tensor, y: Tensor, max_rows: int, batch_size: int, generator: torch.Generator
+) -> Moments:
+    """Moments of the layer's inputs and target outputs over the calibration set.
+
+    Parameters
+    ----------
+    layer : QuantOp
+        The layer.
+    x, y : Tensor
+        (N, ...) its (quantized) inputs and the outputs it should give.
+    max_rows : int
+        Output positions used at most; drawn at random for each batch when a convolution has more.
+    batch_size : int
+        Images unfolded at once.
+    generator : torch.Generator
+        Draws the positions.
+
+    Returns
+    -------
+    Moments
+    """
+    sums: list[Tensor] | None = None
+    odd: list[Tensor] | None = None
+    rows_seen = rows_odd = 0
+    total = y.numel() // len(layer.weight)
+    share = min(1.0, max_rows / max(total, 1))
+    for start in range(0, len(x), batch_size):
+        positions = None
+        if share < 1.0 and layer.kind != "linear":
+            count = y[0, 0].numel()
+            positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(
+                x.device
+            )
+        patches = input_patches(layer, x[start : start + batch_size], positions)
+        target = _output_rows(layer, y[start : start + batch_size], positions)
+        transposed = patches.transpose(1, 2)
+        parts = [
+            torch.bmm(transposed, patches).double(),
+            torch.bmm(transposed, target).double(),
+            patches.sum(1).double(),
+            target.sum(1).double(),
+        ]
+        if (start // batch_size) % 2:
+            odd = parts if odd is None else [a + b for a, b in zip(odd, parts, strict=True)]
+            rows_odd += patches.shape[1]
+        sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
+        rows_seen += patches.shape[1]
+    assert sums is not None
+    moments = _centred(sums, rows_seen)
+    if odd is not None:
+        even = [a - b for a, b in zip(sums, odd, strict=True)]
+        moments.halves = (_centred(even, rows_seen - rows_odd), _centred(odd, rows_odd))
+    return moments
+
+
+def _centred(sums: list[Tensor], rows: int) -> Moments:
+    h, c, mean_x, mean_y = (value / rows for value in sums)
+    power = h.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
+    h = h - mean_x.unsqueeze(2) * mean_x.unsqueeze(1)
+    # the products were summed in float32: what is left of an input that hardly varies is rounding error
+    h = h + torch.eye(h.shape[1], dtype=h.dtype, device=h.device) * (1e-6 * power + 1e-12)
+    c = c - mean_x.unsqueeze(2) * mean_y.unsqueeze(1)
+    return Moments(h, c, mean_x, mean_y)

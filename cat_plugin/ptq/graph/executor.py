@@ -1,0 +1,179 @@
+"""Runs a prepared graph node by node over the whole calibration set, in batches.
+
+A value is kept while a node that is still to run reads it, so that the peak is a few activations and not the whole
+network's.  Values whose first axis is not the batch (symbolic sizes, folded axes) are recomputed for each batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.graph.ops import is_batch_size, is_batched
+
+__all__ = ["Executor", "first_inputs", "last_uses"]
+
+
+class Executor:
+    """Values of a graph's nodes for all calibration inputs.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        Graph with one placeholder.
+    inputs : Tensor
+        (N, ...) calibration inputs.
+    batch_size : int
+        Rows in one forward pass.
+    store : TensorStore
+        Where values are kept.
+    call : callable
+        (module, input) -> output, for layers and quantizers.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        inputs: Tensor,
+        batch_size: int,
+        store: TensorStore,
+        call: Callable[[Any, Tensor], Any],
+    ) -> None:
+        self.module, self.batch_size, self.store, self.call = module, batch_size, store, call
+        self.count, self.device = len(inputs), inputs.device
+        placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
+        self.values: dict[Any, Tensor] = {placeholder: inputs}
+
+    def _batches(self) -> list[slice]:
+        starts = range(0, self.count, self.batch_size)
+        return [slice(start, min(start + self.batch_size, self.count)) for start in starts]
+
+    def value(self, node: Any, rows: slice) -> Any:
+        """Value of ``node`` for some rows; what is not kept is recomputed from what is."""
+        return self._value(node, rows, {})
+
+    def _value(self, node: Any, rows: slice, memo: dict[Any, Any]) -> Any:
+        if node in self.values:
+            return self.values[node][rows].to(self.device)
+        if node in memo:
+            return memo[node]
+        if is_batch_size(node):
+            return rows.stop - rows.start
+        if node.op == "get_attr":
+            return getattr(self.module, str(node.target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, rows, memo))
+        if node.op == "call_module":
+            result = self.call(self.module.get_submodule(str(node.target)), args[0])
+        else:
+            result = node.target(*args, **kwargs)
+        memo[node] = result
+        return result
+
+    def set(self, node: Any, value: Tensor) -> None:
+        """Keep a tensor, which may be another node's, as the node's value."""
+        self.values[node] = value
+
+    @torch.no_grad()
+    def run(self, node: Any, dying: Sequence[Any] = ()) -> None:
+        """Compute and keep a node's value for all rows (nothing is kept if its first axis is not the batch).
+
+        Parameters
+        ----------
+        node : fx.Node
+            What to compute.
+        dying : sequence of fx.Node
+            Nodes whose values nobody needs after this one: the result takes the place of one of them where it fits,
+            row by row, so that a chain of activations takes one tensor and not one each.
+        """
+        if node.op in ("placeholder", "get_attr", "output") or not is_batched(node):
+            return
+        self.drop([node])
+        kept: Tensor | None = None
+        for rows in self._batches():
+            part = self.value(node, rows)
+            if kept is None:
+                shape = (self.count, *part.shape[1:])
+                place = next((n for n in dying if self._fits(n, node, shape, part.dtype)), None)
+                if place is not None:
+                    kept = self.values[place]
+                else:
+                    kept = self.store.allocate(shape, part.dtype, part.device)
+            # A view of what dies (a transpose of it, say) is read whole before its place is written.
+            shared = part.untyped_storage().data_ptr() == kept.untyped_storage().data_ptr()
+            kept[rows] = part.clone() if shared else part
+        assert kept is not None
+        for other in [n for n, value in self.values.items() if value is kept]:
+            del self.values[other]
+        self.values[node] = kept
+
+    def _fits(self, place: Any, node: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+        """Whether the value of ``place`` may be overwritten by that of ``node``: rows of one depend on the same rows of
+        the other only, it is no one else's, and it is not the caller's."""
+        value = self.values.get(place)
+        if value is None or place.op == "placeholder" or place not in node.all_input_nodes:
+            return False
+        owners = [n for n, other in self.values.items() if other is value]
+        return owners == [place] and value.shape == shape and value.dtype == dtype
+
+    @torch.no_grad()
+    def gathered(self, node: Any) -> Tensor:
+        """All of a node's value; where the batch is not the first axis, as rows of the last axis."""
+        if node in self.values:
+            return self.values[node]
+        parts = [self.value(node, rows) for rows in self._batches()]
+        return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+    def run_stretch(self, nodes: list[Any], output: Any) -> None:
+        """Compute ``output`` anew from what stands before ``nodes``; of what lies between, only what others will read is
+        kept (a quantizer that a shortcut shares with the layer behind it, when layers are units)."""
+        inside = set(nodes)
+        shared = [n for n in nodes if n in self.values and any(user not in inside for user in n.users)]
+        self.drop(nodes)
+        for node in shared:
+            if node is not output:
+                self.run(node)
+        self.run(output)
+
+    def drop(self, nodes: list[Any]) -> None:
+        """Forget values."""
+        for node in nodes:
+            value = self.values.pop(node, None)
+            if value is not None and not any(value is other for other in self.values.values()):
+                self.store.release(value)
+
+
+def first_inputs(value: Tensor, count: int, total: int) -> Tensor:
+    """What of a gathered value belongs to the first ``count`` of ``total`` inputs: its rows come in their order."""
+    return value[: len(value) * count // total]
+
+
+def last_uses(graph: fx.Graph, extended: dict[Any, Any]) -> dict[Any, list[Any]]:
+    """Node -> nodes whose kept values nobody needs after it.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        In order of execution.
+    extended : dict
+        Node -> another node whose value must live until then.
+    """
+    final: dict[Any, Any] = {}
+    behind: dict[Any, set[Any]] = {}
+    for node in graph.nodes:
+        direct: set[Any] = set() if is_batch_size(node) else set(node.all_input_nodes)
+        for source in list(direct):
+            direct |= behind.get(source, set())
+        if node in extended:
+            direct.add(extended[node])
+        # a value that is not kept is recomputed by its readers, so what it reads must live as long as it does
+        behind[node] = set() if is_batched(node) else direct
+        for source in direct:
+            final[source] = node
+    out: dict[Any, list[Any]] = {}
+    for source, node in final.items():
+        out.setdefault(node, []).append(source)
+    return out

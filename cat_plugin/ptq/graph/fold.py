@@ -1,0 +1,92 @@
+"""BatchNorm folding, found from the graph.
+
+A BatchNorm in evaluation mode is the affine map ``y = g (x - m) / sqrt(v + e) + b`` per channel; behind a
+convolution or linear layer that nothing else reads it becomes part of that layer's weight and bias (Jacob et al.,
+"Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
+arXiv 1712.05877, equation 14).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from cat_plugin.ptq.graph.ops import BATCH_NORM, WEIGHTED, is_call
+
+__all__ = ["fold_batch_norm"]
+
+
+def _tensor(module: fx.GraphModule, node: Any) -> Tensor | None:
+    if isinstance(node, fx.Node) and node.op == "get_attr":
+        value = getattr(module, str(node.target))
+        return value if isinstance(value, Tensor) else None
+    return None
+
+
+def fold_batch_norm(module: fx.GraphModule) -> int:
+    """Fold every BatchNorm that follows a weighted operation, in place.
+
+    Each folded layer gets a weight and bias of its own, so that a module the model calls twice, with different
+    normalisation behind it, stays right.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        From :func:`cat_plugin.ptq.graph.trace.trace`.
+
+    Returns
+    -------
+    int
+        Number of BatchNorms folded.
+    """
+    graph = module.graph
+    folded = 0
+    for node in list(graph.nodes):
+        if not is_call(node, BATCH_NORM):
+            continue
+        users = [node] if node.target is torch.ops.aten.batch_norm.default else list(node.users)
+        conv = node.args[0]
+        if not is_call(conv, WEIGHTED) or len(conv.users) != 1:
+            continue
+        if node.target is torch.ops.aten.batch_norm.default:
+            gamma, beta, mean, var, _, _, eps = node.args[1:8]
+        else:
+            gamma, beta, mean, var, _, eps = node.args[1:7]
+            if any(u.args[1] != 0 for u in users):
+                continue
+        weight, running_mean, running_var = (_tensor(module, n) for n in (conv.args[1], mean, var))
+        if weight is None or running_mean is None or running_var is None:
+            continue
+        if conv.target is torch.ops.aten.linear.default and conv.meta["val"].ndim != 2:
+            continue  # BatchNorm normalises axis 1, the linear layer's outputs are the last axis
+        bias_node = conv.args[2] if len(conv.args) > 2 else None
+        bias, g, b = (_tensor(module, n) for n in (bias_node, gamma, beta))
+        factor = torch.rsqrt(running_var.double() + eps)
+        if g is not None:
+            factor = factor * g.double()
+        shift = -running_mean.double() if bias is None else bias.double() - running_mean.double()
+        new_bias = shift * factor if b is None else shift * factor + b.double()
+        new_weight = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
+        _replace_parameters(module, conv, new_weight.to(weight.dtype), new_bias.to(weight.dtype))
+        for user in users:
+            user.replace_all_uses_with(conv)
+        folded += 1
+    graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return folded
+
+
+def _replace_parameters(module: fx.GraphModule, conv: fx.Node, weight: Tensor, bias: Tensor) -> None:
+    graph = module.graph
+    with graph.inserting_before(conv):
+        nodes = []
+        for suffix, value in (("weight", weight), ("bias", bias)):
+            name = f"_folded_{conv.name}_{suffix}"
+            module.register_buffer(name, value.contiguous())
+            nodes.append(graph.create_node("get_attr", name))
+    args = list(conv.args) + [None] * (3 - len(conv.args))
+    args[1:3] = nodes
+    conv.args = tuple(args)

@@ -1,0 +1,196 @@
+"""Where the quantizers go: turns an ATen graph into one of quantized operations and activation quantizers.
+
+Every input of a convolution or linear layer gets a quantizer at the layer's bits; every tensor that enters an
+element-wise operation of two tensors, a concatenation or a pooling one at ``residual_bits``.  Quantizers of one tensor
+with the same bits are shared, those with different bits stand side by side, each reading the float value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from cat_plugin.errors import QuantizationError
+from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.graph.ops import (
+    FLOAT_ONLY,
+    JOINING,
+    KIND,
+    MOVING,
+    PRODUCTS,
+    WEIGHTED,
+    is_call,
+    layer_name,
+)
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.ptq.spec import QuantSpec
+
+__all__ = ["Prepared", "insert_quantizers"]
+
+
+@dataclass
+class Prepared:
+    """A graph ready for calibration.
+
+    Attributes
+    ----------
+    module : fx.GraphModule
+        ``call_module`` nodes for :class:`QuantOp` and :class:`ActQuantizer`, ATen calls otherwise.
+    layers : list of QuantOp
+        In the order of execution.
+    unquantized : list of str
+        What stays in float, each with the reason.
+    """
+
+    module: fx.GraphModule
+    layers: list[QuantOp] = field(default_factory=list)
+    unquantized: list[str] = field(default_factory=list)
+
+
+class _Placer:
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module = module
+        self.cache: dict[tuple[fx.Node, int], fx.Node] = {}
+
+    def quantized(self, source: fx.Node, bits: int) -> fx.Node:
+        """The quantizer of ``source`` at ``bits``, made on first use right behind its source."""
+        key = (source, bits)
+        if key not in self.cache:
+            name = f"act_{source.name}_{bits}bit"
+            self.module.add_submodule(name, ActQuantizer(bits))
+            with self.module.graph.inserting_after(source):
+                node = self.module.graph.call_module(name, (source,))
+            node.meta = dict(source.meta)
+            self.cache[key] = node
+        return self.cache[key]
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), Tensor)
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    items: list[Any] = []
+    for arg in node.args:
+        items += list(arg) if isinstance(arg, list | tuple) else [arg]
+    return [a for a in items if _is_tensor(a) and a.op != "get_attr" and a.meta["val"].is_floating_point()]
+
+
+def _hoisted(operand: Any) -> tuple[Any, Any]:
+    """Source to quantize instead of ``operand``, and the node that reads it: past what only moves values."""
+    reader, source = operand, operand
+    while (
+        is_call(source, MOVING)
+        and len(source.users) == 1
+        and _is_tensor(source.args[0])
+        and source.args[0].op != "get_attr"
+    ):
+        reader, source = source, source.args[0]
+    return source, reader
+
+
+def _ends(graph: fx.Graph, weighted: list[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Weighted nodes before which, and behind which, no other weighted node stands."""
+    chosen = set(weighted)
+    behind: dict[fx.Node, bool] = {}
+    for node in graph.nodes:
+        behind[node] = any(behind[p] or p in chosen for p in node.all_input_nodes)
+    ahead: dict[fx.Node, bool] = {}
+    for node in reversed(graph.nodes):
+        ahead[node] = any(ahead[u] or u in chosen for u in node.users)
+    return {n for n in weighted if not behind[n]}, {n for n in weighted if not ahead[n]}
+
+
+def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
+    """Replace weighted operations by :class:`QuantOp` and place activation quantizers, in place.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        BatchNorm-folded ATen graph.
+    spec : QuantSpec
+        Bit-widths and exceptions.
+
+    Returns
+    -------
+    Prepared
+        The same module, its layers and what was left out.
+
+    Raises
+    ------
+    QuantizationError
+        If the model has nothing to quantize.
+    """
+    graph = module.graph
+    prepared = Prepared(module)
+    candidates: list[Any] = [n for n in graph.nodes if is_call(n, WEIGHTED)]
+    weighted = [n for n in candidates if n.args[1].op == "get_attr"]
+    first, last = _ends(graph, weighted)
+    placer = _Placer(module)
+    names: dict[str, int] = {}
+    for node in candidates:
+        name = layer_name(node)
+        if node not in weighted:
+            prepared.unquantized.append(
+                f"{name} ({KIND[node.target]}): its weight is computed, not a parameter"
+            )
+            continue
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:  # one module called several times: each call has its own integers
+            name = f"{name}@{names[name]}"
+        bits = spec.layer_bits(name, first=node in first, last=node in last)
+        if bits is None:
+            prepared.unquantized.append(f"{name} ({KIND[node.target]}): left in float by the specification")
+            continue
+        bias = node.args[2] if len(node.args) > 2 else None
+        layer = QuantOp(
+            name,
+            node.target,
+            getattr(module, node.args[1].target),
+            getattr(module, bias.target) if bias is not None else None,
+            tuple(node.args[3:]),
+            *bits,
+        )
+        prepared.layers.append(layer)
+        module.add_submodule(f"op_{node.name}", layer)
+        with graph.inserting_before(node):
+            new = graph.call_module(f"op_{node.name}", (placer.quantized(node.args[0], bits[1]),))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        # a source may be a weighted node met earlier; the cache is keyed by live nodes only
+        graph.erase_node(node)
+    if not prepared.layers:
+        raise QuantizationError(
+            "the model has no convolution or linear layer to quantize; check the model and the patterns in "
+            "'skip' and 'overrides'."
+        )
+    input_bits = {source: width for source, width in placer.cache if source.op == "placeholder"}
+    for node in list(graph.nodes):
+        if not is_call(node, JOINING):
+            continue
+        for operand in _operands(node):
+            source, reader = _hoisted(operand)
+            if source.op == "call_module" and isinstance(
+                module.get_submodule(str(source.target)), ActQuantizer
+            ):
+                continue
+            own = source.op == "call_module" or is_call(source, WEIGHTED)
+            width = input_bits.get(source, spec.branch_bits if own else spec.residual_bits)
+            quantizer = placer.quantized(source, width)
+            if reader is source:
+                node.replace_input_with(source, quantizer)
+            else:
+                reader.replace_input_with(source, quantizer)
+    for node in list(graph.nodes):
+        if is_call(node, PRODUCTS) and spec.attention_bits is not None:
+            for operand in dict.fromkeys(node.args[: PRODUCTS[node.target]]):
+                node.replace_input_with(operand, placer.quantized(operand, spec.attention_bits))
+        elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
+            prepared.unquantized.append(f"{layer_name(node)} ({node.target}): computed in float")
+    graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    graph.lint()
+    module.recompile()
+    return prepared

@@ -1,0 +1,106 @@
+"""From calibrated quantizer modules to the explicit QDQ graph that is handed over.
+
+The result computes with ``quantized_decomposed.{quantize,dequantize}_per_{tensor,channel}`` on integer weight
+buffers; scales and zero points of activations are constants in the graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
+from torch import fx, nn
+
+from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.ptq.transforms.equalization import Ceiling
+
+__all__ = ["lower"]
+
+_qd = torch.ops.quantized_decomposed
+
+
+def lower(module: fx.GraphModule) -> fx.GraphModule:
+    """Write the QDQ graph of a calibrated module.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        Prepared and calibrated; left as it is.
+
+    Returns
+    -------
+    fx.GraphModule
+        In evaluation mode, weights as int8 buffers, biases as float32.
+    """
+    root = nn.Module()
+    graph = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    pairs: dict[tuple[Any, ...], fx.Node] = {}
+
+    def buffer(name: str, value: torch.Tensor) -> fx.Node:
+        """Store `value` where the original model keeps it, so that names survive into what is exported."""
+        *path, leaf = name.split(".")
+        owner = root
+        for part in path:
+            if not hasattr(owner, part):
+                owner.add_module(part, nn.Module())
+            owner = getattr(owner, part)
+        while hasattr(owner, leaf):  # a module that the model calls twice is quantized twice
+            leaf += "_"
+        owner.register_buffer(leaf, value.detach().clone().contiguous())
+        return graph.create_node("get_attr", ".".join([*path, leaf]))
+
+    for node in module.graph.nodes:
+        child = module.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(child, ActQuantizer):
+            env[node] = _activation(graph, env[node.args[0]], child, pairs)
+        elif isinstance(child, QuantOp):
+            if child.q_weight is None:
+                weight = buffer(f"{child.name}.weight", child.weight)
+            else:
+                weight = graph.call_function(
+                    _qd.dequantize_per_channel.default,
+                    (
+                        buffer(f"{child.name}.weight", child.q_weight),
+                        buffer(f"{child.name}.weight_scale", child.scale),
+                        buffer(f"{child.name}.weight_zero_point", child.zero_point),
+                        0,
+                        *child.qrange,
+                        torch.int8,
+                    ),
+                )
+            bias = None if child.bias is None else buffer(f"{child.name}.bias", child.bias.float())
+            env[node] = graph.call_function(child.target, (env[node.args[0]], weight, bias, *child.extra))
+            env[node].meta["nn_module_stack"] = {"0": (child.name, nn.Module)}
+        elif isinstance(child, Ceiling):
+            env[node] = graph.call_function(torch.ops.aten.relu6.default, (env[node.args[0]],))
+        else:
+            if node.op == "get_attr":
+                value = getattr(module, node.target)
+                if isinstance(value, torch.Tensor):
+                    root.register_buffer(node.target, value.detach().clone())
+                else:
+                    setattr(root, node.target, value)
+            env[node] = graph.node_copy(node, lambda n: env[n])
+            env[node].meta = {}
+    result = fx.GraphModule(root, graph, class_name="QuantizedModel")
+    result.graph.eliminate_dead_code()
+    result.graph.lint()
+    result.recompile()
+    return result.eval()
+
+
+def _activation(
+    graph: fx.Graph, source: fx.Node, quantizer: ActQuantizer, pairs: dict[tuple[Any, ...], fx.Node]
+) -> fx.Node:
+    if not (quantizer.enabled and quantizer.ready):
+        return source
+    dtype = torch.int8 if quantizer.signed else torch.uint8
+    grid = (float(quantizer.scale), quantizer.zero_point, *quantizer.qrange, dtype)
+    key = (source, *grid)
+    if key not in pairs:
+        integers = graph.call_function(_qd.quantize_per_tensor.default, (source, *grid))
+        pairs[key] = graph.call_function(_qd.dequantize_per_tensor.default, (integers, *grid))
+    return pairs[key]

@@ -1,0 +1,113 @@
+"""A convolution or linear layer under quantization: float weight, grid, integers, in one module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cat_plugin.ptq.graph.ops import KIND
+from cat_plugin.ptq.quantizers.uniform import integer_range
+
+__all__ = ["QuantOp"]
+
+
+class QuantOp(nn.Module):
+    """One weighted ATen operation whose weight is on a per-channel grid.
+
+    Parameters
+    ----------
+    name : str
+        Qualified name of the user's layer.
+    target : callable
+        The ATen operation.
+    weight : Tensor
+        (O, ...) float.
+    bias : Tensor or None
+        (O,) float.
+    extra : tuple
+        Arguments of the operation after the bias (stride, padding, ...).
+    w_bits, a_bits : int
+        Bits of the weight, and of the input (for the report; the input has its own quantizer).
+
+    Attributes
+    ----------
+    scale, zero_point : Tensor
+        (O,) float32 and int64 grid of the weight; one for each output channel.
+    weight, bias : Tensor
+        What is approximated: the trained weight, or the one refitted to quantized inputs, and the bias in use.
+    float_weight, float_bias : Tensor
+        The trained ones; full-precision values are computed with these.
+    q_weight : Tensor or None
+        (O, ...) int8 integers once chosen; None computes with the float weight.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: Tensor
+    zero_point: Tensor
+    q_weight: Tensor | None
+    float_weight: Tensor
+    float_bias: Tensor | None
+
+    def __init__(
+        self,
+        name: str,
+        target: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        extra: tuple[Any, ...],
+        w_bits: int,
+        a_bits: int,
+    ) -> None:
+        super().__init__()
+        self.name, self.target, self.extra = name, target, extra
+        self.w_bits, self.a_bits = w_bits, a_bits
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.register_buffer("float_weight", weight)
+        self.register_buffer("float_bias", bias)
+        self.register_buffer("scale", torch.ones(len(weight)))
+        self.register_buffer("zero_point", torch.zeros(len(weight), dtype=torch.int64))
+        self.register_buffer("q_weight", None)
+
+    @property
+    def kind(self) -> str:
+        """``conv1d``, ``conv2d`` or ``linear``."""
+        return KIND[self.target]
+
+    @property
+    def qrange(self) -> tuple[int, int]:
+        """Least and greatest integer of the weight."""
+        return integer_range(self.w_bits, True)
+
+    @property
+    def groups(self) -> int:
+        """Groups of a convolution, 1 for a linear layer."""
+        return int(self.extra[3]) if len(self.extra) > 3 else 1
+
+    def per_channel(self, values: Tensor) -> Tensor:
+        """Reshape (O,) so that it broadcasts over the weight."""
+        return values.reshape(-1, *[1] * (self.weight.ndim - 1))
+
+    def round_to_nearest(self) -> Tensor:
+        """(O, ...) int8 weight, each value rounded to the nearest point of the grid."""
+        qmin, qmax = self.qrange
+        scale, zero = self.per_channel(self.scale), self.per_channel(self.zero_point)
+        return torch.clamp(torch.round(self.weight / scale) + zero, qmin, qmax).to(torch.int8)
+
+    def dequantized(self) -> Tensor:
+        """(O, ...) float32 weight that the integers stand for, or the float weight if none were chosen."""
+        if self.q_weight is None:
+            return self.weight
+        integers = self.q_weight.float() - self.per_channel(self.zero_point).float()
+        return integers * self.per_channel(self.scale)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The operation on ``x`` with another weight and bias."""
+        return self.target(x, weight, bias, *self.extra)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The operation with the weight as it stands."""
+        return self.compute(x, self.dequantized(), self.bias)

@@ -1,0 +1,1 @@
+"""What is trained: roundings, steps, losses, and the loop that descends them."""

@@ -1,0 +1,1 @@
+"""Quantizers of one tensor, and the search for their ranges."""

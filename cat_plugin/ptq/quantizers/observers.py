@@ -1,0 +1,126 @@
+"""Initial ranges by search for the least mean squared error.
+
+The clipping range that minimises the error of rounding is found by trying a grid of ranges (Nagel et al., "A White
+Paper on Neural Network Quantization", arXiv 2106.08295, section 2.2, equation 2.5); at 2 to 4 bits it is far inside
+the least and the greatest value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cat_plugin.ptq.quantizers.uniform import integer_range
+
+__all__ = ["search_activation_range", "search_weight_range", "subsample"]
+
+_TINY = 1e-8
+
+
+def subsample(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """At most ``count`` values of ``x`` (flattened), drawn without bias along any axis."""
+    flat = x.reshape(-1)
+    if flat.numel() <= count:
+        return flat
+    index = torch.randint(flat.numel(), (count,), generator=generator)
+    return flat[index.to(flat.device)]
+
+
+def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple[float, int, bool]:
+    """Scale, zero point and signedness of least squared error for a sample of an activation.
+
+    Parameters
+    ----------
+    values : Tensor
+        (n,) float sample.
+    bits : int
+        2..8.
+    symmetric : bool
+        Zero point 0 for signed data.
+
+    Returns
+    -------
+    scale : float
+        Positive.
+    zero_point : int
+        Inside the integer range; 0 for data without negative values.
+    signed : bool
+        Whether the integers are signed.
+    """
+    low, high = float(values.min()), float(values.max())
+    signed = low < 0
+    qmin, qmax = integer_range(bits, signed)
+    if (
+        high - low < _TINY or max(abs(low), abs(high)) < _TINY
+    ):  # a constant: zero and that value are on the grid
+        magnitude = max(abs(low), abs(high))
+        return (magnitude / (qmax if high > 0 else -qmin) if magnitude > _TINY else 1.0), 0, signed
+    values = values.sort().values
+    fractions = torch.linspace(0.05 if bits < 6 else 0.3, 1.0, 60 if bits < 6 else 36).tolist()
+    candidates: set[tuple[float, int]] = set()
+    if not signed:
+        candidates = {(f * high / qmax, 0) for f in fractions}
+    elif symmetric:
+        candidates = {(f * max(high / qmax, low / qmin), 0) for f in fractions}
+    else:
+        coarse = [*fractions[::3], 1.0]
+        for f_low in coarse:
+            for f_high in coarse:
+                a, b = min(f_low * low, 0.0), max(f_high * high, 0.0)
+                scale = (b - a) / (qmax - qmin)
+                candidates.add((scale, max(qmin, min(qmax, round(qmin - a / scale)))))
+    best = (float("inf"), 1.0, 0)
+    for scale, zero_point in sorted(candidates):
+        q = torch.clamp(torch.round(values / scale) + zero_point, qmin, qmax)
+        error = float((((q - zero_point) * scale - values) ** 2).mean())
+        if error < best[0]:
+            best = (error, scale, zero_point)
+    return best[1], best[2], signed
+
+
+def search_weight_range(weight: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Per-channel scale and zero point of least squared rounding error.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (O, ...) float, output channels first.
+    bits : int
+        2..8, stored as signed integers.
+    symmetric : bool
+        Zero points are 0; otherwise they are searched together with the scale.
+
+    Returns
+    -------
+    scale : Tensor
+        (O,) float32, positive.
+    zero_point : Tensor
+        (O,) int64 inside the integer range.
+    """
+    qmin, qmax = integer_range(bits, True)
+    flat = weight.detach().reshape(len(weight), -1).double()
+    low, high = flat.amin(1).clamp(max=0.0), flat.amax(1).clamp(min=0.0)
+    # 2-bit symmetric weights have the levels -2..1: the sign of the grid cannot be turned, the scale decides
+    reach = torch.maximum(high, -low).clamp(min=_TINY)
+    fractions = (torch.linspace(0.2, 1.05, 60) if bits < 6 else torch.linspace(0.6, 1.02, 43)).tolist()
+    best_error = torch.full((len(flat),), float("inf"), dtype=torch.float64, device=flat.device)
+    best_scale = reach / max(qmax, 1)
+    best_zero = torch.zeros_like(best_scale)
+    if symmetric:
+        trials = [(f * reach / (-qmin - 0.5), torch.zeros_like(reach)) for f in fractions]
+    else:
+        span = (high - low).clamp(min=_TINY)
+        trials = []
+        for f in fractions:
+            scale = f * span / (qmax - qmin)
+            centre = (qmin - low * f / scale).round().clamp(qmin, qmax)
+            trials += [(scale, (centre + d).clamp(qmin, qmax)) for d in (-1, 0, 1)]
+    for scale, zero in trials:
+        s, z = scale.unsqueeze(1), zero.unsqueeze(1)
+        q = torch.clamp(torch.round(flat / s) + z, qmin, qmax)
+        error = (((q - z) * s - flat) ** 2).sum(1)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_zero = torch.where(better, zero, best_zero)
+    return best_scale.float().clamp(min=_TINY), best_zero.long()

@@ -1,0 +1,1 @@
+"""Exact rewrites of the full-precision graph before quantizers go in."""

@@ -1,0 +1,325 @@
+"""Channels of one tensor brought to one range before it is quantized as a whole.
+
+For two layers with ReLU or nothing between them, ``W2 f(W1 x + b1) = (W2 S^-1) f(S W1 x + S b1)`` for every positive
+diagonal ``S`` (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv 1906.04721,
+equation 7).  Their ``S`` evens the ranges of per-tensor weights; here weights have a scale for each channel anyway, and
+``S`` is chosen for what lies between and has one scale for all channels.
+
+Before a depthwise layer, whose weights' own scales take ``S`` up without a trace, ``s_i = max_j r_j / r_i``, ``r_i`` being
+the clipping range of least squared error of channel i at the activation's bits, but no less than bits / 8 of the greatest
+value seen, or a channel that is rarely active would be cut when it is.  A dense layer has one scale for a whole row: a
+column of large weights coarsens all others, and ``s_i`` that grows with it evens the row (the exchange between weights and
+activations of Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4, the other way round).  There ``s_i`` is a power of
+the above times a power of the column's greatest weight, both of 0, 1/4, .., 1, as a model of the noise of rounding either
+finds best.
+
+ReLU6 commutes with ``S`` if channel i is cut at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
+ReLU6 stays what it is: no range is scaled beyond 6, so that what it cuts more, the quantizer behind it would cut, and what
+it cuts less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cat_plugin.ptq.graph.ops import WEIGHTED, is_call, is_relu6
+from cat_plugin.ptq.spec import QuantSpec
+
+__all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings"]
+
+_aten = torch.ops.aten
+_IMAGES = 128  # calibration inputs looked at
+_SAMPLES = 2048  # values of each channel, beside its extremes
+_FRACTIONS = tuple(0.05 * i for i in range(4, 21))  # of a channel's greatest value, tried as its range
+_COARSE = (0.3, 0.45, 0.6, 0.8, 1.0)  # the same of the whole tensor's, where gains are compared
+_NOISE_SAMPLES = 128  # of each channel, for that
+_EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+# shares of the channels that gains leave within their reach; those of the others are cut down to it
+_WITHIN_REACH = (0.9, 1.0)
+_MOST = 8.0  # no channel is scaled by more
+# what is left of the weights' rounding noise once its errors compensate each other, of the order seen on 1x1 layers
+_COMPENSATED = 0.3
+
+
+class Ceiling(nn.Module):
+    """ReLU6 behind channels that were scaled up.
+
+    Parameters
+    ----------
+    limit : Tensor
+        (C, 1, 1) what full precision cuts each channel at.
+    """
+
+    limit: Tensor
+
+    def __init__(self, limit: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("limit", limit)
+
+    def full_precision(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape, cut at each channel's own limit."""
+        return torch.minimum(x.clamp(min=0.0), self.limit)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape, as the quantized model computes it."""
+        return _aten.relu6.default(x)  # type: ignore[no-any-return]
+
+
+@dataclass
+class _Pair:
+    first: Any
+    second: Any
+    activation: Any  # ReLU or ReLU6 node, None if there is none
+    depthwise: bool
+
+
+def _groups(node: Any) -> int:
+    return int(node.args[6]) if len(node.args) > 6 else 1
+
+
+def _is_weighted(node: Any) -> bool:
+    return is_call(node, WEIGHTED) and node.args[1].op == "get_attr"
+
+
+def _is_zero_padding(node: Any) -> bool:
+    if is_call(node, {_aten.constant_pad_nd.default}):
+        return len(node.args[1]) <= 4 and (len(node.args) < 3 or node.args[2] == 0)
+    if is_call(node, {_aten.pad.default}):
+        mode, value = (*node.args[2:], "constant", None)[:2] if len(node.args) == 2 else node.args[2:4]
+        return len(node.args[1]) <= 4 and mode == "constant" and not value
+    return False
+
+
+def _pair(node: Any) -> _Pair | None:
+    """The layer that alone reads ``node``, with at most one ReLU or ReLU6 and zero padding between."""
+    first, activation = node, None
+    while len(node.users) == 1:
+        (user,) = node.users
+        if activation is None and node is first and (is_call(user, {_aten.relu.default}) or is_relu6(user)):
+            activation = user
+        elif _is_weighted(user) and user.args[0] is node:
+            return _Pair(first, user, activation, False)
+        elif not _is_zero_padding(user):
+            return None
+        node = user
+    return None
+
+
+def _pairs(module: fx.GraphModule) -> list[_Pair]:
+    uses: dict[str, int] = {}
+    layers = [n for n in module.graph.nodes if _is_weighted(n)]
+    for node in layers:
+        uses[node.args[1].target] = uses.get(node.args[1].target, 0) + 1
+    found = []
+    for node in layers:
+        pair = _pair(node)
+        if pair is None or max(uses[n.args[1].target] for n in (pair.first, pair.second)) > 1:
+            continue
+        width = getattr(module, node.args[1].target).shape[0]
+        second = getattr(module, pair.second.args[1].target)
+        pair.depthwise = _groups(pair.second) == width == second.shape[0]
+        if pair.depthwise or (_groups(pair.second) == 1 and second.shape[1] == width):
+            found.append(pair)
+    return found
+
+
+def has_depthwise(module: fx.GraphModule) -> bool:
+    """Whether a convolution of the graph has a filter for each channel."""
+    return any(
+        _groups(n) > 1 and getattr(module, n.args[1].target).shape[1] == 1
+        for n in module.graph.nodes
+        if _is_weighted(n)
+    )
+
+
+class _Sampler(fx.Interpreter):
+    """Keeps values of some nodes at positions drawn at random, and each channel's extremes: (C, n) for each node."""
+
+    def __init__(
+        self, module: fx.GraphModule, nodes: set[Any], share: int, generator: torch.Generator
+    ) -> None:
+        super().__init__(module)
+        self.nodes, self.share, self.generator = nodes, share, generator
+        self.samples: dict[Any, list[Tensor]] = {node: [] for node in nodes}
+        self.extremes: dict[Any, list[Tensor]] = {node: [] for node in nodes}
+
+    def run_node(self, n: Any) -> Any:
+        value = super().run_node(n)
+        if n in self.nodes:
+            axis = value.ndim - 1 if n.target is _aten.linear.default else 1
+            flat = value.movedim(axis, 0).flatten(1)
+            index = torch.randint(flat.shape[1], (self.share,), generator=self.generator)
+            self.samples[n].append(flat[:, index.to(flat.device)])
+            self.extremes[n].append(torch.stack([flat.amin(1), flat.amax(1)], 1))
+        return value
+
+
+def _rounding_error(values: Tensor, clip: Tensor, levels: int) -> Tensor:
+    """(C,) mean squared error of rounding (C, n) magnitudes to ``levels`` steps up to ``clip``, (C, 1) or ()."""
+    step = clip.clamp(min=1e-12) / levels
+    return ((values / step).round_().clamp_(max=levels).mul_(step) - values).square_().mean(1)
+
+
+def _ranges(values: Tensor, levels: int) -> Tensor:
+    """(C,) clipping range of least squared error of each channel's (C, n) magnitudes."""
+    high = values.amax(1, keepdim=True)
+    errors = torch.stack([_rounding_error(values, f * high, levels) for f in _FRACTIONS])
+    return high.squeeze(1) * torch.tensor(_FRACTIONS, device=values.device)[errors.argmin(0)]
+
+
+def _candidates(full: Tensor, columns: Tensor, reach: Tensor | None) -> Iterator[Tensor]:
+    """(C,) gains to choose from: powers of what evens the activation's ranges times powers of the columns' reach.
+
+    ``reach`` is the most that a channel may be scaled by without being cut earlier than it was, where there is a cut.
+    """
+    for a, b in itertools.product(_EXPONENTS, repeat=2):
+        gains = full**a * columns**b
+        if reach is None:
+            yield gains
+            continue
+        for share in _WITHIN_REACH:
+            yield torch.minimum(gains / (gains / reach).quantile(share), reach)
+
+
+def _activation_noise(values: Tensor, gains: Tensor, levels: int, top: float, importance: Tensor) -> float:
+    """Squared error at the second layer's outputs that rounding (C, n) scaled values, and cutting them, makes."""
+    gains = gains.unsqueeze(1)
+    scaled = (values * gains).clamp_(max=top)
+    wanted = values.clamp(max=top)
+    end = float(scaled.max())
+    errors = []
+    for fraction in _COARSE:
+        step = max(fraction * end / levels, 1e-12)
+        rounded = (scaled / step).round_().clamp_(max=levels).mul_(step).div_(gains)
+        errors.append(float((rounded.sub_(wanted).square_().mean(1) * importance).sum()))
+    return min(errors)
+
+
+def _weight_noise(weight: Tensor, gains: Tensor, power: Tensor, w_bits: int) -> float:
+    """The same for rounding the (O, C, k) weight, each row with one step for all of its columns."""
+    step = (weight / gains.reshape(1, -1, 1)).abs().amax((1, 2)) / 2 ** (w_bits - 1)
+    noise = float(step.square().sum() / 12 * (gains.square() * power).sum() * weight.shape[2])
+    return _COMPENSATED * noise
+
+
+def _gains(
+    values: Tensor,
+    power: Tensor,
+    least: Tensor,
+    levels: int,
+    weight: Tensor | None,
+    w_bits: int,
+    top: float,
+) -> Tensor:
+    """(C,) factors of the channels; 1 or more before a depthwise layer.
+
+    Parameters
+    ----------
+    values : Tensor
+        (C, n) magnitudes of the tensor that is quantized, before it is cut.
+    power : Tensor
+        (C,) its variance.
+    least : Tensor
+        (C,) what each channel's range covers at least.
+    levels : int
+        Steps from 0 to the end of its range.
+    weight : Tensor or None
+        (O, C, ...) of the dense layer that reads it; None for a depthwise one.
+    w_bits : int
+        Its bits.
+    top : float
+        Where the values are cut, infinity if they are not.
+    """
+    ranges = torch.maximum(_ranges(values.clamp(max=top), levels), least)
+    most = ranges.max()
+    alive = ranges > most / _MOST**3
+    full = torch.where(alive, most / ranges.clamp(min=1e-12), torch.ones_like(ranges)).clamp(max=_MOST)
+    if weight is None:
+        return full
+    flat = weight.reshape(*weight.shape[:2], -1)
+    columns = flat.abs().amax((0, 2))
+    columns = (columns / columns.median().clamp(min=1e-12)).clamp(1 / _MOST, _MOST)
+    reach = None if math.isinf(top) else top / ranges.clamp(min=1e-3 * top)
+    importance = flat.square().sum((0, 2))
+    values = values[:, :_NOISE_SAMPLES]
+    return min(
+        _candidates(full, columns, reach),
+        key=lambda gains: (
+            _activation_noise(values, gains, levels, top, importance)
+            + _weight_noise(flat, gains, power, w_bits)
+        ),
+    )
+
+
+@torch.no_grad()
+def equalize(
+    module: fx.GraphModule, inputs: Tensor, spec: QuantSpec, generator: torch.Generator
+) -> dict[Any, Tensor]:
+    """Scale the channels between every pair of layers for which it is exact, in place.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        BatchNorm-folded ATen graph.
+    inputs : Tensor
+        (N, ...) calibration inputs; the first 128 are looked at.
+    spec : QuantSpec
+        Bits.
+    generator : torch.Generator
+        Draws what is looked at.
+
+    Returns
+    -------
+    dict
+        ReLU6 node -> (C, 1, 1) what its channels are to be cut at in full precision, for :func:`insert_ceilings`.
+    """
+    pairs = _pairs(module)
+    starts = range(0, min(len(inputs), _IMAGES), spec.batch_size)
+    sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
+    for start in starts:
+        sampler.run(inputs[start : min(start + spec.batch_size, _IMAGES)])
+    ceilings: dict[Any, Tensor] = {}
+    for pair in pairs:
+        values, extremes = (
+            torch.cat(kept.pop(pair.first), 1) for kept in (sampler.samples, sampler.extremes)
+        )
+        levels = 2**spec.a_bits - 1
+        top = 6.0 if is_relu6(pair.activation) else math.inf
+        if pair.activation is None:
+            power = values.var(1)
+            values, extremes, levels = values.abs(), extremes.abs(), levels // 2
+        else:
+            values, extremes = values.clamp(min=0.0), extremes.clamp(0.0, top)
+            power = values.clamp(max=top).var(1)
+        first, second = (getattr(module, n.args[1].target) for n in (pair.first, pair.second))
+        least = extremes.amax(1) * (spec.a_bits / 8)
+        dense = None if pair.depthwise else second
+        gains = _gains(values, power, least, levels, dense, spec.w_bits, top)
+        first *= gains.reshape(-1, *[1] * (first.ndim - 1))
+        if len(pair.first.args) > 2 and pair.first.args[2] is not None:
+            getattr(module, pair.first.args[2].target).mul_(gains)
+        shape = [-1, *[1] * (second.ndim - 1)] if pair.depthwise else [1, -1, *[1] * (second.ndim - 2)]
+        second /= gains.reshape(shape)
+        if is_relu6(pair.activation):
+            ceilings[pair.activation] = 6.0 * gains.reshape(-1, *[1] * (first.ndim - 2))
+    return ceilings
+
+
+def insert_ceilings(module: fx.GraphModule, ceilings: dict[Any, Tensor]) -> None:
+    """Put a :class:`Ceiling` in the place of each ReLU6 behind scaled channels, in place."""
+    for node, limit in ceilings.items():
+        name = f"act_ceiling_{node.name}"
+        module.add_submodule(name, Ceiling(limit))
+        with module.graph.inserting_before(node):
+            new = module.graph.call_module(name, (node.args[0],))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+    module.recompile()

@@ -1,0 +1,1 @@
+"""The recipe: the file, its options, criteria and the record of a tuning run."""

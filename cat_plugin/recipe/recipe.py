@@ -1,0 +1,339 @@
+"""One recipe file for every host: read it, run it with whichever Neural Compressor is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from cat_plugin.correction import ModelCall, as_calls
+from cat_plugin.errors import CalibrationError, CATError, CATTypeError, HostError, RecipeError
+from cat_plugin.hosts.progress import current_watch, watching
+from cat_plugin.recipe import options
+from cat_plugin.recipe.criteria import Criterion, Trial
+from cat_plugin.recipe.reading import Located, read
+from cat_plugin.recipe.tuning import TuningRun
+
+if TYPE_CHECKING:
+    from cat_plugin.ptq.progress import Progress
+
+__all__ = ["Recipe", "load_recipe"]
+
+_HOST_ALGORITHMS = ("rtn", "gptq", "awq", "teq", "static_quant")
+
+
+def _cat_params(located: Located) -> tuple[list[dict[str, Any]], tuple[str | int, ...], dict[str, Any]]:
+    """The configurations under whichever spelling was used, where they stand, and the section around them."""
+    data = located.data
+    section, prefix = data, ()  # type: tuple[dict[str, Any], tuple[str | int, ...]]
+    if data.get("quantization") is not None:
+        section, prefix = data["quantization"], ("quantization",)
+        stray = [key for key in ("algorithm", "cat", *_HOST_ALGORITHMS) if key in data]
+        if stray:
+            raise located.error(
+                (stray[0],), f"{stray[0]} stands beside quantization; move it into that section"
+            )
+    found: list[tuple[tuple[str | int, ...], Any]] = []
+    asked = False
+    algorithm = section.get("algorithm")
+    if isinstance(algorithm, str):
+        _check_algorithm(located, (*prefix, "algorithm"), algorithm)
+        asked = True
+    elif isinstance(algorithm, dict):
+        asked = True
+        where = (*prefix, "algorithm")
+        if "name" in algorithm:
+            _check_algorithm(located, (*where, "name"), algorithm["name"])
+            found.append((where, {key: value for key, value in algorithm.items() if key != "name"}))
+        else:
+            name = next(iter(algorithm))
+            if len(algorithm) != 1:
+                second = list(algorithm)[1]
+                raise located.error(
+                    (*where, second), "algorithm names more than one algorithm; expected cat alone"
+                )
+            _check_algorithm(located, (*where, name), name)
+            found.append(((*where, name), algorithm[name]))
+    if "cat" in section:
+        asked = True
+        found.append(((*prefix, "cat"), section["cat"]))
+    recipes = section.get("recipes") or {}
+    if recipes.get("cat") is False:
+        raise located.error((*prefix, "recipes", "cat"), "cat is switched off here; a CAT recipe needs it on")
+    if "cat" in recipes or "cat_args" in recipes:
+        asked = True
+        found.append(((*prefix, "recipes", "cat_args"), recipes.get("cat_args")))
+    if not asked:
+        raise located.error(prefix, "no algorithm is named; expected 'algorithm: cat' or a section 'cat:'")
+    given = [(place, value) for place, value in found if value]
+    if len(given) > 1:
+        raise located.error(
+            given[1][0], "CAT's options stand in two places; put all of them under one 'cat:'"
+        )
+    place, value = given[0] if given else (found[0][0] if found else prefix, {})
+    return (value if isinstance(value, list) else [value or {}]), place, section
+
+
+def _check_algorithm(located: Located, path: tuple[str | int, ...], name: object) -> None:
+    if name != "cat":
+        raise located.error(
+            path,
+            f"unknown algorithm {name!r}; expected cat (an algorithm of the host goes beside it, as in "
+            "'algorithm: cat' with 'rtn: {bits: 4}')",
+        )
+
+
+def _base_of(located: Located, section: dict[str, Any]) -> dict[str, Any] | None:
+    """What the recipe says is to be quantized by the host."""
+    prefix: tuple[str | int, ...] = () if section is located.data else ("quantization",)
+    named = [name for name in _HOST_ALGORITHMS if name in section]
+    if len(named) > 1:
+        raise located.error(
+            (*prefix, named[1]), "two algorithms of the host are named; CAT corrects one at a time"
+        )
+    if named:
+        return {named[0]: section[named[0]] or {}}
+    approach = section.get("approach")
+    if approach in ("weight_only", "post_training_weight_only"):
+        return {"rtn": {}}
+    if approach is not None:
+        return {"static_quant": {}}
+    return None
+
+
+def _criterion(located: Located) -> Criterion:
+    tuning = located.data.get("tuning") or {}
+    accuracy = tuning.get("accuracy_criterion") or {}
+    leave = tuning.get("exit_policy") or {}
+    if "relative" in accuracy and "absolute" in accuracy:
+        raise located.error(
+            ("tuning", "accuracy_criterion", "absolute"),
+            "relative and absolute are both given; expected one of them",
+        )
+    if "tolerable_loss" in tuning and accuracy.keys() & {"relative", "absolute"}:
+        raise located.error(
+            ("tuning", "tolerable_loss"), "tolerable_loss is the relative criterion of 3.x; it is given twice"
+        )
+    for key in ("timeout", "max_trials"):
+        if key in tuning and key in leave:
+            raise located.error(
+                ("tuning", "exit_policy", key), f"{key} is given twice, here and under tuning"
+            )
+    relative = "absolute" not in accuracy
+    tolerance = accuracy.get("relative" if relative else "absolute", tuning.get("tolerable_loss", 0.01))
+    return Criterion(
+        tolerance=float(tolerance),
+        relative=relative,
+        higher_is_better=accuracy.get("higher_is_better", True),
+        timeout=float(tuning.get("timeout", leave.get("timeout", 0))),
+        max_trials=tuning.get("max_trials", leave.get("max_trials", 100)),
+        try_all=tuning.get("try_all", False),
+    )
+
+
+class Recipe:
+    """A checked recipe. Made by :func:`load_recipe`.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        Where it was read from.
+    configurations : list of dict
+        CAT's options, one mapping for each entry of ``cat:``; values may be lists.
+    criterion : Criterion
+        When a trial is good enough, and when to stop.
+    sampling_size : int or None
+        Calibration samples used at most.
+    performance_only : bool
+        Quantize once, without tuning.
+    trials : list of Trial
+        Of the last :meth:`run` with an evaluation function: configuration, score, seconds, model.
+    baseline : float or None
+        Score of the full-precision model in that run.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        configurations: list[dict[str, Any]],
+        criterion: Criterion,
+        sampling_size: int | None = None,
+        performance_only: bool = False,
+    ) -> None:
+        self.path = path
+        self.configurations = configurations
+        self.criterion = criterion
+        self.sampling_size = sampling_size
+        self.performance_only = performance_only
+        self.trials: list[Trial] = []
+        self.baseline: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Recipe({str(self.path)!r}, {self.configurations})"
+
+    def _calls(self, calibration: Iterable[Any]) -> list[ModelCall]:
+        """The calibration calls, cut to the sampling size."""
+        left = self.sampling_size
+        calls: list[ModelCall] = []
+        for call in as_calls(calibration):
+            if left is not None:
+                first = next(iter([*call.args, *call.kwargs.values()]))
+                if len(first) > left:
+                    call = ModelCall(
+                        tuple(arg[:left] for arg in call.args), {k: v[:left] for k, v in call.kwargs.items()}
+                    )
+                left -= min(left, len(first))
+            calls.append(call)
+            if left == 0:
+                break
+        if not calls:
+            raise CalibrationError(
+                "the calibration data yielded no batch; give an iterable of input batches with at least one sample (a "
+                "generator that was read before is empty the second time)"
+            )
+        return calls
+
+    def run(
+        self,
+        model: nn.Module,
+        calibration: Iterable[Any],
+        eval_fn: Callable[[nn.Module], float] | None = None,
+        *,
+        keep_models: bool = True,
+        progress: Callable[[str, Progress], None] | None = None,
+        resume: str | Path | None = None,
+    ) -> nn.Module:
+        """Quantize and correct a model as the recipe says, through the installed host.
+
+        Parameters
+        ----------
+        model : torch.nn.Module
+            The full-precision model; it is left as it is.
+        calibration : iterable
+            Input batches: tensors, or tuples and lists whose first item is the input.
+        eval_fn : callable, optional
+            Scores a model. With it the host tunes: it tries the configurations until one meets the
+            criterion. Without it the recipe must describe exactly one configuration.
+        keep_models : bool, default True
+            Whether ``trials`` keep their models; False saves memory with large ones.
+        progress : callable, optional
+            Called with the trial's title and every :class:`~cat_plugin.ptq.progress.Progress` of the engine.
+        resume : path, optional
+            Directory for the engine's state after each unit; an interrupted run that is started again with the same
+            arguments goes on from there and gives the same result.
+
+        Returns
+        -------
+        torch.nn.Module
+            The best corrected model: ``.model`` is the quantized one, ``.correction`` the fitted step.
+
+        Raises
+        ------
+        HostError
+            When no supported Neural Compressor is installed, or it cannot do what the recipe asks.
+        RecipeError
+            When there is a choice to be made and no `eval_fn`.
+        CalibrationError
+            When the calibration data, or what the model makes of them, cannot be used.
+        """
+        if not isinstance(model, nn.Module):
+            raise CATTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        if eval_fn is None and (len(self.configurations) > 1 or options.has_choices(self.configurations[0])):
+            raise RecipeError(
+                f"{self.path.name} describes several configurations; pass eval_fn, a function that scores a model, so "
+                "that one can be chosen, or give each option one value"
+            )
+        calls = self._calls(calibration)
+        run = TuningRun(replace(self.criterion), keep_models=keep_models)
+        self.trials, self.baseline = run.trials, None
+        scorer = None if eval_fn is None or self.performance_only else run.watch(eval_fn)
+        watch = replace(current_watch(), listener=progress, resume=None if resume is None else Path(resume))
+        try:
+            with watching(watch):
+                return _host_runner()(self.configurations, model, calls, scorer, run)
+        finally:
+            self.baseline = run.baseline
+
+
+def _host_runner() -> Callable[..., nn.Module]:
+    """The function that hands a run to the installed host."""
+    if importlib.util.find_spec("neural_compressor") is None:
+        raise HostError(
+            "no Neural Compressor is installed; a recipe is run by it. Install one, for example with "
+            "pip install 'neural-compressor[pt]', or use cat_plugin.ptq.quantize and cat_plugin.correct without it"
+        )
+    if importlib.util.find_spec("neural_compressor.torch") is not None:
+        from cat_plugin.hosts.inc3.run import run as run3
+
+        return run3
+    from cat_plugin.hosts.inc2.run import run as run2
+
+    return run2
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file in the words of Neural Compressor 2.x or 3.x.
+
+    ::
+
+        quantization:
+          algorithm: cat
+          cat: {w_bits: [4, 2], a_bits: 4, num_clusters: 64, alpha: 0.4}
+        tuning:
+          accuracy_criterion: {relative: 0.01}
+          exit_policy: {max_trials: 10, timeout: 0}
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        A YAML file. Its JSON Schema is ``cat_plugin/recipe/recipe.schema.json``.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    RecipeError
+        With file, line and column, and for an unknown key the nearest known one.
+    """
+    path = Path(path)
+    located = read(path)
+    given, place, section = _cat_params(located)
+    base = _base_of(located, section)
+    seed = (located.data.get("tuning") or {}).get("random_seed")
+    configurations = []
+    for number, params in enumerate(given):
+        where = (*place, number) if len(given) > 1 else place
+        params = dict(params)
+        if base is not None and "base" in params:
+            raise located.error((*where, "base"), "the base is named twice, here and beside algorithm")
+        # 2.x words name an approach always; bits of our own then say that the engine is to run in its place.
+        own = [key for key in ("w_bits", "a_bits", "preset") if key in params]
+        if base is not None and not (own and "approach" in section and next(iter(base)) not in section):
+            params["base"] = base
+        if seed is not None:
+            params.setdefault("seed", seed)
+        for key, value in params.items():
+            try:
+                options.check({key: value}, "cat")
+            except CATError as error:
+                raise located.error((*where, key), str(error)) from None
+        try:
+            options.check(params, "cat")
+        except CATError as error:
+            raise located.error(where, str(error)) from None
+        configurations.append(params)
+    tuning = located.data.get("tuning") or {}
+    sizes = (section.get("calibration") or {}).get("sampling_size")
+    return Recipe(
+        path,
+        configurations,
+        _criterion(located),
+        sampling_size=max(sizes) if isinstance(sizes, list) else sizes,
+        performance_only=(tuning.get("exit_policy") or {}).get("performance_only", False),
+    )

@@ -1,0 +1,1 @@
+"""The cluster-affine step on CUDA."""

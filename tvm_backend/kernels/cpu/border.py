@@ -1,0 +1,179 @@
+"""Where float32 becomes integers and back, changing between channels first and channels last on the way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tvm_backend.kernels import arithmetic
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.epilogue import dequantized, pieces, quantized
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks, flat
+from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
+
+__all__ = ["Dequantize", "Quantize", "dequantize_reference", "quantize_reference"]
+
+_FEW = 4
+"""Channels of an image, whose pixels are put together in registers."""
+
+_AHEAD = 3
+"""Rows that are asked for before they are read: a row of each channel is too short a stretch for the processor's guesses."""
+
+
+def quantize_reference(spec: QuantizeSpec, data: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What :class:`Quantize` computes, in numpy."""
+    if spec.to_channels_last:
+        data = data.transpose(0, 2, 3, 1)
+    return tuple(arithmetic.quantize(data, qparams) for qparams in spec.outputs)
+
+
+def dequantize_reference(spec: DequantizeSpec, data: NDArray[Any]) -> tuple[NDArray[Any]]:
+    """What :class:`Dequantize` computes, in numpy."""
+    value = arithmetic.dequantize(data, spec.input)
+    return (value.transpose(0, 3, 1, 2) if spec.to_channels_first else value,)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : QuantizeSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: QuantizeSpec
+    isa: InstructionSet
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        out_shape = spec.shape
+        if spec.to_channels_last:
+            out_shape = (*spec.shape[1:], spec.shape[0])
+        outputs = [(f"output{i}", (batch, *out_shape), q.dtype) for i, q in enumerate(spec.outputs)]
+        return [("data", (batch, *spec.shape), "float32"), *outputs]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = ir.batch_extent(spec.batch)
+        with ir.Function(name) as function:
+            data, *outputs = function.buffers(self.arguments(batch))
+            if spec.to_channels_last:
+                self._transpose(batch, data, outputs)
+            else:
+                lead = [0] * (len(spec.shape) - 1)
+
+                def vectors(image: Expr, start: Expr, lanes: int) -> None:
+                    where = [image, *lead, start]
+                    value = ir.load(data, where, lanes)
+                    for output, qparams in zip(outputs, spec.outputs, strict=True):
+                        ir.store(output, quantized(value, qparams, lanes), where, lanes)
+
+                flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
+        return function.result
+
+    def _transpose(self, batch: Expr, data: Any, outputs: list[Any]) -> None:
+        channels, height, width = self.spec.shape
+        rows = self._mixed if channels <= _FEW else self._gathered
+
+        def task(image: Expr, first: Expr, count: Expr) -> None:
+            for output, qparams in zip(outputs, self.spec.outputs, strict=True):
+                rows(data, output, qparams, image, first, count)
+
+        Tasks(batch, height, channels * width, TASK_ELEMENTS).run(task)
+
+    def _vector(
+        self, data: Any, qparams: QParams, image: Expr, c: Expr, y: Expr, x: Expr, lanes: int
+    ) -> Expr:
+        """Some quantized pixels of one channel."""
+        ir.prefetch(data, [image, c, ir.least(y + _AHEAD, self.spec.shape[1] - 1), x])
+        return quantized(ir.load(data, [image, c, y, x], lanes), qparams, lanes)
+
+    def _mixed(self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr) -> None:
+        """Rows of few channels: one vector of each, whose pixels are put together in registers."""
+        channels, _, width = self.spec.shape
+        for begin, repeat, lanes in pieces(width, self.isa.lanes):
+            order = [c * lanes + p for p in range(lanes) for c in range(channels)]
+            with ir.loop(count) as row, ir.loop(repeat) as piece:
+                y, x = first + row, begin + piece * lanes
+                vectors = [self._vector(data, qparams, image, c, y, x, lanes) for c in range(channels)]
+                if lanes > 1 and channels > 1:
+                    vectors = [ir.shuffle(vectors, order)]
+                for c, vector in enumerate(vectors):
+                    ir.store(output, vector, [image, y, x, c], lanes * channels // len(vectors))
+
+    def _gathered(
+        self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr
+    ) -> None:
+        """Rows of many: each channel is quantized as vectors and kept; then pixels are put together."""
+        channels, _, width = self.spec.shape
+        kept = ir.allocate((channels, width), qparams.dtype)
+        with ir.loop(count) as row:
+            y = first + row
+            with ir.loop(channels) as c:
+                for begin, repeat, lanes in pieces(width, self.isa.lanes):
+                    with ir.loop(repeat) as piece:
+                        x = begin + piece * lanes
+                        ir.store(kept, self._vector(data, qparams, image, c, y, x, lanes), [c, x], lanes)
+            with ir.loop(width) as x, ir.loop(channels) as c:
+                ir.store(output, ir.load(kept, [c, x]), [image, y, x, c])
+
+
+@dataclass(frozen=True)
+class Dequantize:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : DequantizeSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: DequantizeSpec
+    isa: InstructionSet
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        out_shape = spec.shape
+        if spec.to_channels_first:
+            out_shape = (spec.shape[2], *spec.shape[:2])
+        return [("data", (batch, *spec.shape), spec.input.dtype), ("output0", (batch, *out_shape), "float32")]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = ir.batch_extent(spec.batch)
+        with ir.Function(name) as function:
+            data, output = function.buffers(self.arguments(batch))
+            if spec.to_channels_first:
+                height, width, channels = spec.shape
+
+                def task(image: Expr, first: Expr, count: Expr) -> None:
+                    with ir.loop(count) as row, ir.loop(channels) as c, ir.loop(width) as x:
+                        raw = ir.load(data, [image, first + row, x, c])
+                        ir.store(output, dequantized(raw, spec.input, 1), [image, c, first + row, x])
+
+                Tasks(batch, height, channels * width, TASK_ELEMENTS).run(task)
+            else:
+                lead = [0] * (len(spec.shape) - 1)
+
+                def vectors(image: Expr, start: Expr, lanes: int) -> None:
+                    where = [image, *lead, start]
+                    value = dequantized(ir.load(data, where, lanes), spec.input, lanes)
+                    ir.store(output, value, where, lanes)
+
+                flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
+        return function.result

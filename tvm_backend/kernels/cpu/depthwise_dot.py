@@ -1,0 +1,311 @@
+"""Depthwise convolution with dot-product instructions.
+
+Such an instruction adds four products to each sum, so four places under the kernel have to lie side by side for every
+channel.  They are taken from up to four rows above each other: channels lie side by side in memory, and unpacking bytes
+of four rows within 128-bit lanes gives four vectors that hold a column of the kernel for each channel.  They serve every
+output pixel that sees the column, each with weights of its own, and are never written to memory.  Narrowing within lanes
+takes the results out of this order again, so nothing ever crosses lanes.
+
+A vector holds 64 channels of one pixel; where fewer are left over, 32 channels of two pixels or 16 of four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cat_plugin.errors import CompileError
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.conv2d import reference
+from tvm_backend.kernels.cpu.epilogue import finish, integers
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.tasks import Tasks
+from tvm_backend.kernels.cpu.weighted import Operands, Weighted
+from tvm_backend.kernels.spec import ConvSpec, QParams
+
+__all__ = ["DepthwiseDot", "reference"]
+
+_TASK_MACS = 200_000
+"""Work that is worth handing to a thread."""
+
+_GROUPS = 14
+"""Most vectors of pixels that are unrolled: neighbours share the columns of the input that both see."""
+
+_UNIT = 64
+"""Bytes of a vector."""
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Channels that are worked on alike: `count` times `channels`, of `pixels` pixels, behind `first` channels."""
+
+    first: int
+    count: int
+    channels: int
+    chunk: int
+
+    @property
+    def pixels(self) -> int:
+        """Pixels in a vector."""
+        return _UNIT // self.channels
+
+
+@dataclass(frozen=True)
+class DepthwiseDot(Weighted):
+    """Generator of the kernel for one depthwise :class:`ConvSpec` on a set that multiplies groups of four."""
+
+    spec: ConvSpec
+
+    @staticmethod
+    def takes(spec: ConvSpec, isa: InstructionSet) -> bool:
+        """Whether this kernel can compute `spec`: sixteen channels or a multiple."""
+        return isa.narrows and isa.group == 4 and isa.lanes == 16 and spec.out_channels % 16 == 0
+
+    @property
+    def quads(self) -> int:
+        """Instructions for one kernel column."""
+        return -(-self.spec.kernel[0] // 4)
+
+    @property
+    def slices(self) -> tuple[_Slice, ...]:
+        """The channels, as vectors of 64 and what is left over."""
+        found: list[_Slice] = []
+        first = chunk = 0
+        for channels in (64, 32, 16):
+            count = (self.spec.out_channels - first) // channels
+            if count:
+                found.append(_Slice(first, count, channels, chunk))
+            first, chunk = first + count * channels, chunk + count
+        return tuple(found)
+
+    @property
+    def chunks(self) -> int:
+        """Vectors that the channels fill."""
+        return sum(piece.count for piece in self.slices)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the weights of a chunk."""
+        return self.quads * self.spec.kernel[1] * 4 * _UNIT
+
+    @property
+    def weight_length(self) -> int:
+        """Bytes of the packed weight."""
+        return self.chunks * self.chunk_bytes
+
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Lay weights of shape (C, 1, kernel height, kernel width) out as [chunk][quad][column][vector][lane][4]."""
+        if weight.min() < -128 or weight.max() > 127:
+            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
+        rows, columns = self.spec.kernel
+        padded = np.zeros((weight.shape[0], self.quads * 4, columns), np.int8)
+        padded[:, :rows] = np.asarray(weight)[:, 0]
+        ordered = padded.reshape(-1, self.quads, 4, columns)[self.order].transpose(0, 3, 5, 1, 2, 4)
+        return np.ascontiguousarray(ordered.reshape(-1))
+
+    @property
+    def order(self) -> NDArray[np.intp]:
+        """The channel in each lane, shape (chunks, 4, 16)."""
+        vector, lane = np.arange(4)[:, None], np.arange(16)
+        order = [
+            piece.first + i * piece.channels + (16 * (lane // 4) + 4 * vector + lane % 4) % piece.channels
+            for piece in self.slices
+            for i in range(piece.count)
+        ]
+        return np.stack(order)
+
+    def tasks(self, batch: Expr) -> Tasks:
+        """Output rows put together to tasks."""
+        return Tasks(batch, self.spec.out_height, self.spec.macs // self.spec.out_height, _TASK_MACS)
+
+    def emit(self, batch: Expr, operands: Operands) -> None:
+        """Write the body."""
+        self.tasks(batch).run(_Emitter(self, operands).task)
+
+
+class _Emitter:
+    """Writes the loops of one kernel."""
+
+    def __init__(self, kernel: DepthwiseDot, operands: Operands) -> None:
+        self.kernel, self.spec, self.isa, self.operands = kernel, kernel.spec, kernel.isa, operands
+        self.dtype = kernel.stored.dtype
+
+    def task(self, image: Expr, first: Expr, count: Expr) -> None:
+        """Some output rows of one image."""
+        operands = self.operands
+        constants = [
+            self.constants(buffer) for buffer in (operands.compensation, operands.scale, operands.bias)
+        ]
+        with ir.loop(count) as row:
+            for piece in self.kernel.slices:
+                with ir.loop(piece.count) as i:
+                    _Row(self, piece, i, image, first + row, constants).emit()
+
+    def constants(self, source: Any) -> Any:
+        """Values by channel, in the order of the lanes."""
+        target = ir.allocate((self.kernel.chunks * _UNIT,), source.dtype)
+        for piece in self.kernel.slices:
+            with ir.loop(piece.count) as i:
+                for vector in range(4):
+                    channel = piece.first + i * piece.channels + 4 * vector
+                    lanes = [ir.load(source, [channel + 16 * lane % piece.channels], 4) for lane in range(4)]
+                    place = ((piece.chunk + i) * 4 + vector) * 16
+                    ir.store(target, ir.shuffle(lanes, range(16)), [place], 16)
+        return target
+
+
+class _Row:
+    """One output row of one chunk of channels."""
+
+    def __init__(
+        self, emitter: _Emitter, piece: _Slice, index: Expr, image: Expr, y: Expr, constants: Sequence[Any]
+    ) -> None:
+        self.emitter, self.piece, self.image, self.y = emitter, piece, image, y
+        self.kernel, self.spec, self.isa = emitter.kernel, emitter.spec, emitter.isa
+        self.channel, self.chunk = piece.first + index * piece.channels, piece.chunk + index
+        self.compensation, self.scale, self.bias = constants
+
+    def emit(self) -> None:
+        """Write all pixels, tile by tile; those at the borders know which columns are padding, the others have none."""
+        groups = -(-self.spec.out_width // self.piece.pixels)
+        size = -(-groups // -(-groups // _GROUPS))
+        step = size * self.piece.pixels
+        starts = range(0, groups * self.piece.pixels, step)
+        inner = [start for start in starts if self.inside(start, step)]
+        for start in starts:
+            if start not in inner:
+                self.tile(start, min(size, groups - start // self.piece.pixels), start)
+            elif start == inner[0]:
+                with ir.loop(len(inner)) as tile:
+                    self.tile(start + tile * step, size, None)
+
+    def inside(self, start: int, pixels: int) -> bool:
+        """Whether no pixel of a tile sees anything beside the image."""
+        spec = self.spec
+        first = start * spec.stride[1] - spec.padding[1]
+        last = first + (pixels - 1) * spec.stride[1] + (spec.kernel[1] - 1) * spec.dilation[1]
+        return start + pixels <= spec.out_width and first >= 0 and last < spec.width
+
+    def tile(self, x: Expr, groups: int, known: int | None) -> None:
+        """Some vectors of pixels from `x` on, which is `known` at the borders."""
+        spec, pixels, stride = self.spec, self.piece.pixels, self.spec.stride[1]
+        uses: dict[int, list[tuple[int, int]]] = {}
+        for group in range(groups):
+            for kx in range(spec.kernel[1]):
+                column = group * pixels * stride + kx * spec.dilation[1]
+                uses.setdefault(column, []).append((group, kx))
+        reach = (spec.kernel[1] - 1) * spec.dilation[1]
+        held: dict[int, ir.Registers] = {}
+        for column in sorted(uses):
+            taps = self.column(x, column, known)
+            for group, kx in uses[column]:
+                if group not in held:
+                    held[group] = self.begin()
+                for quad, vectors in enumerate(taps):
+                    for vector in range(4):
+                        place = ((quad * spec.kernel[1] + kx) * 4 + vector) * _UNIT
+                        place = self.chunk * self.kernel.chunk_bytes + place
+                        weights = ir.load(self.emitter.operands.weight, [place], _UNIT)
+                        held[group][vector] = self.isa.dot(held[group][vector], vectors[vector], weights)
+            for group in [group for group in held if group * pixels * stride + reach == column]:
+                left = pixels if known is None else min(pixels, spec.out_width - known - group * pixels)
+                self.finish(held.pop(group), x + group * pixels, left)
+
+    def begin(self) -> ir.Registers:
+        """Four vectors of sums, the zero point taken out."""
+        held = ir.Registers(4, "int32", 16)
+        for vector in range(4):
+            held[vector] = ir.load(self.compensation, [(self.chunk * 4 + vector) * 16], 16)
+        return held
+
+    def column(self, x: Expr, column: int, known: int | None) -> list[list[Expr]]:
+        """The places under a kernel column for the pixels from `x` on: for each quad of rows four vectors."""
+        spec, result = self.spec, []
+        for quad in range(self.kernel.quads):
+            rows = [
+                ir.hold(self.places(ky, x, column, known), self.emitter.dtype, _UNIT)
+                for ky in range(quad * 4, min(quad * 4 + 4, spec.kernel[0]))
+            ]
+            # Rows beyond the kernel meet zero weights: any value will do.
+            rows += [rows[-1]] * (4 - len(rows))
+            pairs = [
+                ir.hold(_unpack(a, b, 1, high), self.emitter.dtype, _UNIT)
+                for a, b in ((rows[0], rows[1]), (rows[2], rows[3]))
+                for high in (False, True)
+            ]
+            vectors = [_unpack(pairs[v // 2], pairs[2 + v // 2], 2, v % 2 == 1) for v in range(4)]
+            result.append([ir.hold(vector, self.emitter.dtype, _UNIT) for vector in vectors])
+        return result
+
+    def places(self, ky: int, x: Expr, column: int, known: int | None) -> Expr:
+        """One input place for each pixel and channel of a vector; the zero point outside of the image."""
+        spec, piece = self.spec, self.piece
+        zero = self.kernel.stored_zero
+        row = self.y * spec.stride[0] + (ky * spec.dilation[0] - spec.padding[0])
+        padded = spec.padding[0] or spec.padding[2]
+        nearest = ir.least(ir.most(row, 0), spec.height - 1) if padded else row
+        first = column - spec.padding[1]
+        pixels = []
+        for p in range(piece.pixels):
+            at = first + p * spec.stride[1]
+            if known is not None and not 0 <= known * spec.stride[1] + at < spec.width:
+                pixels.append(ir.constant(zero, self.emitter.dtype, piece.channels))
+                continue
+            indices = [self.image, nearest, x * spec.stride[1] + at, self.channel]
+            value = ir.load(self.emitter.operands.data, indices, piece.channels)
+            if self.kernel.flip:
+                value = ir.flip_sign(value, spec.input.dtype, piece.channels)
+            pixels.append(value)
+        value = pixels[0] if len(pixels) == 1 else ir.shuffle(pixels, range(_UNIT))
+        if not padded:
+            return value
+        outside = ir.constant(zero, self.emitter.dtype, _UNIT)
+        return ir.pick(ir.both(row >= 0, row < spec.height), value, outside)
+
+    def finish(self, held: ir.Registers, x: Expr, pixels: int) -> None:
+        """The epilogue: bytes of a whole vector at once, anything else four channels at a time."""
+        lanes, epilogue, operands = self.isa.lanes, self.spec.epilogue, self.emitter.operands
+        channels = self.piece.channels
+        values = []
+        for vector in range(4):
+            place = [(self.chunk * 4 + vector) * 16]
+            total = ir.cast(held[vector], "float32", lanes)
+            value = ir.fma(total, ir.load(self.scale, place, lanes), ir.load(self.bias, place, lanes), lanes)
+            values.append(ir.hold(value, "float32", lanes))
+        if epilogue.residual is epilogue.branch is None and all(
+            isinstance(kind, QParams) for kind in epilogue.outputs
+        ):
+            for output, kind in zip(operands.outputs, epilogue.outputs, strict=True):
+                assert isinstance(kind, QParams)
+                wide = [
+                    integers(value, kind, lanes, epilogue.clip, self.isa, epilogue.bounded)
+                    for value in values
+                ]
+                packed = self.isa.narrow(wide, kind.dtype, in_order=False)
+                if channels < _UNIT:
+                    packed = ir.hold(packed, kind.dtype, _UNIT)
+                for p in range(pixels):
+                    part = packed if channels == _UNIT else ir.part(packed, p * channels, channels)
+                    ir.store(output, part, [self.image, self.y, x + p, self.channel], channels)
+            return
+        for vector in range(4):
+            for lane in range(pixels * channels // 16):
+                pixel, channel = divmod(16 * lane, channels)
+                where = [self.image, self.y, x + pixel, self.channel + channel + 4 * vector]
+                value = ir.part(values[vector], lane * 4, 4)
+                finish(value, epilogue, operands.residual, operands.outputs, where, 4)
+
+
+def _unpack(a: Expr, b: Expr, size: int, high: bool) -> Expr:
+    """Elements of `size` bytes of two 64-byte vectors in turn, from the low or the high half of each lane."""
+    order = []
+    for lane in range(4):
+        for element in range(8 // size):
+            begin = lane * 16 + (8 if high else 0) + element * size
+            order += [*range(begin, begin + size), *range(64 + begin, 64 + begin + size)]
+    return ir.shuffle([a, b], order)

@@ -1,0 +1,69 @@
+"""Sum of one or two tensors, clipped and quantized anew."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tvm_backend.kernels.arithmetic import add_to, apply_epilogue, dequantize, storage_dtype
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.epilogue import dequantized, finish, output_arguments
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.tasks import flat
+from tvm_backend.kernels.spec import ElementwiseSpec
+
+__all__ = ["Elementwise", "reference"]
+
+
+def reference(spec: ElementwiseSpec, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """What the kernel computes, in numpy."""
+    value = dequantize(inputs[0], spec.inputs[0])
+    for tensor, kind in zip(inputs[1:], spec.inputs[1:], strict=True):
+        value = add_to(value, tensor, kind)
+    return apply_epilogue(value, spec.epilogue)
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : ElementwiseSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: ElementwiseSpec
+    isa: InstructionSet
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        shape = (batch, *spec.shape)
+        inputs = [(f"input{i}", shape, storage_dtype(kind)) for i, kind in enumerate(spec.inputs)]
+        return [*inputs, *output_arguments(spec.epilogue, shape)]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = ir.batch_extent(spec.batch)
+        lead = [0] * (len(spec.shape) - 1)
+        with ir.Function(name) as function:
+            buffers = function.buffers(self.arguments(batch))
+            inputs, outputs = buffers[: len(spec.inputs)], buffers[len(spec.inputs) :]
+
+            def vectors(image: Expr, start: Expr, width: int) -> None:
+                where = [image, *lead, start]
+                value = None
+                for buffer, kind in zip(inputs, spec.inputs, strict=True):
+                    value = dequantized(ir.load(buffer, where, width), kind, width, onto=value)
+                finish(value, spec.epilogue, None, outputs, where, width)
+
+            flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
+        return function.result

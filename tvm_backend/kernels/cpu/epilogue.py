@@ -1,0 +1,188 @@
+"""The epilogue in registers: scale, bias, residual, activation and quantization of one vector of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tvm_backend.kernels.arithmetic import storage_dtype
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
+
+__all__ = [
+    "branched",
+    "chunks",
+    "dequantized",
+    "finish",
+    "finish_row",
+    "integers",
+    "output_arguments",
+    "pieces",
+    "quantized",
+    "residual_argument",
+]
+
+
+def chunks(count: int, lanes: int) -> list[tuple[int, int]]:
+    """Split `count` channels into vectors: full ones, then halves, quarters and so on, as (start, lanes)."""
+    pieces, start, width = [], 0, lanes
+    while start < count:
+        while width > count - start:
+            width //= 2
+        pieces.append((start, width))
+        start += width
+    return pieces
+
+
+def pieces(count: int, lanes: int) -> list[tuple[int, int, int]]:
+    """`count` channels as runs of equally wide vectors: (start, number of vectors, lanes)."""
+    runs: list[tuple[int, int, int]] = []
+    for begin, width in chunks(count, lanes):
+        if runs and runs[-1][2] == width:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1, width)
+        else:
+            runs.append((begin, 1, width))
+    return runs
+
+
+def dequantized(raw: Expr, kind: TensorKind, lanes: int, onto: Expr | None = None) -> Expr:
+    """The real value of a loaded vector, added to `onto` by fused multiply-add if that is given."""
+    if not isinstance(kind, QParams):
+        # Without the fence LLVM might fuse a product with this addition, on some targets only.
+        return raw if onto is None else ir.fence(onto, lanes) + raw
+    shifted = ir.cast(raw, "int32", lanes)
+    if kind.zero_point:
+        shifted = shifted - ir.constant(kind.zero_point, "int32", lanes)
+    value, step = ir.cast(shifted, "float32", lanes), ir.constant(kind.step, "float32", lanes)
+    if kind.step == 1:
+        return value if onto is None else ir.fence(onto, lanes) + value
+    return value * step if onto is None else ir.fma(value, step, onto, lanes)
+
+
+def integers(
+    value: Expr,
+    kind: QParams,
+    lanes: int,
+    clip: tuple[float | None, float | None] = (None, None),
+    isa: InstructionSet | None = None,
+    bounded: bool = False,
+) -> Expr:
+    """Clip a float32 vector and quantize it to int32.
+
+    Multiplication by a positive constant is monotone even after rounding, so clipping to ``[a, b]`` first equals
+    clipping to ``[fl(a * inverse), fl(b * inverse)]`` afterwards; activation and saturation become one pair of bounds.
+    With `isa`, whose narrowing saturates, a bound that is the storage type's own is left to it: the lower one always,
+    the upper one where the value is `bounded`, since the conversion of a larger one gives the most negative integer.
+    """
+    low, high = clip
+    inverse = np.float32(kind.inverse)
+    least, most = np.float32(kind.qmin - kind.zero_point), np.float32(kind.qmax - kind.zero_point)
+    if low is not None:
+        least = np.clip(np.float32(low) * inverse, least, most)
+    if high is not None:
+        most = np.clip(np.float32(high) * inverse, least, most)
+    scaled = value if inverse == 1 else value * ir.constant(float(inverse), "float32", lanes)
+    lowest, highest = (-128, 127) if kind.signed else (0, 255)
+    # Far below the range the conversion gives the most negative integer, which must not wrap around.
+    saturates = isa is not None and (bounded or kind.zero_point >= 0)
+    if not saturates or np.rint(least) > lowest - kind.zero_point:
+        scaled = ir.larger(scaled, ir.constant(float(least), "float32", lanes))
+    if isa is None or not bounded or np.rint(most) < highest - kind.zero_point:
+        scaled = ir.smaller(scaled, ir.constant(float(most), "float32", lanes))
+    integer = isa.round_to_int(scaled) if isa is not None else ir.round_to_int(scaled, lanes)
+    if kind.zero_point:
+        integer = integer + ir.constant(kind.zero_point, "int32", lanes)
+    return integer
+
+
+def quantized(
+    value: Expr, kind: TensorKind, lanes: int, clip: tuple[float | None, float | None] = (None, None)
+) -> Expr:
+    """Clip a float32 vector and quantize it to its storage type, or leave it float32."""
+    if isinstance(kind, QParams):
+        return ir.cast(integers(value, kind, lanes, clip), kind.dtype, lanes)
+    for bound, function in zip(clip, (ir.larger, ir.smaller), strict=True):
+        if bound is not None:
+            value = function(value, ir.constant(float(np.float32(bound)), "float32", lanes))
+    return value
+
+
+def branched(value: Expr, epilogue: Epilogue, lanes: int) -> Expr:
+    """A float32 vector quantized and dequantized, where the epilogue asks for it."""
+    if epilogue.branch is None:
+        return value
+    return dequantized(integers(value, epilogue.branch, lanes), epilogue.branch, lanes)
+
+
+def residual_argument(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
+    """The residual as a kernel argument; none if the epilogue has none."""
+    if epilogue.residual is None:
+        return []
+    return [("residual", shape, storage_dtype(epilogue.residual))]
+
+
+def output_arguments(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
+    """The outputs as kernel arguments."""
+    return [(f"output{i}", shape, storage_dtype(kind)) for i, kind in enumerate(epilogue.outputs)]
+
+
+def finish(
+    value: Expr,
+    epilogue: Epilogue,
+    residual: Any,
+    outputs: Sequence[Any],
+    indices: Sequence[Expr],
+    lanes: int,
+) -> None:
+    """Add the residual to a float32 vector, clip it and store it to every output at `indices`."""
+    value = branched(value, epilogue, lanes)
+    if epilogue.residual is not None:
+        value = dequantized(ir.load(residual, indices, lanes), epilogue.residual, lanes, onto=value)
+    if len(outputs) > 1:
+        value = ir.hold(value, "float32", lanes)
+    for output, kind in zip(outputs, epilogue.outputs, strict=True):
+        ir.store(output, quantized(value, kind, lanes, epilogue.clip), indices, lanes)
+
+
+def finish_row(
+    values: Sequence[Expr],
+    epilogue: Epilogue,
+    residual: Any,
+    outputs: Sequence[Any],
+    indices: Sequence[Expr],
+    isa: InstructionSet,
+) -> None:
+    """:func:`finish` for several vectors of consecutive channels, stored together where that is faster."""
+    lanes = isa.lanes
+    if len(values) > 4:  # as many as are narrowed at once
+        finish_row(values[:4], epilogue, residual, outputs, indices, isa)
+        indices = [*indices[:-1], indices[-1] + 4 * lanes]
+        finish_row(values[4:], epilogue, residual, outputs, indices, isa)
+        return
+    if not isa.narrows or len(values) == 1:
+        for i, value in enumerate(values):
+            finish(value, epilogue, residual, outputs, [*indices[:-1], indices[-1] + i * lanes], lanes)
+        return
+    places = [[*indices[:-1], indices[-1] + i * lanes] for i in range(len(values))]
+    values = [branched(value, epilogue, lanes) for value in values]
+    if epilogue.residual is not None:
+        values = [
+            dequantized(ir.load(residual, place, lanes), epilogue.residual, lanes, onto=value)
+            for place, value in zip(places, values, strict=True)
+        ]
+    if len(outputs) > 1:
+        values = [ir.hold(value, "float32", lanes) for value in values]
+    for output, kind in zip(outputs, epilogue.outputs, strict=True):
+        if not isinstance(kind, QParams):
+            for place, value in zip(places, values, strict=True):
+                ir.store(output, quantized(value, kind, lanes, epilogue.clip), place, lanes)
+            continue
+        wide = [integers(value, kind, lanes, epilogue.clip, isa, epilogue.bounded) for value in values]
+        packed = ir.hold(isa.narrow(wide, kind.dtype), kind.dtype, 4 * lanes)
+        for begin, width in chunks(len(values) * lanes, 4 * lanes):
+            bytes_ = packed if width == 4 * lanes else ir.part(packed, begin, width)
+            ir.store(output, bytes_, [*indices[:-1], indices[-1] + begin], width)

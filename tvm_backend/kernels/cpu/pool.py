@@ -1,0 +1,182 @@
+"""Max and average pooling on integers, channels last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tvm_backend.kernels.arithmetic import apply_epilogue, dequantize
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.epilogue import (
+    chunks,
+    dequantized,
+    finish,
+    finish_row,
+    output_arguments,
+    pieces,
+    residual_argument,
+)
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.tasks import Tasks
+from tvm_backend.kernels.spec import Epilogue, PoolSpec
+
+__all__ = ["Pool", "reference"]
+
+_TASK = 100_000
+"""Elements read that are worth handing to a thread."""
+
+
+def _spans(size: int, out: int, kernel: int, stride: int, before: int) -> list[tuple[int, int]]:
+    """First and past-last valid index of each window along one axis."""
+    starts = [i * stride - before for i in range(out)]
+    return [(max(0, start), min(size, start + kernel)) for start in starts]
+
+
+def _padded_extent(size: int, out: int, kernel: int, stride: int, before: int, after: int) -> list[int]:
+    """Places of each window inside the input or its padding along one axis."""
+    return [min(i * stride + kernel, before + size + after) - i * stride for i in range(out)]
+
+
+def _divisors(spec: PoolSpec) -> NDArray[np.int64]:
+    """What each window's sum is divided by, shape (H_out, W_out)."""
+    top, left, bottom, right = spec.padding
+    if spec.count_include_pad:
+        rows = _padded_extent(spec.height, spec.out_height, spec.kernel[0], spec.stride[0], top, bottom)
+        columns = _padded_extent(spec.width, spec.out_width, spec.kernel[1], spec.stride[1], left, right)
+    else:
+        rows = [b - a for a, b in _spans(spec.height, spec.out_height, spec.kernel[0], spec.stride[0], top)]
+        columns = [b - a for a, b in _spans(spec.width, spec.out_width, spec.kernel[1], spec.stride[1], left)]
+    return np.outer(rows, columns)
+
+
+def reference(
+    spec: PoolSpec, data: NDArray[Any], residual: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], ...]:
+    """What the pooling kernel computes, in numpy; `data` has shape (N, H, W, C)."""
+    top, left = spec.padding[:2]
+    rows = _spans(spec.height, spec.out_height, spec.kernel[0], spec.stride[0], top)
+    columns = _spans(spec.width, spec.out_width, spec.kernel[1], spec.stride[1], left)
+    result = np.zeros((data.shape[0], spec.out_height, spec.out_width, spec.channels), np.float32)
+    divisors = _divisors(spec)
+    for i, (y0, y1) in enumerate(rows):
+        for j, (x0, x1) in enumerate(columns):
+            places = data[:, y0:y1, x0:x1].astype(np.int32)
+            if spec.kind == "max":
+                result[:, i, j] = dequantize(places.max(axis=(1, 2)), spec.input)
+            else:
+                total = (places - spec.input.zero_point).sum(axis=(1, 2), dtype=np.int32)
+                factor = np.float32(spec.input.scale / int(divisors[i, j]))
+                result[:, i, j] = total.astype(np.float32) * factor
+    return apply_epilogue(result, spec.epilogue, residual)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Generator of the kernel for one specification.
+
+    Parameters
+    ----------
+    spec : PoolSpec
+        What to compute.
+    isa : InstructionSet
+        Gives the width of a vector.
+    """
+
+    spec: PoolSpec
+    isa: InstructionSet
+
+    @property
+    def integers_only(self) -> bool:
+        """Whether the largest integer is the output as it is."""
+        spec = self.spec
+        plain = Epilogue(outputs=(spec.input,))
+        return spec.kind == "max" and spec.epilogue == plain
+
+    def arguments(self, batch: Expr) -> list[ir.Argument]:
+        """Arguments of the kernel."""
+        spec = self.spec
+        out_shape = (batch, spec.out_height, spec.out_width, spec.channels)
+        return [
+            ("data", (batch, spec.height, spec.width, spec.channels), spec.input.dtype),
+            *residual_argument(spec.epilogue, out_shape),
+            *output_arguments(spec.epilogue, out_shape),
+        ]
+
+    def build(self, name: str) -> Any:
+        """The PrimFunc."""
+        spec = self.spec
+        batch = ir.batch_extent(spec.batch)
+        # Bytes are compared as they are; sums need 32 bits.
+        lanes = self.isa.lanes * (4 if spec.kind == "max" else 1)
+        with ir.Function(name) as function:
+            data, *rest = function.buffers(self.arguments(batch))
+            residual = rest.pop(0) if spec.epilogue.residual is not None else None
+
+            def task(image: Expr, first: Expr, count: Expr) -> None:
+                for begin, repeat, width in pieces(spec.channels, lanes):
+                    with ir.loop(count) as y, ir.loop(spec.out_width) as x, ir.loop(repeat) as piece:
+                        where = [image, first + y, x, begin + piece * width]
+                        self._window(data, residual, rest, where, width)
+
+            cost = spec.out_width * spec.channels * spec.kernel[0] * spec.kernel[1]
+            Tasks(batch, spec.out_height, cost, _TASK).run(task)
+        return function.result
+
+    def _window(self, data: Any, residual: Any, outputs: list[Any], where: list[Expr], lanes: int) -> None:
+        """One vector of channels at one output place."""
+        spec = self.spec
+        image, y, x, channel = where
+        row, first, last = _bounds(y, spec.height, spec.kernel[0], spec.stride[0], spec.padding[0])
+        column, left, right = _bounds(x, spec.width, spec.kernel[1], spec.stride[1], spec.padding[1])
+        dtype = spec.input.dtype if spec.kind == "max" else "int32"
+        lowest = 0 if spec.kind == "avg" else -128 if spec.input.signed else 0
+        held = ir.Registers(1, dtype, lanes)
+        held[0] = ir.constant(lowest, dtype, lanes)
+        with ir.loop(last - first) as i, ir.loop(right - left) as j:
+            value = ir.load(data, [image, row + first + i, column + left + j, channel], lanes)
+            total = held[0]
+            held[0] = ir.larger(total, value) if spec.kind == "max" else total + ir.cast(value, dtype, lanes)
+        result = held[0]
+        if self.integers_only:
+            ir.store(outputs[0], result, where, lanes)
+        elif spec.kind == "max":
+            parts = [ir.part(result, begin, width) for begin, width in chunks(lanes, self.isa.lanes)]
+            reals = [dequantized(part, spec.input, min(lanes, self.isa.lanes)) for part in parts]
+            if len(reals) > 1:
+                finish_row(reals, spec.epilogue, residual, outputs, where, self.isa)
+            else:
+                finish(reals[0], spec.epilogue, residual, outputs, where, lanes)
+        else:
+            places = ir.cast((last - first) * (right - left), "int32")
+            centred = result - ir.broadcast(places * ir.constant(spec.input.zero_point, "int32"), lanes)
+            real = ir.cast(centred, "float32", lanes) * ir.broadcast(self._factor(row, column, places), lanes)
+            finish(real, spec.epilogue, residual, outputs, where, lanes)
+
+    def _factor(self, row: Expr, column: Expr, places: Expr) -> Expr:
+        """``float32(scale / divisor)`` of a window: one constant, or a choice among the borders' few."""
+        spec = self.spec
+        values, counts = np.unique(_divisors(spec), return_counts=True)
+        factors = {
+            int(value): ir.constant(float(np.float32(spec.input.scale / int(value))), "float32")
+            for value in values
+        }
+        usual = int(values[counts.argmax()])
+        if spec.count_include_pad:
+            rows = ir.least(spec.kernel[0], spec.height + spec.padding[2] - row)
+            columns = ir.least(spec.kernel[1], spec.width + spec.padding[3] - column)
+            places = rows * columns
+        result = factors.pop(usual)
+        for value, factor in factors.items():
+            result = ir.pick(places == value, factor, result)
+        return result
+
+
+def _bounds(index: Expr, size: int, kernel: int, stride: int, before: int) -> tuple[Expr, Expr, Expr]:
+    """Start of a window and the first and past-last of its places that lie inside the input."""
+    start = index * stride - before
+    first = ir.most(0, 0 - start) if before else 0
+    return start, first, ir.least(kernel, size - start)

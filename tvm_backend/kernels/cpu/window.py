@@ -1,0 +1,107 @@
+"""Copies of input rows with their padding filled in, so that inner loops need no bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.spec import ConvSpec, QParams
+
+__all__ = ["Window"]
+
+_SLACK = 64
+"""Bytes behind the last row that vector loads may touch; they meet zero weights or are not stored."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A buffer that holds the input rows of `rows` output rows.
+
+    Parameters
+    ----------
+    spec : ConvSpec
+        The convolution.
+    rows : int
+        Output rows.
+    flip : bool
+        Whether values are stored with the other sign, offset by 128.
+    wide : bool, optional
+        Whether values are stored as int16, for instructions that multiply these.
+    """
+
+    spec: ConvSpec
+    rows: int
+    flip: bool
+    wide: bool = False
+
+    @property
+    def in_rows(self) -> int:
+        """Input rows, padded ones included."""
+        spec = self.spec
+        return (self.rows - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
+
+    @property
+    def pitch(self) -> int:
+        """Elements from one row to the next."""
+        spec = self.spec
+        return (spec.padding[1] + spec.width + spec.padding[3]) * spec.in_channels
+
+    @property
+    def dtype(self) -> str:
+        """Element type."""
+        return "int16" if self.wide else self.stored.dtype
+
+    @property
+    def stored(self) -> QParams:
+        """The values as they are stored."""
+        return self.spec.input.flipped if self.flip else self.spec.input
+
+    def allocate(self) -> Any:
+        """Emit the allocation."""
+        return ir.allocate((self.in_rows * self.pitch + _SLACK,), self.dtype)
+
+    def fill(self, buffer: Any, data: Any, image: Expr, first_row: Expr, in_rows: Expr) -> None:
+        """Emit the copy.
+
+        Parameters
+        ----------
+        buffer : Buffer
+            From :meth:`allocate`.
+        data : Buffer, shape (N, H, W, C)
+            The input.
+        image : Expr
+            Which image.
+        first_row : Expr
+            First input row; negative for padding.
+        in_rows : Expr
+            How many rows.
+        """
+        spec = self.spec
+        channels, width = spec.in_channels, spec.width
+        zero = self.stored.zero_point
+        left, right = spec.padding[1] * channels, spec.padding[3] * channels
+
+        def blank(start: Expr, count: int) -> None:
+            if count:
+                with ir.loop(count) as i:
+                    ir.store(buffer, ir.constant(zero, self.dtype), [start + i])
+
+        with ir.loop(in_rows) as row:
+            start = row * self.pitch
+            is_inside = ir.both(first_row + row >= 0, first_row + row < spec.height)
+            with ir.choose(is_inside) as (inside, outside):
+                with inside:
+                    blank(start, left)
+                    # Columns and channels of a row are consecutive: one loop over both is a block copy.
+                    with ir.loop(width * channels) as i:
+                        value = ir.load(data, [image, first_row + row, 0, i])
+                        if self.flip:
+                            value = ir.flip_sign(value, self.spec.input.dtype)
+                        if self.wide:
+                            value = ir.cast(value, "int16")
+                        ir.store(buffer, value, [start + left + i])
+                    blank(start + left + width * channels, right)
+                with outside:
+                    blank(start, self.pitch)
