@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cat_plugin._lazy import attach
 from cat_plugin.hosts import register as _register
 from cat_plugin.hosts import unregister
+from cat_plugin.version import __version__
 
 if TYPE_CHECKING:
     from cat_plugin.correction import correct
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from cat_plugin.hosts.inc3.algorithm import CATConfig
     from cat_plugin.recipe.recipe import Recipe, load_recipe
     from cat_plugin.serialization.saving import load, save
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CATConfig",

@@ -68,7 +68,7 @@ def key_value_table(values: dict[str, Any]) -> Table:
 
 def _show_version(value: bool) -> None:
     if value:
-        from cat_plugin import __version__
+        from cat_plugin.version import __version__
 
         typer.echo(f"cat-ptq {__version__}")
         raise typer.Exit

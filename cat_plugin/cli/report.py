@@ -116,7 +116,7 @@ def report(
 
 
 def _written() -> str:
-    from cat_plugin import __version__
+    from cat_plugin.version import __version__
 
     today = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return f"cat-ptq {__version__}, {today}, {os.cpu_count()} {platform.machine()} processors"

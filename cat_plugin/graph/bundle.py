@@ -53,7 +53,7 @@ _LIBRARIES = ("torch", "numpy", "scikit-learn", "safetensors", "neural-compresso
 
 
 def _versions() -> dict[str, str]:
-    from cat_plugin import __version__
+    from cat_plugin.version import __version__
 
     found = {"cat-ptq": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
