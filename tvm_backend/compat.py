@@ -110,6 +110,12 @@ def functions(mod: Any) -> list[tuple[Any, Any]]:
     return [(var, mod[var]) for var in mod.get_global_vars()]
 
 
+def function_names(mod: Any) -> set[str]:
+    """The names of a module's functions, in the module and in the library that it becomes."""
+    symbols = [function.attrs.get("global_symbol") for _, function in functions(mod) if function.attrs]
+    return {str(var.name_hint) for var in mod.get_global_vars()} | {str(name) for name in symbols if name}
+
+
 def with_functions(mod: Any, changed: dict[Any, Any]) -> Any:
     """A copy of `mod` with some functions replaced or added."""
     copy = tvm.IRModule(dict(functions(mod)), attrs=mod.attrs)

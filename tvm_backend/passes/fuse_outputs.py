@@ -29,8 +29,8 @@ __all__ = ["FuseOutputs"]
 
 
 class _Fuse(Rewriter):
-    def __init__(self, mod: Any, function: Any) -> None:
-        super().__init__(mod, function)
+    def __init__(self, mod: Any, function: Any, taken: set[str]) -> None:
+        super().__init__(mod, function, taken)
         self._outputs: dict[Any, dict[TensorKind, Any]] = {}
 
     def visit(self, expr: Any) -> Any | None:

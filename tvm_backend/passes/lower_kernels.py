@@ -16,7 +16,6 @@ Equal specifications share one function.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from typing import Any
 
 import tvm
@@ -52,9 +51,7 @@ class _Lower(Rewriter):
 
     def _call(self, key: Any, name: str, function: Any, args: list[Any], out: Any) -> Any:
         if key not in self.shared:
-            taken = {str(variable.name_hint) for variable in self.shared.values()}
-            name = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in taken)
-            self.shared[key] = self.builder.add_func(function.with_attr("global_symbol", name), name)
+            self.shared[key] = self.add_function(function, name)
         variable = self.shared[key]
         fields = compat.tuple_fields(out)
         return relax.call_tir(variable, args, out if fields is None else fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from typing import Any
@@ -28,10 +29,13 @@ class Rewriter:
         The module that the function belongs to.
     function : relax.Function
         The function to rewrite; it stays as it is.
+    taken : set of str
+        The names of all functions of the module, those that this pass has added so far among them.
     """
 
-    def __init__(self, mod: Any, function: Any) -> None:
+    def __init__(self, mod: Any, function: Any, taken: set[str]) -> None:
         self.mod = mod
+        self.taken = taken
         self.function = function
         self.name = str(function.attrs["global_symbol"])
         self.builder = relax.BlockBuilder()
@@ -54,6 +58,12 @@ class Rewriter:
         var = self.builder.emit(expr)
         self._defined[var] = expr
         return var
+
+    def add_function(self, function: Any, name: str) -> Any:
+        """Add a PrimFunc under `name`, numbered when the module has a function of that name; returns its variable."""
+        name = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in self.taken)
+        self.taken.add(name)
+        return self.builder.add_func(function.with_attr("global_symbol", name), name)
 
     def definition(self, expr: Any) -> Any:
         """The expression bound to a variable of the new function; anything else is its own definition."""
@@ -147,9 +157,10 @@ def as_pass(rewriter: type[Rewriter], name: str) -> Any:
 
     def transform(mod: Any, _context: Any) -> Any:
         updated: dict[Any, Any] = {}
+        taken = compat.function_names(mod)
         for var, function in compat.functions(mod):
             if isinstance(function, relax.Function):
-                rewriting = rewriter(mod, function)
+                rewriting = rewriter(mod, function, taken)
                 updated[var] = rewriting.rewrite()
                 updated.update(rewriting.added)
         return relax.transform.DeadCodeElimination()(compat.with_functions(mod, updated))

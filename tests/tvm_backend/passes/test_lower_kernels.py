@@ -137,3 +137,38 @@ def test_lower_kernels_leaves_float_alone_and_names_what_no_pass_took():
     # TVM hands an exception of a pass on as one of its own; the compiler makes it a CompileError again.
     with pytest.raises(RuntimeError, match=r"cat\.quantize was left over"):
         LowerKernels(TARGET).pass_(Left)
+
+
+def test_lower_kernels_numbers_a_kernel_whose_name_a_function_has():
+    """TVM calls its functions after operators (``add``), and so do we: a name stands for one function only."""
+    spec = cluster_affine.ClusterAffineSpec(
+        op="cat::cluster_affine",
+        n_classes=10,
+        n_clusters=3,
+        n_components=2,
+        n_features=0,
+        rank=0,
+        alpha=0.4,
+        batch=None,
+        dtype="float32",
+        n_distance_components=2,
+    )
+    function = cluster_affine.lower(spec, TARGET)
+    builder = relax.BlockBuilder()
+    out = compat.tensor_type((tvm.tirx.Var("n", "int64"), 10), "float32")
+    z = relax.Var("z", out)
+    with builder.function("main", [z]):
+        taken = [
+            builder.add_func(function.with_attr("global_symbol", name), name)
+            for name in ("cluster_affine", "cluster_affine_1")
+        ]
+        with builder.dataflow():
+            first = builder.emit(relax.call_tir(taken[0], [z, *MAP], out))
+            second = builder.emit(relax.call_tir(taken[1], [first, *MAP], out))
+            final = builder.emit_output(dialect.correction("cluster_affine", [second, *MAP], 0.4, False))
+        builder.emit_func_output(final)
+    lower = LowerKernels(TARGET)
+    after = lower.pass_(builder.finalize())
+    assert [entry.name for entry in lower.calls()] == ["cluster_affine_2"]
+    assert compat.function_names(after) == {"main", "cluster_affine", "cluster_affine_1", "cluster_affine_2"}
+    relax.transform.AttachGlobalSymbol()(after)
