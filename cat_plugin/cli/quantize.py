@@ -266,8 +266,8 @@ def _measured(
 
     from cat_plugin.cli.data import Samples
     from cat_plugin.cli.scoring import logits_of
+    from cat_plugin.report.clusters import cluster_summary
     from cat_plugin.report.sensitivity import layer_sensitivity, rows_for
-    from cat_plugin.report.svg.clusters import cluster_summary
 
     found: dict[str, Any] = {}
     inputs = torch.from_numpy(samples.inputs)

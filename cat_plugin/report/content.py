@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Content", "Evaluation", "Section", "bits_of", "short_name", "weight_bytes"]
+from cat_plugin.report.blocks import Block
+
+__all__ = [
+    "NOT_RECORDED",
+    "Content",
+    "Evaluation",
+    "Section",
+    "as_text",
+    "bits_of",
+    "short_name",
+    "weight_bytes",
+]
+
+NOT_RECORDED = "the bundle has no record of it; bundles written by 'cat-ptq quantize' have one"
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,8 @@ class Section:
         Its address within the page, and its heading.
     lead : str
         What it shows, in a sentence or two.
-    body : tuple
-        Markup; empty when there is nothing to show.
+    body : tuple of Block
+        Empty when there is nothing to show.
     missing : str
         Then, why.
     """
@@ -99,8 +113,13 @@ class Section:
     key: str
     title: str
     lead: str = ""
-    body: tuple[object, ...] = ()
+    body: tuple[Block, ...] = ()
     missing: str = ""
+
+
+def as_text(value: object) -> str:
+    """A value of a configuration: a string as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def short_name(layer: str) -> str:

@@ -15,7 +15,7 @@ Every part may be missing; a page made of it leaves the section out and says why
 ``sensitivity``
     Of :func:`cat_plugin.report.sensitivity.layer_sensitivity`, with the number of rows.
 ``clusters``
-    Of :func:`cat_plugin.report.svg.clusters.cluster_summary`.
+    Of :func:`cat_plugin.report.clusters.cluster_summary`.
 """
 
 from __future__ import annotations

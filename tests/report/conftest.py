@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cat_plugin.report.clusters import cluster_summary
 from cat_plugin.report.content import Content, Evaluation
 from cat_plugin.report.images import thumbnails
 from cat_plugin.report.record import label_changes
-from cat_plugin.report.svg.clusters import cluster_summary
 
 NASTY = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>&\"'"
 

@@ -50,7 +50,7 @@ def open_page(path: Path, profile: Path, *options: str) -> tuple[str, str]:
 def with_reader(page: str) -> str:
     """The page with a script that it admits beside its own."""
     digest = base64.b64encode(hashlib.sha256(READER.encode()).digest()).decode()
-    admitted = page.replace("script-src ", f"script-src &#x27;sha256-{digest}&#x27; ", 1)
+    admitted = page.replace("script-src ", f"script-src &#39;sha256-{digest}&#39; ", 1)
     return admitted.replace("</body>", f"<script>{READER}</script></body>")
 
 

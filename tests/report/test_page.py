@@ -207,3 +207,10 @@ def test_odd_numbers(content: Content) -> None:
     Page(page)
     assert "nan" not in page.lower().replace("number.isnan", "")
     assert not re.search(r'="-?inf', page)
+
+
+def test_what_no_page_may_contain_is_replaced(content: Content) -> None:
+    content.name = content.manifest["layers"][0]["name"] = "a\x00b\ud800c"
+    page = render(content).encode()  # half a surrogate pair is no UTF-8
+    assert b"\x00" not in page
+    assert page.decode().count("a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c") > 2

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from cat_plugin.report.figures import round_number
-from cat_plugin.report.markup import Markup, element, join
+from cat_plugin.report.svg.element import element, join
 
 __all__ = ["Scale", "bottom_axis", "left_axis", "linear", "logarithmic"]
 

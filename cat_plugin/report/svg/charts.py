@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from cat_plugin.report.figures import decibel, milliseconds, percent, short, size, without_zeros
-from cat_plugin.report.markup import Markup, element, join
 from cat_plugin.report.svg.axes import Scale, bottom_axis, left_axis, linear, logarithmic
+from cat_plugin.report.svg.element import element, join
 
 __all__ = ["Candidate", "accuracy_and_size", "latencies", "layer_effects", "losses"]
 

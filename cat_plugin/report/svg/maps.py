@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cat_plugin.report.figures import percent, short
-from cat_plugin.report.markup import Markup, element, join
 from cat_plugin.report.svg.axes import Scale, bottom_axis, left_axis, linear
 from cat_plugin.report.svg.charts import WIDTH, figure
+from cat_plugin.report.svg.element import element, join
 
 __all__ = ["cluster_map", "enlargement", "slopes_and_offsets", "spread"]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from cat_plugin.report.blocks import Block, Cell, Drawing, Heading, Legend, Table
 from cat_plugin.report.content import Content, Section, weight_bytes
 from cat_plugin.report.figures import DASH, percent, signed, size
-from cat_plugin.report.markup import Markup, element
 from cat_plugin.report.svg.charts import Candidate, accuracy_and_size
-from cat_plugin.report.tables import Cell, legend, table
 
 __all__ = ["accuracy"]
 
@@ -31,7 +30,7 @@ def _tried(content: Content) -> list[Candidate]:
 
 def _compared(
     name: str, rows: list[Candidate], full: tuple[int, float] | None, full_bytes: int
-) -> list[Markup]:
+) -> list[Block]:
     """A figure where there is something to compare, and a table."""
     dash = Cell(DASH)
     cells: list[list[Cell | str]] = []
@@ -53,11 +52,11 @@ def _compared(
             ]
         )
     headings = ["model", "#weights", "#times smaller", "#without CAT", "#with CAT", "#points gained"]
-    numbers = table(name, headings, cells)
+    numbers = Table(name, headings, cells)
     if len(rows) + (full is not None) < 2:
         return [numbers]
-    marks = legend(("before", "without the correction"), ("after", "with it"), ("frontier", "best of both"))
-    return [accuracy_and_size(rows, full), marks, numbers]
+    marks = Legend([("before", "without the correction"), ("after", "with it"), ("frontier", "best of both")])
+    return [Drawing(accuracy_and_size(rows, full)), marks, numbers]
 
 
 def accuracy(content: Content) -> Section:
@@ -65,18 +64,18 @@ def accuracy(content: Content) -> Section:
     key, title = "accuracy", "Accuracy and size"
     full_bytes = weight_bytes(content.manifest["layers"], 32)
     tuning, tried = content.record.get("tuning", {}), _tried(content)
-    body: list[object] = []
+    body: list[Block] = []
     drawn = False
     if content.evaluations:
         full = None if content.full_score is None else (full_bytes, content.full_score)
-        body.append(element("h3", f"On {content.samples} samples of {content.source}"))
+        body.append(Heading(f"On {content.samples} samples of {content.source}"))
         parts = _compared(f"{key}-table", _evaluated(content), full, full_bytes)
         body, drawn = [*body, *parts], len(parts) > 1
     if len(tried) > 1 or (tried and not body):
         baseline = tuning.get("baseline")
         full = None if baseline is None else (full_bytes, baseline)
         samples = f"{tuning.get('samples', '')} samples of {tuning.get('source', '')}"
-        body.append(element("h3", f"The trials, on the {samples} that they were tuned on"))
+        body.append(Heading(f"The trials, on the {samples} that they were tuned on"))
         parts = _compared("tried-table", tried, full, full_bytes)
         body, drawn = [*body, *parts], drawn or len(parts) > 1
     if not body:

@@ -1,39 +1,26 @@
-"""HTML and SVG elements as escaped text: a plain string put into one can never become markup."""
+"""SVG elements as escaped text: a plain string put into one can never become markup."""
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
-from typing import Any
 
-__all__ = ["Markup", "element", "join"]
+from markupsafe import Markup
 
-_VOID = frozenset({"br", "img", "input", "meta"})
+from cat_plugin.report.text import escaped
+
+__all__ = ["element", "join"]
+
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9:-]*")
-# What XML and HTML allow in no form at all.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
-
-
-class Markup(str):
-    """Text that is markup already."""
-
-    __slots__ = ()
-
-
-def _text(value: object) -> str:
-    if isinstance(value, Markup):
-        return value
-    return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True)
 
 
 def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    return _text(str(value))
+    return escaped(str(value))
 
 
-def element(tag: str, *children: object, **attributes: Any) -> Markup:
+def element(tag: str, *children: object, **attributes: object) -> Markup:
     """One element.
 
     Parameters
@@ -48,7 +35,12 @@ def element(tag: str, *children: object, **attributes: Any) -> Markup:
 
     Returns
     -------
-    Markup
+    markupsafe.Markup
+
+    Raises
+    ------
+    ValueError
+        When a keyword is no name of an attribute.
     """
     parts = [tag]
     for key, value in attributes.items():
@@ -58,12 +50,9 @@ def element(tag: str, *children: object, **attributes: Any) -> Markup:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{key!r} is no name of an attribute")
         parts.append(name if value is True else f'{name}="{_value(value)}"')
-    opening = f"<{' '.join(parts)}>"
-    if tag in _VOID:
-        return Markup(opening)
-    return Markup(f"{opening}{''.join(_text(child) for child in children if child is not None)}</{tag}>")
+    return Markup(f"<{' '.join(parts)}>{join(children)}</{tag}>")
 
 
 def join(parts: Iterable[object]) -> Markup:
     """Several pieces, one after the other."""
-    return Markup("".join(_text(part) for part in parts if part is not None))
+    return Markup("").join(escaped(part) for part in parts if part is not None)
