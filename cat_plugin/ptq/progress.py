@@ -39,14 +39,21 @@ class Reporter:
     ----------
     callback : callable or None
         Gets each :class:`Progress`; None is silent.
+
+    Attributes
+    ----------
     total : float
-        All the work, in units of the caller's choice.
+        All the work, in units of the caller's choice; may be set once it is known.
+    done, skipped : float
+        Work of the steps that are finished, and what of it an earlier run has done.
     """
 
-    def __init__(self, callback: Callable[[Progress], None] | None, total: float) -> None:
-        self.callback, self.total = callback, max(total, 1e-9)
+    def __init__(self, callback: Callable[[Progress], None] | None) -> None:
+        self.callback = callback
+        self.total = 0.0
         self.done = 0.0
         self.skipped = 0.0
+        self._within = 0.0
         self.started = time.monotonic()
         self.spoken = self.started
 
@@ -56,27 +63,29 @@ class Reporter:
         self.skipped += work
 
     def advance(self, stage: str, work: float) -> None:
-        """Part of a stage is done; reported at most four times a second."""
-        self.done += work
+        """Part of a step is done; reported at most four times a second."""
+        self._within += work
         now = time.monotonic()
         if self.callback is not None and now - self.spoken > 0.25:
             self.spoken = now
             self._report(stage, None, None)
 
-    def finish(self, stage: str, before: float | None, after: float | None) -> None:
-        """A stage is done."""
+    def finish(self, stage: str, before: float | None, after: float | None, work: float) -> None:
+        """A step is done, which makes ``work`` all in all, whatever parts of it were told of."""
+        self.done, self._within = self.done + work, 0.0
         if self.callback is not None:
             self._report(stage, before, after)
 
     def _report(self, stage: str, before: float | None, after: float | None) -> None:
         assert self.callback is not None
-        fresh = self.done - self.skipped
+        done = self.done + self._within
+        fresh = done - self.skipped
         elapsed = time.monotonic() - self.started
-        left = elapsed / fresh * (self.total - self.done) if fresh > 0 else None
+        left = elapsed / fresh * (self.total - done) if fresh > 0 else None
         self.callback(
             Progress(
                 stage,
-                min(self.done / self.total, 1.0),
+                min(done / max(self.total, 1e-9), 1.0),
                 before,
                 after,
                 None if left is None else max(left, 0.0),

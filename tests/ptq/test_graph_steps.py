@@ -18,7 +18,7 @@ from cat_plugin.ptq.graph.units import find_units
 from cat_plugin.ptq.learned.soft_unit import run_float
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
 from cat_plugin.ptq.transforms import equalization
-from cat_plugin.ptq.transforms.equalization import equalize, has_depthwise, insert_ceilings
+from cat_plugin.ptq.transforms.equalization import Ceiling, Equalization, has_depthwise
 from tests.ptq.models import Attention, Gelu1d, GroupedNet, SmallResNet, Uneven, randomise, small_inputs
 
 MODELS = [
@@ -80,18 +80,18 @@ def _uneven():
     module = trace(model, x)
     weights = [getattr(module, n.args[1].target).clone() for n in module.graph.nodes if is_call(n, WEIGHTED)]
     spec = QuantSpec(w_bits=4, a_bits=4, batch_size=8)
-    ceilings = equalize(module, x, spec, torch.Generator().manual_seed(0))
+    finish = Equalization().fold(module, x, spec, torch.Generator().manual_seed(0))
     after = [getattr(module, n.args[1].target) for n in module.graph.nodes if is_call(n, WEIGHTED)]
-    return model, x, module, ceilings, weights, after
+    return model, x, module, finish, weights, after
 
 
 def test_equalization_leaves_the_function_and_evens_the_channels():
-    model, x, module, ceilings, before, after = _uneven()
+    model, x, module, finish, before, after = _uneven()
     first = next(n for n in module.graph.nodes if is_call(n, WEIGHTED))
     inside = fx.Interpreter(module, garbage_collect_values=False)
     inside.run(x)
     prepared = insert_quantizers(module, QuantSpec()).module
-    insert_ceilings(prepared, ceilings)
+    finish(prepared)
     source = next(n for n in prepared.graph.nodes if n.op == "placeholder")
     nodes = [n for n in prepared.graph.nodes if n.op in ("call_function", "call_module")]
     with torch.no_grad():
@@ -169,12 +169,13 @@ def test_linear_layers_are_equalized_too():
 
 
 def test_equalization_reaches_pairs_with_relu_or_nothing_between_and_stops_at_other_functions():
-    *_, ceilings, before, after = _uneven()
+    _, _, module, finish, before, after = _uneven()
     scaled = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
     assert scaled[0]
     assert scaled[1]
     assert not scaled[4]  # SiLU and the mean stand before the last layer
-    assert len(ceilings) == 2  # ReLU needs none
+    finish(module)
+    assert sum(isinstance(child, Ceiling) for child in module.children()) == 2  # ReLU needs none
 
 
 def test_a_quantized_model_with_equalization_keeps_relu6_and_the_function():

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from cat_plugin.ptq import QuantSpec, quantize
-from cat_plugin.ptq import pipeline as stages
 from cat_plugin.ptq.cache import TensorStore
-from cat_plugin.ptq.closed_form.sequence import quantize_in_order
+from cat_plugin.ptq.closed_form.sequence import SequentialFit
 from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.modules import QuantOp
@@ -28,6 +27,7 @@ from cat_plugin.ptq.learned.rounding import SoftLayer
 from cat_plugin.ptq.learned.soft_unit import float_call, run_float, run_nodes
 from cat_plugin.ptq.learned.steps import DropMask, quantize_with_step
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.ptq.stages import units as stages
 from tests.ptq.models import SmallResNet, randomise, small_inputs
 
 _ATEN = torch.ops.aten
@@ -118,27 +118,32 @@ def _prepared(**options):
 _SHORT = Reconstruction(steps=120, batch_size=16, weight_rate=0.02, drop_probability=0.0, input_mix=0.0)
 
 
+def _fitted(prepared, x, spec):
+    """Fit every layer in closed form; the full-precision logits."""
+    with TensorStore() as store:
+        fit = SequentialFit(prepared, x, spec, store)
+        assert not list(fit.run())
+        return fit.logits
+
+
 def _train_units(settings, **extra):
     _, module, prepared, spec, x = _prepared()
     outcomes = {}
 
-    def train(unit, xq, xf, y):
-        weights = fisher_weights(module, unit, y, 16) if extra.get("fisher") else None
-        guidance = prediction_difference(module, unit, y, extra.get("guidance", 0.0), 2.0)
-        outcomes[unit.name] = reconstruct(
-            module,
-            unit,
-            xq,
-            xf,
-            y,
-            settings,
-            torch.Generator().manual_seed(0),
-            weights=weights,
-            guidance=guidance,
-        )
-
     with TensorStore() as store:
-        quantize_in_order(prepared, x, spec, store, units=find_units(module), train=train)
+        for fitted in SequentialFit(prepared, x, spec, store, changed=True).run(find_units(module)):
+            unit, y = fitted.unit, fitted.targets
+            outcomes[unit.name] = reconstruct(
+                module,
+                unit,
+                fitted.inputs,
+                fitted.full_inputs,
+                y,
+                settings,
+                torch.Generator().manual_seed(0),
+                weights=fisher_weights(module, unit, y, 16) if extra.get("fisher") else None,
+                guidance=prediction_difference(module, unit, y, extra.get("guidance", 0.0), 2.0),
+            )
     return outcomes, prepared
 
 
@@ -250,8 +255,7 @@ def module_nodes_until(module, unit):
 
 def test_refinement_moves_scales_and_zero_points_only_and_lowers_the_divergence():
     model, module, prepared, spec, x = _prepared()
-    with TensorStore() as store:
-        _, logits = quantize_in_order(prepared, x, spec, store)
+    logits = _fitted(prepared, x, spec)
     for layer in prepared.layers:  # the closed form leaves so small a model near its optimum
         layer.scale = layer.scale * 1.1
     with torch.no_grad():
@@ -276,8 +280,7 @@ def test_refinement_moves_scales_and_zero_points_only_and_lowers_the_divergence(
 def test_a_step_on_the_logits_may_be_taken_in_pieces(augment):
     def moved(piece):
         _, module, prepared, spec, x = _prepared()
-        with TensorStore() as store:
-            _, logits = quantize_in_order(prepared, x, spec, store)
+        logits = _fitted(prepared, x, spec)
         before = [layer.scale * 1.1 for layer in prepared.layers]
         for layer, scale in zip(prepared.layers, before, strict=True):
             layer.scale = scale

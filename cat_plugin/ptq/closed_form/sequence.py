@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.closed_form.layer_fit import fit_layer
@@ -19,7 +20,7 @@ from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
 from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["generator_for", "quantize_in_order"]
+__all__ = ["FittedUnit", "SequentialFit", "generator_for"]
 
 _SAMPLE = 1 << 17
 
@@ -32,19 +33,28 @@ def generator_for(seed: int, stage: str) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-def quantize_in_order(
-    prepared: Prepared,
-    inputs: Tensor,
-    spec: QuantSpec,
-    store: TensorStore,
-    *,
-    units: Sequence[Unit] = (),
-    train: Callable[[Unit, Tensor, Tensor, Tensor], None] | None = None,
-    finished: Callable[[Unit], None] | None = None,
-    reports: list[LayerReport] | None = None,
-    fitted: int | None = None,
-) -> tuple[list[LayerReport], Tensor]:
-    """Choose every range and every integer in one pass, in place; what has been chosen already stays.
+@dataclass(frozen=True)
+class FittedUnit:
+    """A unit whose layers are fitted.
+
+    Attributes
+    ----------
+    unit : Unit
+        With ranges and integers chosen.
+    inputs, full_inputs : Tensor
+        (N, ...) what the quantized and the full-precision network feed to it.
+    targets : Tensor
+        (N, ...) its full-precision output.
+    """
+
+    unit: Unit
+    inputs: Tensor
+    full_inputs: Tensor
+    targets: Tensor
+
+
+class SequentialFit:
+    """Chooses every range and every integer in one pass, in place; what has been chosen already stays.
 
     Parameters
     ----------
@@ -56,44 +66,67 @@ def quantize_in_order(
         What was asked for.
     store : TensorStore
         Where values are kept.
-    units : sequence of Unit
-        Stretches of the graph, in order.
-    train : callable or None
-        Called with (unit, quantized inputs, full-precision inputs, full-precision outputs) as soon as a unit's layers
-        are fitted; what follows sees the outputs of the trained unit.
-    finished : callable or None
-        Called with each unit that is done.
     reports : list of LayerReport or None
         Appended to as layers are fitted.
     fitted : int or None
         Inputs, the first ones, that ranges and layers are fitted to; None is all.
+    changed : bool
+        Whether the caller changes a unit as soon as it is fitted: what follows then sees its outputs computed anew.
 
-    Returns
-    -------
-    layers : list of LayerReport
-        ``reports``.
+    Attributes
+    ----------
+    reports : list of LayerReport
+        Of the layers fitted, in order.
     logits : Tensor
-        (N, C) full-precision result.
+        (N, C) full-precision result, once the pass is over.
     """
-    module = prepared.module
-    full = Executor(module, inputs, spec.batch_size, store, float_call)
-    quantized = Executor(module, inputs, spec.batch_size, store, lambda child, x: child(x))
-    reports = [] if reports is None else reports
-    ends = {unit.output: unit for unit in units}
-    uses = last_uses(module.graph, {unit.output: unit.source for unit in units})
-    logits: Tensor | None = None
-    count = len(inputs) if fitted is None else fitted
 
-    for node in module.graph.nodes:
-        unit, dying = ends.get(node), uses.get(node, [])
-        free = [
-            n for n in dying if unit is None or n is not unit.source
-        ]  # what training needs is not written over
-        child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    logits: Tensor
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        inputs: Tensor,
+        spec: QuantSpec,
+        store: TensorStore,
+        *,
+        reports: list[LayerReport] | None = None,
+        fitted: int | None = None,
+        changed: bool = False,
+    ) -> None:
+        self.module, self.spec, self.changed = prepared.module, spec, changed
+        self.full = Executor(self.module, inputs, spec.batch_size, store, float_call)
+        self.quantized = Executor(self.module, inputs, spec.batch_size, store, lambda child, x: child(x))
+        self.reports = [] if reports is None else reports
+        self.count = len(inputs) if fitted is None else fitted
+
+    def run(self, units: Sequence[Unit] = ()) -> Iterator[FittedUnit]:
+        """Go through the graph; each of the ``units``, in order, is yielded when its layers are fitted."""
+        full, quantized = self.full, self.quantized
+        ends = {unit.output: unit for unit in units}
+        uses = last_uses(self.module.graph, {unit.output: unit.source for unit in units})
+        for node in self.module.graph.nodes:
+            unit, dying = ends.get(node), uses.get(node, [])
+            # what training needs is not written over
+            free = [n for n in dying if unit is None or n is not unit.source]
+            self._visit(node, free)
+            if unit is not None:
+                yield FittedUnit(
+                    unit, quantized.values[unit.source], full.values[unit.source], full.values[node]
+                )
+                if self.changed:
+                    quantized.run_stretch(unit.nodes, node)
+            for executor in (full, quantized):
+                executor.drop(dying)
+
+    def _visit(self, node: fx.Node, free: Sequence[fx.Node]) -> None:
+        """Fit what the node holds and compute its value; values of ``free`` nodes may be written over."""
+        full, quantized, spec = self.full, self.quantized, self.spec
+        child = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(child, ActQuantizer):
-            source = node.args[0]
+            source = node.all_input_nodes[0]
             if not child.ready:
-                value = first_inputs(quantized.gathered(source), count, len(inputs))
+                value = first_inputs(quantized.gathered(source), self.count, full.count)
                 sample = subsample(value, _SAMPLE, generator_for(spec.seed, node.name))
                 child.set_range(*search_activation_range(sample, child.bits, spec.symmetric_activations))
             if source in full.values:
@@ -103,21 +136,12 @@ def quantize_in_order(
             full.run(node)
             if child.q_weight is None:
                 generator = generator_for(spec.seed, child.name)
-                reports.append(fit_layer(node, child, full, quantized, spec, generator, count))
+                report = fit_layer(node, child, full, quantized, spec, generator, self.count)
+                self.reports.append(report)
             else:
                 quantized.run(node)
         elif node.op == "output":
-            logits = full.values[node.args[0]].clone()
+            self.logits = full.values[node.all_input_nodes[0]].clone()
         else:
             full.run(node, free)
             quantized.run(node, free)
-        if unit is not None:
-            if train is not None:
-                train(unit, quantized.values[unit.source], full.values[unit.source], full.values[node])
-                quantized.run_stretch(unit.nodes, node)
-            if finished is not None:
-                finished(unit)
-        for executor in (full, quantized):
-            executor.drop(dying)
-    assert logits is not None
-    return reports, logits

@@ -8,21 +8,12 @@ arXiv 1712.05877, equation 14).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx
 
-from cat_plugin.ptq.graph.ops import BATCH_NORM, WEIGHTED, is_call
+from cat_plugin.ptq.graph.ops import BATCH_NORM, WEIGHTED, constant, is_call
 
 __all__ = ["fold_batch_norm"]
-
-
-def _tensor(module: fx.GraphModule, node: Any) -> Tensor | None:
-    if isinstance(node, fx.Node) and node.op == "get_attr":
-        value = getattr(module, str(node.target))
-        return value if isinstance(value, Tensor) else None
-    return None
 
 
 def fold_batch_norm(module: fx.GraphModule) -> int:
@@ -56,13 +47,13 @@ def fold_batch_norm(module: fx.GraphModule) -> int:
             gamma, beta, mean, var, _, eps = node.args[1:7]
             if any(u.args[1] != 0 for u in users):
                 continue
-        weight, running_mean, running_var = (_tensor(module, n) for n in (conv.args[1], mean, var))
+        weight, running_mean, running_var = (constant(module, n) for n in (conv.args[1], mean, var))
         if weight is None or running_mean is None or running_var is None:
             continue
         if conv.target is torch.ops.aten.linear.default and conv.meta["val"].ndim != 2:
             continue  # BatchNorm normalises axis 1, the linear layer's outputs are the last axis
         bias_node = conv.args[2] if len(conv.args) > 2 else None
-        bias, g, b = (_tensor(module, n) for n in (bias_node, gamma, beta))
+        bias, g, b = (constant(module, n) for n in (bias_node, gamma, beta))
         factor = torch.rsqrt(running_var.double() + eps)
         if g is not None:
             factor = factor * g.double()

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import (
+    BATCH_NORM,
     FLOAT_ONLY,
     JOINING,
     KIND,
@@ -189,6 +190,11 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
                 node.replace_input_with(operand, placer.quantized(operand, spec.attention_bits))
         elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
             prepared.unquantized.append(f"{layer_name(node)} ({node.target}): computed in float")
+    prepared.unquantized += [
+        f"{layer_name(node)} (batch_norm): no convolution or linear layer to fold it into"
+        for node in graph.nodes
+        if is_call(node, BATCH_NORM)
+    ]
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     graph.lint()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 __all__ = [
     "ACTIVATIONS",
@@ -17,11 +19,15 @@ __all__ = [
     "MOVING",
     "PRODUCTS",
     "WEIGHTED",
+    "arguments",
+    "constant",
     "is_batch_size",
     "is_batched",
     "is_call",
     "is_relu6",
     "layer_name",
+    "operand",
+    "weight_of",
 ]
 
 _aten = torch.ops.aten
@@ -151,8 +157,35 @@ def is_call(node: Any, targets: Any) -> bool:
     return isinstance(node, Node) and node.op == "call_function" and node.target in targets
 
 
+def arguments(node: Node) -> tuple[Any, ...]:
+    """The positional arguments, of the types that the node's operation has."""
+    return node.args
+
+
+def operand(node: Node, index: int = 0) -> Node:
+    """The node that is argument ``index`` of ``node``; for arguments that can be nothing else."""
+    value = node.args[index]
+    assert isinstance(value, Node)
+    return value
+
+
+def constant(module: GraphModule, value: Argument) -> Tensor | None:
+    """The tensor that an argument reads from the module; None if it is no such argument."""
+    if isinstance(value, Node) and value.op == "get_attr":
+        found = getattr(module, str(value.target))
+        return found if isinstance(found, Tensor) else None
+    return None
+
+
+def weight_of(module: GraphModule, node: Node) -> Tensor:
+    """(O, ...) weight of a convolution or linear layer whose weight is a parameter."""
+    found = constant(module, node.args[1])
+    assert found is not None
+    return found
+
+
 def is_relu6(node: Any) -> bool:
-    """Whether the node cuts its input at 0 and 6."""
+    """Whether the node clips its input at 0 and 6."""
     return is_call(node, {_aten.relu6.default}) or (
         is_call(node, {_aten.hardtanh.default}) and tuple(node.args[1:]) == (0.0, 6.0)
     )
@@ -161,7 +194,7 @@ def is_relu6(node: Any) -> bool:
 def is_batched(node: Any) -> bool:
     """Whether the first axis of the node's value is the batch, and nothing but the batch."""
     value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or value.ndim == 0 or node.op == "get_attr":
+    if not isinstance(value, Tensor) or value.ndim == 0 or node.op == "get_attr":
         return False
     first = value.shape[0]
     return not isinstance(first, int) and str(first).isidentifier()

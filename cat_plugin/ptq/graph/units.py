@@ -11,14 +11,13 @@ generalisation).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.ops import ACTIVATIONS, is_batched, is_call
+from cat_plugin.ptq.graph.ops import ACTIVATIONS, is_batched, is_call, operand
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
 __all__ = ["Unit", "find_units", "whole_model"]
@@ -45,9 +44,9 @@ class Unit:
     """
 
     name: str
-    source: Any
-    output: Any
-    nodes: list[Any]
+    source: fx.Node
+    output: fx.Node
+    nodes: list[fx.Node]
     layers: list[QuantOp] = field(default_factory=list)
     quantizers: list[ActQuantizer] = field(default_factory=list)
 
@@ -62,32 +61,36 @@ def _module_path(node: fx.Node) -> list[tuple[str, str]]:
     ]
 
 
-def _collect(module: fx.GraphModule, source: Any, nodes: list[Any], fallback: str) -> Unit:
+def _collect(module: fx.GraphModule, source: fx.Node, nodes: list[fx.Node], fallback: str) -> Unit:
     unit = Unit(fallback, source, nodes[-1], nodes)
     for node in nodes:
-        child = module.get_submodule(node.target) if node.op == "call_module" else None
+        child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(child, QuantOp):
             unit.layers.append(child)
         elif isinstance(child, ActQuantizer):
             unit.quantizers.append(child)
-    common = _common_module(nodes)
+    common = _common_module(module, nodes)
     unit.name = common[0] if common else "+".join(layer.name for layer in unit.layers) or fallback
     return unit
 
 
-def _layer_nodes(nodes: list[Any]) -> list[Any]:
-    return [n for n in nodes if n.op == "call_module" and not str(n.target).startswith("act_")]
+def _calls(module: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), kind)
 
 
-def _common_module(nodes: list[Any]) -> tuple[str, str] | None:
+def _layer_nodes(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    return [n for n in nodes if _calls(module, n, QuantOp)]
+
+
+def _common_module(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[str, str] | None:
     """Innermost module that holds all the layers among ``nodes``."""
-    return _innermost([_module_path(n) for n in _layer_nodes(nodes)])
+    return _innermost([_module_path(n) for n in _layer_nodes(module, nodes)])
 
 
-def _block_module(nodes: list[Any]) -> tuple[str, str] | None:
+def _block_module(module: fx.GraphModule, nodes: list[fx.Node]) -> tuple[str, str] | None:
     """Innermost module that holds the layers and the operations between and behind them, such as a block's addition."""
     inside = [n for n in nodes if n.op == "call_function"]
-    return _innermost([_module_path(n) for n in inside + _layer_nodes(nodes)])
+    return _innermost([_module_path(n) for n in inside + _layer_nodes(module, nodes)])
 
 
 def _innermost(paths: list[list[tuple[str, str]]]) -> tuple[str, str] | None:
@@ -101,7 +104,7 @@ def _innermost(paths: list[list[tuple[str, str]]]) -> tuple[str, str] | None:
     return common
 
 
-def _cuts(graph: fx.Graph) -> list[Any]:
+def _cuts(graph: fx.Graph) -> list[fx.Node]:
     """Tensor nodes through which all that follows depends on all that precedes."""
     order = [
         n for n in graph.nodes if n.op not in ("get_attr", "output") and isinstance(n.meta.get("val"), Tensor)
@@ -143,54 +146,52 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
         return [whole_model(module)]
     graph = module.graph
     if granularity == "layer":
-        return [_single(module, node) for node in _layer_nodes(list(graph.nodes))]
+        return [_single(module, node) for node in _layer_nodes(module, graph.nodes)]
     # a quantizer, and what only moves or activates, is no place to cut: the float tensor behind it is
-    cuts = [n for n in _cuts(graph) if not _is_quantizer(module, n)]
+    cuts = [n for n in _cuts(graph) if not _calls(module, n, ActQuantizer)]
     order = [n for n in graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
     rank = {n: i for i, n in enumerate(order)}
-    segments: list[tuple[Any, list[Any]]] = []
+    segments: list[tuple[fx.Node, list[fx.Node]]] = []
     source, start = cuts[0], 0
     for cut in cuts[1:]:
         nodes = order[start : rank[cut] + 1]
         # cut right before a quantizer or at the end, and only if there is a layer to fit on this side
-        ends = all(_is_quantizer(module, u) or u.op == "output" for u in cut.users)
-        if _layer_nodes(nodes) and ends:
+        ends = all(_calls(module, u, ActQuantizer) or u.op == "output" for u in cut.users)
+        if _layer_nodes(module, nodes) and ends:
             segments.append((source, nodes))
             source, start = cut, rank[cut] + 1
     if start < len(order):
         rest = order[start:]
-        if _layer_nodes(rest) or not segments:
+        if _layer_nodes(module, rest) or not segments:
             segments.append((source, rest))
         else:
             segments[-1][1].extend(rest)
-    segments = _join(segments, names)
+    segments = _join(module, segments, names)
     return [_collect(module, src, nodes, f"unit{i}") for i, (src, nodes) in enumerate(segments)]
 
 
-def _single(module: fx.GraphModule, node: Any) -> Unit:
-    quantizer = node.args[0]
+def _single(module: fx.GraphModule, node: fx.Node) -> Unit:
+    quantizer = operand(node)
     nodes = [quantizer, node]
     while len(nodes[-1].users) == 1:
         (user,) = nodes[-1].users
         if not is_call(user, ACTIVATIONS):
             break
         nodes.append(user)
-    return _collect(module, quantizer.args[0], nodes, node.name)
+    return _collect(module, operand(quantizer), nodes, node.name)
 
 
-def _is_quantizer(module: fx.GraphModule, node: Any) -> bool:
-    return node.op == "call_module" and isinstance(module.get_submodule(node.target), ActQuantizer)
-
-
-def _join(segments: list[tuple[Any, list[Any]]], names: Sequence[str]) -> list[tuple[Any, list[Any]]]:
+def _join(
+    module: fx.GraphModule, segments: list[tuple[fx.Node, list[fx.Node]]], names: Sequence[str]
+) -> list[tuple[fx.Node, list[fx.Node]]]:
     residual_classes = set()
     for _, nodes in segments:
-        common = _block_module(nodes)
-        if common and len(_layer_nodes(nodes)) > 1:
+        common = _block_module(module, nodes)
+        if common and len(_layer_nodes(module, nodes)) > 1:
             residual_classes.add(common[1])
 
-    def owner(nodes: list[Any]) -> str | None:
-        paths = [_module_path(n) for n in _layer_nodes(nodes)]
+    def owner(nodes: list[fx.Node]) -> str | None:
+        paths = [_module_path(n) for n in _layer_nodes(module, nodes)]
         for pattern in names:
             for name, _ in paths[0] if paths else []:
                 if fnmatch.fnmatchcase(name, pattern) and all(name in dict(p) for p in paths):
@@ -200,7 +201,7 @@ def _join(segments: list[tuple[Any, list[Any]]], names: Sequence[str]) -> list[t
                 return name
         return None
 
-    joined: list[tuple[Any, list[Any]]] = []
+    joined: list[tuple[fx.Node, list[fx.Node]]] = []
     last: str | None = None
     for source, nodes in segments:
         current = owner(nodes)

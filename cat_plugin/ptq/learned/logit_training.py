@@ -73,6 +73,7 @@ def _evaluate(soft: SoftUnit, x: Tensor, z: Tensor, settings: LogitTraining) -> 
     return total / len(x)
 
 
+@torch.enable_grad()
 def train_on_logits(
     soft: SoftUnit,
     groups: list[dict[str, Any]],

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from cat_plugin.ptq.graph.ops import is_batched
 from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.rounding import SoftLayer
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 from cat_plugin.ptq.learned.steps import DropMask
 
-__all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct", "watched_rows"]
+__all__ = ["Outcome", "Reconstruction", "parameter_groups", "reconstruct", "rows_of_a_step", "watched_rows"]
 
+_STEP_ELEMENTS = 1 << 21  # of the largest activation in a training step
 _CHECKS = 10  # looks at the watched rows in a full run
 # After so many looks without gain a run goes on with its end, which begins at this share of the steps: what rounding
 # gains, it gains while the rates fall to zero.
@@ -90,6 +92,15 @@ def watched_rows(count: int) -> int:
     return held if held >= 8 else 0
 
 
+def rows_of_a_step(unit: Unit, most: int) -> int:
+    """Rows of a training step: as many as keep the unit's largest activation within a cache's reach.
+
+    Large feature maps hold many positions, each of which is an example to a convolution, so that few images do.
+    """
+    sizes = [math.prod(node.meta["val"].shape[1:]) for node in unit.nodes if is_batched(node)]
+    return max(min(_STEP_ELEMENTS // max(sizes, default=1), most), min(4, most))
+
+
 def _rows(x: Tensor, rows: Tensor, device: torch.device) -> Tensor:
     """Rows of a cached tensor, which may lie in a file, where they are computed on."""
     return _layout(x[rows.to(x.device)].to(device))
@@ -134,6 +145,7 @@ class _Watch:
         return self.stale >= _PATIENCE
 
 
+@torch.enable_grad()
 def reconstruct(
     module: fx.GraphModule,
     unit: Unit,

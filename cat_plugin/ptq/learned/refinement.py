@@ -10,6 +10,8 @@ Default: 150 steps in ``balanced`` and ``best``, ``lambda_p = 0.01``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,7 @@ class GridLayer:
         self.layer.zero_point = self._zero_point().long()
 
 
+@torch.enable_grad()
 def refine(
     module: torch.fx.GraphModule,
     unit: Unit,
@@ -69,6 +72,7 @@ def refine(
     zero_rate: float = 5e-3,
     penalty: float = 0.01,
     bf16: bool = False,
+    tick: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Refine every scale and zero point, in place.
 
@@ -90,6 +94,8 @@ def refine(
         ``lambda_p``.
     bf16 : bool
         Dense convolutions in BF16, see :mod:`~cat_plugin.ptq.learned.precision`.
+    tick : callable or None
+        Called with the number of each finished step.
 
     Returns
     -------
@@ -115,4 +121,4 @@ def refine(
                 moved = moved + (layer.zero - layer.zero0).square().sum()
         return penalty * moved
 
-    return train_on_logits(soft, groups, inputs, logits, settings, generator, penalty=distance)
+    return train_on_logits(soft, groups, inputs, logits, settings, generator, penalty=distance, tick=tick)

@@ -22,17 +22,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from cat_plugin.ptq.graph.ops import WEIGHTED, is_call, is_relu6
+from cat_plugin.ptq.graph.ops import WEIGHTED, arguments, constant, is_call, is_relu6, operand, weight_of
 from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.transforms.transform import Transform
 
-__all__ = ["Ceiling", "equalize", "has_depthwise", "insert_ceilings"]
+__all__ = ["Ceiling", "Equalization", "Pair", "has_depthwise"]
 
 _aten = torch.ops.aten
 _IMAGES = 128  # calibration inputs looked at
@@ -73,31 +76,43 @@ class Ceiling(nn.Module):
 
 
 @dataclass
-class _Pair:
-    first: Any
-    second: Any
-    activation: Any  # ReLU or ReLU6 node, None if there is none
-    depthwise: bool
+class Pair:
+    """Two layers between which channels may be scaled.
+
+    Attributes
+    ----------
+    first, second : fx.Node
+        The layers; the second alone reads the first.
+    activation : fx.Node or None
+        ReLU or ReLU6 between them.
+    depthwise : bool
+        Whether the second has a filter for each channel.
+    """
+
+    first: fx.Node
+    second: fx.Node
+    activation: fx.Node | None
+    depthwise: bool = False
 
 
-def _groups(node: Any) -> int:
-    return int(node.args[6]) if len(node.args) > 6 else 1
+def _groups(node: fx.Node) -> int:
+    return int(arguments(node)[6]) if len(node.args) > 6 else 1
 
 
-def _is_weighted(node: Any) -> bool:
-    return is_call(node, WEIGHTED) and node.args[1].op == "get_attr"
+def _is_weighted(node: fx.Node) -> bool:
+    return is_call(node, WEIGHTED) and operand(node, 1).op == "get_attr"
 
 
-def _is_zero_padding(node: Any) -> bool:
-    if is_call(node, {_aten.constant_pad_nd.default}):
-        return len(node.args[1]) <= 4 and (len(node.args) < 3 or node.args[2] == 0)
-    if is_call(node, {_aten.pad.default}):
-        mode, value = (*node.args[2:], "constant", None)[:2] if len(node.args) == 2 else node.args[2:4]
-        return len(node.args[1]) <= 4 and mode == "constant" and not value
-    return False
+def _is_zero_padding(node: fx.Node) -> bool:
+    """Whether the node pads at most the last two axes, with zeros."""
+    if not is_call(node, {_aten.constant_pad_nd.default, _aten.pad.default}):
+        return False
+    _, widths, *rest = arguments(node)
+    mode = rest.pop(0) if rest and node.target is _aten.pad.default else "constant"
+    return len(widths) <= 4 and mode == "constant" and not any(rest)
 
 
-def _pair(node: Any) -> _Pair | None:
+def _pair(node: fx.Node) -> Pair | None:
     """The layer that alone reads ``node``, with at most one ReLU or ReLU6 and zero padding between."""
     first, activation = node, None
     while len(node.users) == 1:
@@ -105,37 +120,17 @@ def _pair(node: Any) -> _Pair | None:
         if activation is None and node is first and (is_call(user, {_aten.relu.default}) or is_relu6(user)):
             activation = user
         elif _is_weighted(user) and user.args[0] is node:
-            return _Pair(first, user, activation, False)
+            return Pair(first, user, activation)
         elif not _is_zero_padding(user):
             return None
         node = user
     return None
 
 
-def _pairs(module: fx.GraphModule) -> list[_Pair]:
-    uses: dict[str, int] = {}
-    layers = [n for n in module.graph.nodes if _is_weighted(n)]
-    for node in layers:
-        uses[node.args[1].target] = uses.get(node.args[1].target, 0) + 1
-    found = []
-    for node in layers:
-        pair = _pair(node)
-        if pair is None or max(uses[n.args[1].target] for n in (pair.first, pair.second)) > 1:
-            continue
-        width = getattr(module, node.args[1].target).shape[0]
-        second = getattr(module, pair.second.args[1].target)
-        pair.depthwise = _groups(pair.second) == width == second.shape[0]
-        if pair.depthwise or (_groups(pair.second) == 1 and second.shape[1] == width):
-            found.append(pair)
-    return found
-
-
 def has_depthwise(module: fx.GraphModule) -> bool:
     """Whether a convolution of the graph has a filter for each channel."""
     return any(
-        _groups(n) > 1 and getattr(module, n.args[1].target).shape[1] == 1
-        for n in module.graph.nodes
-        if _is_weighted(n)
+        _groups(n) > 1 and weight_of(module, n).shape[1] == 1 for n in module.graph.nodes if _is_weighted(n)
     )
 
 
@@ -143,14 +138,14 @@ class _Sampler(fx.Interpreter):
     """Keeps values of some nodes at positions drawn at random, and each channel's extremes: (C, n) for each node."""
 
     def __init__(
-        self, module: fx.GraphModule, nodes: set[Any], share: int, generator: torch.Generator
+        self, module: fx.GraphModule, nodes: set[fx.Node], share: int, generator: torch.Generator
     ) -> None:
         super().__init__(module)
         self.nodes, self.share, self.generator = nodes, share, generator
-        self.samples: dict[Any, list[Tensor]] = {node: [] for node in nodes}
-        self.extremes: dict[Any, list[Tensor]] = {node: [] for node in nodes}
+        self.samples: dict[fx.Node, list[Tensor]] = {node: [] for node in nodes}
+        self.extremes: dict[fx.Node, list[Tensor]] = {node: [] for node in nodes}
 
-    def run_node(self, n: Any) -> Any:
+    def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.nodes:
             axis = value.ndim - 1 if n.target is _aten.linear.default else 1
@@ -258,64 +253,84 @@ def _gains(
     )
 
 
-@torch.no_grad()
-def equalize(
-    module: fx.GraphModule, inputs: Tensor, spec: QuantSpec, generator: torch.Generator
-) -> dict[Any, Tensor]:
-    """Scale the channels between every pair of layers for which it is exact, in place.
+class Equalization(Transform):
+    """Scales the channels between every pair of layers for which it is exact."""
+
+    name = "equalization"
+
+    def applies(self, module: fx.GraphModule, spec: QuantSpec) -> bool:
+        return has_depthwise(module) if spec.equalization is None else spec.equalization
+
+    def places(self, module: fx.GraphModule) -> list[Pair]:
+        layers = [n for n in module.graph.nodes if _is_weighted(n)]
+        uses = Counter(operand(node, 1).target for node in layers)
+        found = []
+        for node in layers:
+            pair = _pair(node)
+            if pair is None or max(uses[operand(n, 1).target] for n in (pair.first, pair.second)) > 1:
+                continue
+            width, second = len(weight_of(module, node)), weight_of(module, pair.second)
+            pair.depthwise = _groups(pair.second) == width == second.shape[0]
+            if pair.depthwise or (_groups(pair.second) == 1 and second.shape[1] == width):
+                found.append(pair)
+        return found
+
+    @torch.no_grad()
+    def fold(
+        self, module: fx.GraphModule, inputs: Tensor, spec: QuantSpec, generator: torch.Generator
+    ) -> Callable[[fx.GraphModule], None] | None:
+        """Scale weights and biases on both sides of every pair; ReLU6 between them becomes a :class:`Ceiling` later."""
+        pairs = self.places(module)
+        starts = range(0, min(len(inputs), _IMAGES), spec.batch_size)
+        sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
+        for start in starts:
+            sampler.run(inputs[start : min(start + spec.batch_size, _IMAGES)])
+        ceilings: dict[fx.Node, Tensor] = {}
+        for pair in pairs:
+            values, extremes = (
+                torch.cat(kept.pop(pair.first), 1) for kept in (sampler.samples, sampler.extremes)
+            )
+            levels = 2**spec.a_bits - 1
+            top = 6.0 if is_relu6(pair.activation) else math.inf
+            if pair.activation is None:
+                power = values.var(1)
+                values, extremes, levels = values.abs(), extremes.abs(), levels // 2
+            else:
+                values, extremes = values.clamp(min=0.0), extremes.clamp(0.0, top)
+                power = values.clamp(max=top).var(1)
+            least = extremes.amax(1) * (spec.a_bits / 8)
+            dense = None if pair.depthwise else weight_of(module, pair.second)
+            gains = _gains(values, power, least, levels, dense, spec.w_bits, top)
+            _scale(module, pair, gains)
+            if pair.activation is not None and is_relu6(pair.activation):
+                axes = weight_of(module, pair.first).ndim - 2
+                ceilings[pair.activation] = 6.0 * gains.reshape(-1, *[1] * axes)
+        return partial(_insert_ceilings, ceilings=ceilings) if ceilings else None
+
+
+def _scale(module: fx.GraphModule, pair: Pair, gains: Tensor) -> None:
+    """Multiply the first layer's outputs by the (C,) ``gains`` and the second's inputs by their inverse, in place."""
+    first, second = weight_of(module, pair.first), weight_of(module, pair.second)
+    first *= gains.reshape(-1, *[1] * (first.ndim - 1))
+    bias = constant(module, pair.first.args[2]) if len(pair.first.args) > 2 else None
+    if bias is not None:
+        bias.mul_(gains)
+    shape = [-1, *[1] * (second.ndim - 1)] if pair.depthwise else [1, -1, *[1] * (second.ndim - 2)]
+    second /= gains.reshape(shape)
+
+
+def _insert_ceilings(module: fx.GraphModule, ceilings: dict[fx.Node, Tensor]) -> None:
+    """Put a :class:`Ceiling` in the place of each ReLU6 behind scaled channels, in place.
 
     Parameters
     ----------
     module : fx.GraphModule
-        BatchNorm-folded ATen graph.
-    inputs : Tensor
-        (N, ...) calibration inputs; the first 128 are looked at.
-    spec : QuantSpec
-        Bits.
-    generator : torch.Generator
-        Draws what is looked at.
-
-    Returns
-    -------
-    dict
-        ReLU6 node -> (C, 1, 1) what its channels are to be cut at in full precision, for :func:`insert_ceilings`.
+        Graph with quantizers.
+    ceilings : dict
+        ReLU6 node -> (C, 1, ...) what its channels are clipped at in full precision.
     """
-    pairs = _pairs(module)
-    starts = range(0, min(len(inputs), _IMAGES), spec.batch_size)
-    sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
-    for start in starts:
-        sampler.run(inputs[start : min(start + spec.batch_size, _IMAGES)])
-    ceilings: dict[Any, Tensor] = {}
-    for pair in pairs:
-        values, extremes = (
-            torch.cat(kept.pop(pair.first), 1) for kept in (sampler.samples, sampler.extremes)
-        )
-        levels = 2**spec.a_bits - 1
-        top = 6.0 if is_relu6(pair.activation) else math.inf
-        if pair.activation is None:
-            power = values.var(1)
-            values, extremes, levels = values.abs(), extremes.abs(), levels // 2
-        else:
-            values, extremes = values.clamp(min=0.0), extremes.clamp(0.0, top)
-            power = values.clamp(max=top).var(1)
-        first, second = (getattr(module, n.args[1].target) for n in (pair.first, pair.second))
-        least = extremes.amax(1) * (spec.a_bits / 8)
-        dense = None if pair.depthwise else second
-        gains = _gains(values, power, least, levels, dense, spec.w_bits, top)
-        first *= gains.reshape(-1, *[1] * (first.ndim - 1))
-        if len(pair.first.args) > 2 and pair.first.args[2] is not None:
-            getattr(module, pair.first.args[2].target).mul_(gains)
-        shape = [-1, *[1] * (second.ndim - 1)] if pair.depthwise else [1, -1, *[1] * (second.ndim - 2)]
-        second /= gains.reshape(shape)
-        if is_relu6(pair.activation):
-            ceilings[pair.activation] = 6.0 * gains.reshape(-1, *[1] * (first.ndim - 2))
-    return ceilings
-
-
-def insert_ceilings(module: fx.GraphModule, ceilings: dict[Any, Tensor]) -> None:
-    """Put a :class:`Ceiling` in the place of each ReLU6 behind scaled channels, in place."""
     for node, limit in ceilings.items():
-        name = f"act_ceiling_{node.name}"
+        name = f"ceiling_{node.name}"
         module.add_submodule(name, Ceiling(limit))
         with module.graph.inserting_before(node):
             new = module.graph.call_module(name, (node.args[0],))

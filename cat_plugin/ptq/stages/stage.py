@@ -1,0 +1,80 @@
+"""What every stage of a quantization has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cat_plugin.ptq.learned.reconstruction import Outcome
+from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.state import State
+
+__all__ = ["CLOSED_FORM_WORK", "Stage", "Step"]
+
+#: What a layer in closed form costs, in gradient steps on it.
+CLOSED_FORM_WORK = 30.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that a stage has finished: what the checkpoint, the report and the caller hear of it.
+
+    Attributes
+    ----------
+    name : str
+        Of the unit, or of the stage that is one step.
+    kind : str
+        Of the unit report: ``unit``, ``model``, ``refinement``; or the stage's name.
+    outcome : Outcome or None
+        Losses before and after, if something was trained.
+    work : float
+        Share of the stage's work.
+    notes : tuple of str
+        For the report.
+    saved : bool
+        Whether the state is written to the checkpoint behind it.
+    resumed : bool
+        An earlier run has done it: nothing is recorded again.
+    """
+
+    name: str
+    kind: str
+    outcome: Outcome | None = None
+    work: float = 0.0
+    notes: tuple[str, ...] = ()
+    saved: bool = True
+    resumed: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name in the checkpoint."""
+        return self.kind if self.kind == self.name else f"{self.kind} {self.name}"
+
+
+class Stage(ABC):
+    """One stage: rewrites the state's graph, or fits and trains what is in it.
+
+    Attributes
+    ----------
+    name : str
+        Its name, unique in the pipeline.
+    checkpointed : bool
+        Whether the checkpoint holds what the stage does.  Others are done anew by a resumed run, with the same result.
+    """
+
+    name: ClassVar[str]
+    checkpointed: ClassVar[bool] = True
+
+    @abstractmethod
+    def applies(self, spec: QuantSpec) -> bool:
+        """Whether the specification asks for the stage."""
+
+    def work(self, state: State) -> float:
+        """How much there is to do, in gradient steps on one layer; 0 for what takes no time."""
+        return 0.0
+
+    @abstractmethod
+    def run(self, state: State) -> Iterable[Step]:
+        """Do it, in place; each step is yielded as soon as it is finished."""

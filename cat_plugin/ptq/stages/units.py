@@ -1,0 +1,121 @@
+"""Layers in closed form, and units trained as soon as their layers are there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from cat_plugin.ptq.closed_form.sequence import FittedUnit, SequentialFit, generator_for
+from cat_plugin.ptq.graph.packs import group_by_score, join_units, pack_scores
+from cat_plugin.ptq.graph.units import whole_model
+from cat_plugin.ptq.learned.losses import fisher_weights, prediction_difference
+from cat_plugin.ptq.learned.reconstruction import (
+    Outcome,
+    Reconstruction,
+    reconstruct,
+    rows_of_a_step,
+    watched_rows,
+)
+from cat_plugin.ptq.presets import plan
+from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.stages.stage import CLOSED_FORM_WORK, Stage, Step
+from cat_plugin.ptq.state import State
+
+__all__ = ["ChoosePacks", "FitUnits"]
+
+_ROWS = 128  # calibration inputs that blocks are scored on
+
+
+class ChoosePacks(Stage):
+    """Which blocks are trained together: scored after a pass in closed form, which is then undone."""
+
+    name = "packs"
+
+    def applies(self, spec: QuantSpec) -> bool:
+        return spec.unit == "pack" and plan(spec).unit_steps > 0
+
+    def work(self, state: State) -> float:
+        return CLOSED_FORM_WORK * state.layer_count
+
+    def run(self, state: State) -> Iterator[Step]:
+        units = state.blocks()
+        fit = SequentialFit(state.prepared, state.inputs, state.spec, state.store)
+        for fitted in fit.run(units):
+            work = CLOSED_FORM_WORK * len(fitted.unit.layers)
+            yield Step(fitted.unit.name, "score", work=work, saved=False)
+        state.packs = group_by_score(pack_scores(state.module, units, state.inputs[:_ROWS]))
+        for (
+            layer
+        ) in state.prepared.layers:  # each pack is fitted anew on what the trained packs before it give
+            layer.weight, layer.bias, layer.q_weight = layer.float_weight, layer.float_bias, None
+        for unit in units:
+            for quantizer in unit.quantizers:
+                quantizer.ready = False
+        packs = join_units(units, state.packs)
+        note = "packs: " + ", ".join(f"{pack.name} ({len(pack.layers)} layers)" for pack in packs)
+        yield Step(self.name, self.name, notes=(note,))
+
+
+class FitUnits(Stage):
+    """Every range and every integer, in one pass over the graph, each layer on what precedes it quantized."""
+
+    name = "units"
+
+    def applies(self, spec: QuantSpec) -> bool:
+        return True
+
+    def work(self, state: State) -> float:
+        return state.layer_count * (CLOSED_FORM_WORK + state.plan.unit_steps)
+
+    def run(self, state: State) -> Iterator[Step]:
+        count, steps = len(state.inputs), state.plan.unit_steps
+        fit = SequentialFit(
+            state.prepared,
+            state.inputs,
+            state.spec,
+            state.store,
+            reports=state.layers,
+            fitted=count - watched_rows(count) if steps else None,
+            changed=steps > 0,
+        )
+        units = state.blocks()
+        for fitted in fit.run(join_units(units, state.packs) if state.packs else units):
+            unit = fitted.unit
+            work = len(unit.layers) * (CLOSED_FORM_WORK + steps)
+            step = Step(unit.name, "unit", work=work, saved=steps > 0)
+            if step.key in state.finished:
+                yield dataclasses.replace(step, resumed=True)
+            else:
+                yield dataclasses.replace(step, outcome=_train(state, fitted, step.key) if steps else None)
+        state.logits = fit.logits
+
+
+def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
+    """Reconstruct the unit; None where there is nothing to gain."""
+    spec, unit, module = state.spec, fitted.unit, state.module
+    if len(unit.layers) == 1 and unit.output is whole_model(module).output:
+        return None  # the logits' own layer: closed form is the best mean squared error there is
+    if all(layer.w_bits >= 8 for layer in unit.layers) and all(q.bits >= 8 for q in unit.quantizers):
+        return None
+    settings = Reconstruction(
+        steps=state.plan.unit_steps,
+        method="adaround" if spec.rounding == "adaround" else "straight_through",
+        learn_rounding=spec.rounding != "none",
+        learn_steps=spec.learned_steps,
+        drop_probability=spec.drop_probability,
+        input_mix=spec.input_mix,
+        bf16=state.bf16,
+    )
+    fisher = spec.loss == "fisher"
+    return reconstruct(
+        module,
+        unit,
+        fitted.inputs,
+        fitted.full_inputs,
+        fitted.targets,
+        dataclasses.replace(settings, batch_size=rows_of_a_step(unit, settings.batch_size)),
+        generator_for(spec.seed, key),
+        weights=fisher_weights(module, unit, fitted.targets, spec.batch_size) if fisher else None,
+        guidance=prediction_difference(module, unit, fitted.targets, spec.guidance, spec.temperature),
+        tick=lambda _: state.reporter.advance(unit.name, len(unit.layers)),
+    )
