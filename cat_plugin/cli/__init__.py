@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cat_plugin.cli.console import main
+from cat_plugin.cli.main import main
 
 __all__ = ["main"]

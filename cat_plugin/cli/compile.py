@@ -8,9 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cat_plugin.cli.console import app, key_value_table, state
-from cat_plugin.cli.options import tvm_backend
+from cat_plugin.cli.console import key_value_table, state
+from cat_plugin.cli.options import tvm_backend, whole_numbers
 from cat_plugin.errors import CATValueError
+
+__all__ = ["compile_"]
 
 
 def _target_of(text: str) -> Any:
@@ -29,17 +31,6 @@ def _targets(incomplete: str) -> list[str]:
     return [name for name in ("native", "portable") if name.startswith(incomplete)]
 
 
-def _batches_of(text: str, option: str) -> list[int]:
-    try:
-        sizes = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        sizes = [0]
-    if any(size < 1 for size in sizes):
-        raise CATValueError(f"{option} {text!r} is not a comma-separated list of whole numbers from 1 on")
-    return list(dict.fromkeys(sizes))
-
-
-@app.command("compile")
 def compile_(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     target: Annotated[
@@ -59,7 +50,7 @@ def compile_(
     """Compile a bundle with TVM to a library that runs without PyTorch."""
     from cat_plugin.report.figures import size
 
-    sizes = _batches_of(batch_sizes, "--batch-sizes")
+    sizes = whole_numbers(batch_sizes, "--batch-sizes")
     chosen = _target_of(target)
     backend = tvm_backend()
     with state.console.status("compiling") as status:

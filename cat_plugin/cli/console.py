@@ -1,29 +1,21 @@
-"""The application: global options, errors turned into exit codes, output for people and for programs."""
+"""What every command shares: the global options, output for people and for programs, errors turned into exit codes."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from cat_plugin.errors import CATError
-
-__all__ = ["State", "app", "key_value_table", "main", "state"]
+__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "State", "fail", "key_value_table", "state"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
-
-_GLOBAL = ("--json", "--quiet", "-q", "--debug")
-_log = logging.getLogger("cat_plugin")
 
 
 @dataclass
@@ -44,13 +36,6 @@ class State:
 
 
 state = State()
-app = typer.Typer(
-    name="cat-ptq",
-    help="Quantize networks to 2 to 8 bits, repair them with cluster-based affine maps, compile them with TVM.",
-    epilog="Exit codes: 0 it worked, 1 it failed, 2 the input cannot be used, 130 interrupted.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
 
 
 def key_value_table(values: dict[str, Any]) -> Table:
@@ -66,83 +51,9 @@ def key_value_table(values: dict[str, Any]) -> Table:
     return table
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        from cat_plugin.version import __version__
-
-        typer.echo(f"cat-ptq {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    from rich.logging import RichHandler
-
-    state.json, state.quiet, state.debug = as_json, quiet, debug
-    state.console = Console(stderr=True, quiet=quiet)
-    level = logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO
-    for name in ("cat_plugin", "tvm_backend"):
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.handlers = [RichHandler(console=state.console, show_path=False, show_time=False)]
-    if not debug:
-        # Neural Compressor's own lines, some hundred a trial, would tear the progress bars.
-        os.environ.setdefault("LOGLEVEL", "ERROR")
-
-
-def _fail(message: str, code: int) -> int:
+def fail(message: str, code: int) -> int:
+    """Print an error and hand back the exit code that goes with it."""
     Console(stderr=True).print(
         f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True
     )
     return code
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    arguments : sequence of str, optional
-        Defaults to the process's own.
-
-    Returns
-    -------
-    int
-        0 when it worked, 1 when something failed that is not the user's doing, 2 when the input cannot be used,
-        130 when it was interrupted.
-    """
-    from cat_plugin.cli import commands  # noqa: F401 - registers the commands
-
-    state.json = state.quiet = state.debug = False
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    # The global options are understood on either side of the command's name, up to a "--".
-    end = given.index("--") if "--" in given else len(given)
-    front = [word for word in given[:end] if word in _GLOBAL]
-    given = front + [word for word in given[:end] if word not in _GLOBAL] + given[end:]
-    debug = "--debug" in front
-    try:
-        # Click prints its own usage errors and exits with 2, which is this program's meaning of 2 as well.
-        app(given, prog_name="cat-ptq")
-    except SystemExit as exit_:
-        code = int(exit_.code or 0)
-        if code == EXIT_INTERRUPTED:
-            return _fail("interrupted; nothing was left half-written", EXIT_INTERRUPTED)
-        return code
-    except CATError as error:
-        if debug:
-            raise
-        return _fail(str(error), EXIT_USAGE)
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was left half-written", EXIT_INTERRUPTED)
-    except Exception as error:
-        if debug:
-            raise
-        return _fail(f"{type(error).__name__}: {error} (--debug shows where)", EXIT_FAILED)
-    return 0

@@ -11,7 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cat_plugin.cli.console import app, state
+from cat_plugin.cli.console import state
+
+__all__ = ["doctor"]
 
 _PACKAGES = {
     "torch": "quantizing: pip install 'cat-ptq[torch]'",
@@ -128,7 +130,6 @@ def _gpu() -> dict[str, str]:
     )
 
 
-@app.command()
 def doctor() -> None:
     """Say which parts are installed and usable, and what to install for the rest."""
     parts = [

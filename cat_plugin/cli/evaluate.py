@@ -1,29 +1,27 @@
-"""``cat-ptq evaluate`` and ``cat-ptq run``: a bundle in PyTorch, a compiled library without it."""
+"""``cat-ptq evaluate``: the accuracy of a bundle, in PyTorch."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from cat_plugin.cli.console import app, key_value_table, state
+from cat_plugin.cli.console import state
 from cat_plugin.cli.options import (
     BatchSize,
     Data,
     ImageSize,
     Mean,
     Std,
+    labelled,
     preparation,
-    samples_of,
-    top1,
-    tvm_backend,
 )
-from cat_plugin.errors import CATValueError
+from cat_plugin.report.scoring import batches_of, top1
+
+__all__ = ["evaluate"]
 
 
-@app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     data: Data,
@@ -41,53 +39,9 @@ def evaluate(
 
     opened = read_bundle(bundle)
     recorded = opened.manifest["calibration"].get("preparation")
-    samples = samples_of(data, preparation(mean, std, image_size, recorded))
-    top1(np.zeros((len(samples), 1)), samples.labels)
-    corrected, plain = both_logits(opened.program(), samples.batches(batch_size))
+    samples = labelled(data, preparation(mean, std, image_size, recorded))
+    corrected, plain = both_logits(opened.program(), batches_of(samples.inputs, batch_size))
     values: dict[str, Any] = {"top1_percent": top1(corrected, samples.labels), "samples": len(samples)}
     if plain is not None:
         values["top1_percent_without_correction"] = top1(plain, samples.labels)
     state.report(values)
-
-
-@app.command()
-def run(
-    library: Annotated[Path, typer.Argument(help="A compiled library.")],
-    inputs: Annotated[str, typer.Option("--input", help="An .npz file, a .csv list or a folder of images.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write the logits here, as .npz.")] = None,
-    mean: Mean = None,
-    std: Std = None,
-    image_size: ImageSize = None,
-    batch_size: BatchSize = 64,
-) -> None:
-    """Run a compiled library on data (PyTorch is not imported)."""
-    backend = tvm_backend()
-    samples = samples_of(inputs, preparation(mean, std, image_size))
-    call = backend.load(library)
-    logits = np.concatenate([call(batch) for batch in samples.batches(batch_size)])
-    if logits.ndim != 2:
-        raise CATValueError(
-            f"{library} returns an array of shape {logits.shape}; 'run' is for classifiers, (N, C)"
-        )
-    values: dict[str, Any] = {"samples": len(samples), "predictions": logits.argmax(1).tolist()}
-    if samples.labels is not None:
-        values["top1_percent"] = top1(logits, samples.labels)
-    if out is not None:
-        out = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
-        _write_logits(out, logits)
-        values["logits"] = str(out)
-    shown = dict(values)
-    if len(samples) > 12:
-        shown["predictions"] = f"{', '.join(map(str, values['predictions'][:12]))}, ... (all with --json)"
-    state.report(values, lambda: key_value_table(shown))
-
-
-def _write_logits(path: Path, logits: np.ndarray) -> None:
-    staged = path.with_name(f".{path.name}.part.npz")
-    try:
-        np.savez(staged, logits=logits)
-        staged.replace(path)
-    except OSError as error:
-        raise CATValueError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
-    finally:
-        staged.unlink(missing_ok=True)

@@ -10,10 +10,11 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from cat_plugin.cli.console import app, key_value_table, state
+from cat_plugin.cli.console import key_value_table, state
+
+__all__ = ["inspect"]
 
 
-@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, or a compiled library (.so).")],
 ) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
 from cat_plugin.errors import CATError, CATValueError
 
 if TYPE_CHECKING:
     from cat_plugin.cli.data import Samples
+    from cat_plugin.report.scoring import Labelled
 
 __all__ = [
     "BatchSize",
@@ -23,10 +23,11 @@ __all__ = [
     "NumClasses",
     "Std",
     "Weights",
+    "labelled",
     "preparation",
     "samples_of",
-    "top1",
     "tvm_backend",
+    "whole_numbers",
 ]
 
 Data = Annotated[
@@ -113,13 +114,12 @@ def samples_of(source: str, prepared: Mapping[str, Any]) -> Samples:
     return load_samples(source, **prepared)
 
 
-def top1(logits: np.ndarray, labels: np.ndarray | None) -> float:
-    """Top-1 accuracy in percent; an error where there are no labels."""
-    if labels is None:
-        raise CATValueError(
-            "the data has no labels; add an array named labels, or class folders, to measure accuracy"
-        )
-    return float((logits.argmax(1) == labels).mean() * 100)
+def labelled(source: str, prepared: Mapping[str, Any]) -> Labelled:
+    """Load data that must have labels."""
+    from cat_plugin.report.scoring import Labelled, known
+
+    samples = samples_of(source, prepared)
+    return Labelled(samples.inputs, known(samples.labels), samples.names, Path(source).name)
 
 
 def tvm_backend() -> Any:
@@ -131,3 +131,14 @@ def tvm_backend() -> Any:
     import tvm_backend
 
     return tvm_backend
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """The numbers of a comma-separated list, each once; `option` is its name in messages."""
+    try:
+        sizes = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        sizes = [0]
+    if any(size < 1 for size in sizes):
+        raise CATValueError(f"{option} {text!r} is not a comma-separated list of whole numbers from 1 on")
+    return list(dict.fromkeys(sizes))

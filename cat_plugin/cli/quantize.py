@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cat_plugin.cli.console import app, key_value_table, state
+from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
     Data,
@@ -21,6 +21,7 @@ from cat_plugin.cli.options import (
     NumClasses,
     Std,
     Weights,
+    labelled,
     preparation,
     samples_of,
 )
@@ -31,15 +32,12 @@ from cat_plugin.report.content import short_name, weight_bytes
 if TYPE_CHECKING:
     from torch import nn
 
-    from cat_plugin.cli.data import Samples
-    from cat_plugin.cli.scoring import Scorer
     from cat_plugin.recipe.recipe import Recipe
+    from cat_plugin.report.scoring import Scorer
 
 _log = logging.getLogger("cat_plugin")
-_CLUSTER_ROWS = 2048
 
 
-@app.command()
 def quantize(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     model: Annotated[
@@ -81,10 +79,11 @@ def quantize(
 
     from cat_plugin import export_bundle, load_recipe
     from cat_plugin.cli.models import load_model
-    from cat_plugin.cli.scoring import Scorer
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import quantized_layers
     from cat_plugin.recipe.options import has_choices
+    from cat_plugin.report.recording import measured, recorded
+    from cat_plugin.report.scoring import Scorer
 
     loaded = load_recipe(recipe)
     if tune is None and (len(loaded.configurations) > 1 or has_choices(loaded.configurations[0])):
@@ -96,16 +95,17 @@ def quantize(
     prepared = preparation(mean, std, image_size)
     network = load_model(model, weights, num_classes)
     samples = samples_of(data, prepared)
-    scorer = None if tune is None else Scorer(samples_of(tune, prepared), batch_size)
+    scorer = None if tune is None else Scorer(labelled(tune, prepared), batch_size)
     batches = [torch.from_numpy(batch) for batch in samples.batches(batch_size)]
     with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
         corrected = _run(loaded, network, batches, scorer, kept, scalars)
         with state.console.status("exporting"):
             program = export_program(corrected, batches[0][:2])
         layers = [_layer(layer.to_dict()) for layer in quantized_layers(program)]
-        record = _record(loaded, model, network, corrected, scorer, tune)
+        record = recorded(loaded, model, network, corrected, scorer)
         if measure:
-            record |= _measured(network, corrected, layers, samples, batch_size)
+            with state.console.status("measuring the layers") as status:
+                record |= measured(network, corrected, layers, samples.inputs, batch_size, status.update)
         calibration = {
             "samples": len(samples),
             "recipe": recipe.name,
@@ -191,108 +191,6 @@ def _described(corrected: nn.Module) -> str:
 
     config = getattr(corrected, "config", None)
     return describe(config) if isinstance(config, dict) else "as the recipe says"
-
-
-def _best(recipe: Recipe) -> int:
-    """The trial whose model the host returns; it may have made that model anew."""
-    best = 0
-    for number, trial in enumerate(recipe.trials):
-        if recipe.criterion.better(trial.score, recipe.trials[best].score):
-            best = number
-    return best
-
-
-def _record(
-    recipe: Recipe,
-    name: str,
-    network: nn.Module,
-    corrected: nn.Module,
-    scorer: Scorer | None,
-    source: str | None,
-) -> dict[str, Any]:
-    """What the run itself knows, for ``report.json``."""
-    from cat_plugin.hosts.pipeline import describe
-    from cat_plugin.report.record import VERSION, label_changes
-
-    record: dict[str, Any] = {
-        "version": VERSION,
-        "model": {"name": name, "parameters": sum(p.numel() for p in network.parameters())},
-        "recipe": {"name": recipe.path.name, "text": recipe.path.read_text("utf-8")},
-    }
-    for key in ("config", "report"):
-        if isinstance(value := getattr(corrected, key, None), dict):
-            record["engine" if key == "report" else key] = value
-    if scorer is None or not recipe.trials:
-        return record
-    best = _best(recipe)
-    trials = []
-    for number, trial in enumerate(recipe.trials):
-        report = getattr(trial.model, "report", None)
-        trials.append(
-            {
-                "name": describe(trial.config),
-                "config": trial.config,
-                "score": trial.score,
-                "uncorrected": scorer.uncorrected(trial.model),
-                "seconds": round(trial.seconds, 3),
-                "met": trial.met,
-                "best": number == best,
-                "weight_bytes": weight_bytes(report["layers"]) if report else None,
-            }
-        )
-    baseline = recipe.baseline
-    record["tuning"] = {
-        "source": Path(source or "").name,
-        "samples": len(scorer.samples),
-        "baseline": baseline,
-        "target": None if baseline is None else recipe.criterion.target(baseline),
-        "trials": trials,
-    }
-    classes = scorer.classes(recipe.trials[best].model)
-    if classes is not None and scorer.samples.labels is not None:
-        said = {} if scorer.full is None else {"full": scorer.full}
-        said |= {"quantized": classes[0], "corrected": classes[1]}
-        record["labels"] = label_changes(
-            scorer.samples.labels, said, Path(source or "").name, scorer.samples.names
-        )
-    return record
-
-
-def _measured(
-    network: nn.Module, corrected: nn.Module, layers: list[dict[str, Any]], samples: Samples, batch_size: int
-) -> dict[str, Any]:
-    """What takes further passes over the calibration data: layer sensitivities and clusters."""
-    import torch
-
-    from cat_plugin.cli.data import Samples
-    from cat_plugin.cli.scoring import logits_of
-    from cat_plugin.report.clusters import cluster_summary
-    from cat_plugin.report.sensitivity import layer_sensitivity, rows_for
-
-    found: dict[str, Any] = {}
-    inputs = torch.from_numpy(samples.inputs)
-    rows = rows_for(inputs)
-    with state.console.status("measuring the layers") as status:
-        measured = layer_sensitivity(
-            network,
-            layers,
-            inputs[:rows],
-            batch_size=batch_size,
-            progress=lambda name: status.update(f"measuring the layers: {name}"),
-        )
-        if measured:
-            found["sensitivity"] = {"rows": rows, "layers": measured}
-        samples = Samples(samples.inputs[:_CLUSTER_ROWS], None)
-        step: Any = getattr(corrected, "correction", None)
-        inner: Any = getattr(corrected, "model", None)
-        if step is not None and inner is not None and not step.n_features:
-            status.update("measuring the clusters")
-            plain = logits_of(inner, samples, batch_size)
-            with torch.no_grad():
-                after = step(torch.from_numpy(plain)).numpy()
-            labels = step.to_parameters().assign(plain)
-            found["clusters"] = cluster_summary(plain, after, labels, logits_of(network, samples, batch_size))
-    return found
 
 
 def _summary(values: dict[str, Any], out: Path) -> Any:

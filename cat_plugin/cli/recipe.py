@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 
-from cat_plugin.cli.console import app, key_value_table, state
+from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.errors import CATValueError, RecipeError
 
-recipe_app = typer.Typer(help="Write and check recipes.", no_args_is_help=True)
-app.add_typer(recipe_app, name="recipe")
+__all__ = ["check", "new"]
 
 _TEMPLATE = """\
 # What Neural Compressor is asked to do. Check it with: cat-ptq recipe check {name}
@@ -80,8 +79,7 @@ def _as_yaml(values: list[int]) -> str:
     return str(values[0]) if len(values) == 1 else str(values)
 
 
-@recipe_app.command("new")
-def recipe_new(
+def new(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("recipe.yaml"),
     w_bits: Annotated[
         str | None, typer.Option("--w-bits", help="Bits of the weights, one or several: 4,2.")
@@ -174,8 +172,7 @@ def _write(path: Path, text: str) -> None:
         raise CATValueError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
 
 
-@recipe_app.command("check")
-def recipe_check(
+def check(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")] = Path("recipe.yaml"),
 ) -> None:
     """Check a recipe without running it, and say what it would try."""

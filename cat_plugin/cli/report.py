@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from cat_plugin.cli.compile import _batches_of
-from cat_plugin.cli.console import app, key_value_table, state
+from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
     ImageSize,
@@ -21,21 +20,22 @@ from cat_plugin.cli.options import (
     NumClasses,
     Std,
     Weights,
+    labelled,
     preparation,
-    samples_of,
-    top1,
+    whole_numbers,
 )
 from cat_plugin.errors import CATError, CATValueError
 
 if TYPE_CHECKING:
-    from cat_plugin.cli.data import Samples
     from cat_plugin.graph.bundle import Bundle
-    from cat_plugin.report.content import Content, Evaluation
+    from cat_plugin.report.content import Content
+    from cat_plugin.report.scoring import Labelled
+
+__all__ = ["report"]
 
 _PICTURES = 400
 
 
-@app.command()
 def report(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     data: Annotated[
@@ -79,7 +79,7 @@ def report(
         raise CATValueError("--weights without --model; name the full-precision model with --model")
     if out.is_dir():
         raise CATValueError(f"--out {out} is a directory; give a file such as report.html")
-    sizes = _batches_of(batch, "--batch")
+    sizes = whole_numbers(batch, "--batch")
     opened = read_bundle(bundle)
     content = Content(
         name=Path(bundle).absolute().name,
@@ -91,10 +91,10 @@ def report(
     if data is not None:
         recorded = opened.manifest["calibration"].get("preparation")
         prepared = preparation(mean, std, image_size, recorded)
-        samples = samples_of(data, prepared)
+        samples = labelled(data, prepared)
         with state.console.status("measuring the accuracy"):
             _measure(content, opened, compare or [], samples, batch_size, (model, weights, num_classes))
-        content.source = Path(data).name
+        content.source = samples.source
         _add_pictures(content, samples, prepared)
     if library is not None:
         _time(content, bundle, library, (model, weights, num_classes), sizes, seconds)
@@ -126,57 +126,35 @@ def _measure(
     content: Content,
     bundle: Bundle,
     compared: list[Path],
-    samples: Samples,
+    samples: Labelled,
     batch_size: int,
     full: tuple[str | None, Path | None, int | None],
 ) -> None:
     """Fill in the accuracies, and which samples the models disagree on."""
     from cat_plugin.cli.models import load_model
-    from cat_plugin.cli.scoring import logits_of
     from cat_plugin.graph.bundle import read_bundle
+    from cat_plugin.report.evaluation import evaluated
     from cat_plugin.report.record import label_changes
+    from cat_plugin.report.scoring import logits_of
 
-    top1(np.zeros((len(samples), 1)), samples.labels)
-    labels = samples.labels
-    assert labels is not None
     said: dict[str, np.ndarray] = {}
     if full[0] is not None:
-        said["full"] = logits_of(load_model(full[0], full[1], full[2]), samples, batch_size).argmax(1)
-        content.full_score = float((said["full"] == labels).mean())
-    own, classes = _evaluated(content.name, bundle, samples, batch_size)
+        network = load_model(full[0], full[1], full[2])
+        said["full"] = logits_of(network, samples.inputs, batch_size).argmax(1)
+        content.full_score = float((said["full"] == samples.labels).mean())
+    own, classes = evaluated(content.name, bundle, samples, batch_size)
     content.evaluations = [own]
     content.samples = len(samples)
-    content.labels = label_changes(labels, said | classes, names=samples.names)
+    content.labels = label_changes(samples.labels, said | classes, samples.source, samples.names)
     for path in compared:
-        other, _ = _evaluated(path.name, read_bundle(path), samples, batch_size)
+        other, _ = evaluated(path.name, read_bundle(path), samples, batch_size)
         content.evaluations.append(other)
 
 
-def _evaluated(
-    name: str, bundle: Bundle, samples: Samples, batch_size: int
-) -> tuple[Evaluation, dict[str, np.ndarray]]:
-    """A bundle's accuracy, and its classes before and after the correction."""
-    from cat_plugin.report.content import Evaluation, bits_of, weight_bytes
-    from cat_plugin.report.outputs import both_logits
-
-    corrected, plain = both_logits(bundle.program(), samples.batches(batch_size))
-    layers = bundle.manifest["layers"]
-    evaluation = Evaluation(
-        name=name,
-        bits=bits_of(layers),
-        weight_bytes=weight_bytes(layers),
-        score=top1(corrected, samples.labels) / 100,
-        plain=None if plain is None else top1(plain, samples.labels) / 100,
-    )
-    classes = {} if plain is None else {"quantized": plain.argmax(1)}
-    return evaluation, classes | {"corrected": corrected.argmax(1)}
-
-
-def _add_pictures(content: Content, samples: Samples, prepared: dict[str, Any]) -> None:
+def _add_pictures(content: Content, samples: Labelled, prepared: dict[str, Any]) -> None:
     from cat_plugin.report.images import thumbnails
 
     assert content.labels is not None
-    content.labels["source"] = content.source
     numbers = [row[0] for row in content.labels["rows"][:_PICTURES]]
     pictures = thumbnails(samples.inputs[numbers], prepared["mean"], prepared["std"]) if numbers else None
     content.pictures = dict(zip(numbers, pictures or (), strict=False))
@@ -191,7 +169,7 @@ def _time(
     seconds: float,
 ) -> None:
     """Fill in what the library's description says and, where it can be run here, its latency."""
-    from cat_plugin.cli.benchmark import measured_latencies
+    from cat_plugin.cli.latencies import measured_latencies
     from tvm_backend.runtime import read_manifest
 
     manifest = read_manifest(library)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,24 +108,30 @@ class Clock:
 
 def trial_table(trials: list[Trial], baseline: float | None, criterion: Criterion) -> str:
     """The trials as a table of plain text, the best marked with a star."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
     from cat_plugin.hosts.pipeline import describe
 
     best = None
     for number, trial in enumerate(trials):
         if best is None or criterion.better(trial.score, trials[best].score):
             best = number
-    rows = [("trial", "configuration", "score", "criterion", "seconds")]
+    table = Table(box=None, pad_edge=False)
+    for heading in ("trial", "configuration", "score", "criterion", "seconds"):
+        table.add_column(
+            heading, no_wrap=True, justify="right" if heading in ("score", "seconds") else "left"
+        )
     if baseline is not None:
-        rows.append(("", "full precision", f"{baseline:.4f}", f"target {criterion.target(baseline):.4f}", ""))
+        table.add_row("", "full precision", f"{baseline:.4f}", f"target {criterion.target(baseline):.4f}", "")
     for number, trial in enumerate(trials):
         mark = "*" if number == best else ""
         met = "met" if trial.met else "missed"
-        rows.append(
-            (f"{number + 1}{mark}", describe(trial.config), f"{trial.score:.4f}", met, f"{trial.seconds:.1f}")
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+        name = escape(describe(trial.config))
+        table.add_row(f"{number + 1}{mark}", name, f"{trial.score:.4f}", met, f"{trial.seconds:.1f}")
+    # As wide as it comes: a log has no width, and a name that is cut says nothing.
+    console = Console(file=io.StringIO(), width=10_000, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

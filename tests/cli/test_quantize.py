@@ -166,3 +166,21 @@ def test_tensorboard_gets_losses_and_scores(monkeypatch: pytest.MonkeyPatch, tmp
         ("trial 1/loss before", 5.0, 2), ("trial 1/loss after", 4.0, 2),
         ("tuning/score", 0.9, 0), ("tuning/score", 0.8, 1), ("tuning/seconds", 1.5, 1), ("closed", 0.0, 0),
     ]  # fmt: skip
+
+
+def test_tuning_uses_the_labelled_data(workspace: Path, tmp_path: Path, as_json: AsJson) -> None:
+    words = quantize_words(workspace, tune=str(workspace / "tune.npz"), out=str(tmp_path / "tuned"))
+    found = as_json(*words)
+    (trial,) = found["trials"]
+    assert trial["best"]
+    assert trial["weight_bytes"] == found["weight_bytes"] < found["float_weight_bytes"] / 12
+    assert 0.9 < trial["score"] <= 1
+    record = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    assert {"recipe", "config", "engine", "tuning", "labels", "sensitivity", "clusters"} <= record.keys()
+    assert record["labels"]["correct"]["corrected"] == round(200 * trial["score"])
+    assert record["labels"]["correct"]["quantized"] == round(200 * trial["uncorrected"])
+    assert [layer["name"] for layer in record["sensitivity"]["layers"]] == [
+        layer["name"] for layer in record["engine"]["layers"]
+    ]
+    assert sum(mean["rows"] for mean in record["clusters"]["means"]) == 347
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuned"]

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cat_plugin import load_recipe
-from cat_plugin.cli import commands, main  # noqa: F401 - commands registers them
-from cat_plugin.cli.console import app
+from cat_plugin.cli import main
+from cat_plugin.cli.main import app
 
 AsJson = Callable[..., dict[str, Any]]
 

@@ -1,4 +1,4 @@
-"""``cat-ptq benchmark`` and ``cat-ptq report`` on the digits."""
+"""``cat-ptq report`` on the digits."""
 
 from __future__ import annotations
 
@@ -14,63 +14,9 @@ import pytest
 pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
 
 from cat_plugin.cli import main
-from cat_plugin.cli.timing import latency
 
 AsJson = Callable[..., dict[str, Any]]
 FACTORY = "examples.digits.model:build"
-
-
-def test_latency_takes_percentiles_of_calls() -> None:
-    calls = 0
-
-    def call() -> None:
-        nonlocal calls
-        calls += 1
-
-    found = latency(call, 0.0)
-    assert found["calls"] == 20
-    assert calls == 25
-    assert 0 < found["p10_ms"] <= found["median_ms"] <= found["p90_ms"]
-
-
-def test_benchmark_beside_pytorch(
-    workspace: Path, library: Path, as_json: AsJson, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["benchmark", str(library), "--batch", "1,3", "--seconds", "0"]
-    beside = [
-        "--bundle",
-        workspace / "bundle",
-        "--model",
-        FACTORY,
-        "--weights",
-        workspace / "digits.safetensors",
-    ]
-    found = as_json(*words, *beside, "--threads", "1")
-    named = [(row["runtime"], row["batch"]) for row in found["rows"]]
-    runtimes = ["compiled library", "PyTorch, quantized graph", "PyTorch, float32 model"]
-    assert named == [(runtime, batch) for runtime in runtimes for batch in (1, 3)]
-    assert all(0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"] for row in found["rows"])
-    assert found["threads"] == 1
-    assert main(words) == 0
-    assert "compiled library" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--batch", "0"], "--batch"),
-        (["--batch", ""], "--batch is empty"),
-        (["--model", "nowhere:build"], "nowhere"),
-        (["--bundle", "missing"], "missing"),
-    ],
-)
-def test_bad_benchmarks(
-    library: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
-    assert main(["benchmark", str(library), "--seconds", "0", *words]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
 
 
 def test_report_of_the_bundle_alone(workspace: Path, tmp_path: Path, as_json: AsJson) -> None:

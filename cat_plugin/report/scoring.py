@@ -1,0 +1,128 @@
+"""What models say of labelled samples: their logits, their scores, and what is kept of them over a tuning run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cat_plugin.errors import CATValueError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Labelled", "Scorer", "batches_of", "known", "logits_of", "top1"]
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+
+
+def top1(logits: FloatArray, labels: IntArray | None) -> float:
+    """Top-1 accuracy in percent; an error where there are no labels."""
+    return float((logits.argmax(1) == known(labels)).mean() * 100)
+
+
+def known(labels: IntArray | None) -> IntArray:
+    """The labels.
+
+    Raises
+    ------
+    CATValueError
+        When there are none.
+    """
+    if labels is None:
+        raise CATValueError(
+            "the data has no labels; add an array named labels, or class folders, to measure accuracy"
+        )
+    return labels
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples to judge models by.
+
+    Parameters
+    ----------
+    inputs : ndarray of shape (N, ...), float32
+        Ready for the model.
+    labels : ndarray of shape (N,), int64
+        The right classes.
+    names : list of str or None
+        A name for each sample, such as its file.
+    source : str
+        Where they come from, for people.
+    """
+
+    inputs: FloatArray
+    labels: IntArray
+    names: list[str] | None = None
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def batches_of(inputs: FloatArray, size: int) -> Iterator[FloatArray]:
+    """Inputs in batches of at most `size`."""
+    return (inputs[start : start + size] for start in range(0, len(inputs), size))
+
+
+def logits_of(model: nn.Module, inputs: FloatArray, batch_size: int) -> FloatArray:
+    """Logits (N, C) of a model over inputs (N, ...)."""
+    import torch
+
+    with torch.no_grad():
+        return np.concatenate(
+            [model(torch.from_numpy(batch)).numpy() for batch in batches_of(inputs, batch_size)]
+        )
+
+
+class Scorer:
+    """Top-1 accuracy as a share of one, for the host's tuning.
+
+    A corrected model is run once for both scores: its correction works on the logits alone.
+
+    Parameters
+    ----------
+    samples : Labelled
+    batch_size : int
+        Samples per batch.
+
+    Attributes
+    ----------
+    full : ndarray of shape (N,), or None
+        Classes that the full-precision model gives.
+    """
+
+    def __init__(self, samples: Labelled, batch_size: int) -> None:
+        self.samples, self._batch_size = samples, batch_size
+        self.full: IntArray | None = None
+        self._classes: dict[int, tuple[IntArray, IntArray]] = {}
+
+    def __call__(self, model: nn.Module) -> float:
+        import torch
+
+        step: Any = getattr(model, "correction", None)
+        inner: Any = getattr(model, "model", None)
+        if step is None or inner is None:
+            logits = logits_of(model, self.samples.inputs, self._batch_size)
+            if self.full is None:
+                self.full = logits.argmax(1)
+            return top1(logits, self.samples.labels) / 100
+        plain = logits_of(inner, self.samples.inputs, self._batch_size)
+        with torch.no_grad():
+            logits = step(torch.from_numpy(plain)).numpy()
+        self._classes[id(model)] = plain.argmax(1), logits.argmax(1)
+        return top1(logits, self.samples.labels) / 100
+
+    def classes(self, model: nn.Module | None) -> tuple[IntArray, IntArray] | None:
+        """Classes of a scored model without and with its correction; None when it was not scored so."""
+        return self._classes.get(id(model))
+
+    def uncorrected(self, model: nn.Module | None) -> float | None:
+        """Score of a model without its correction, None when that is not known."""
+        classes = self.classes(model)
+        return None if classes is None else float((classes[0] == self.samples.labels).mean())

@@ -1,0 +1,42 @@
+"""``cat-ptq doctor``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
+
+from cat_plugin.cli import main
+
+AsJson = Callable[..., dict[str, Any]]
+
+
+def test_doctor_names_what_is_there(as_json: AsJson) -> None:
+    found = as_json("doctor")
+    parts = {part["part"]: part for part in found["parts"]}
+    assert parts["torch"]["found"].startswith("2.")
+    assert parts["neural-compressor"]["found"][0].isdigit()
+    assert parts["recipe host"]["state"] == "ok"
+    assert all(part["hint"] for part in found["parts"] if part["state"] != "ok")
+    assert found["ok"] == all(part["state"] != "missing" for part in found["parts"])
+
+
+def test_doctor_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], as_json: AsJson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cat_plugin.cli import doctor
+
+    def absent(name: str) -> str:
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", absent)
+    found = as_json("doctor")
+    assert not found["ok"]
+    hints = {part["part"]: part["hint"] for part in found["parts"]}
+    assert "cat-ptq[inc]" in hints["neural-compressor"]
+    assert "cat-ptq[inc]" in hints["recipe host"]
+    assert main(["doctor"]) == 0
+    assert "cat-ptq[inc]" in capsys.readouterr().out.replace("\n", "")

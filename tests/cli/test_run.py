@@ -1,0 +1,27 @@
+"""``cat-ptq run``: a library says what the bundle says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
+
+
+AsJson = Callable[..., dict[str, Any]]
+
+
+def test_compile_and_run_agree_with_pytorch(
+    workspace: Path, library: Path, tmp_path: Path, as_json: AsJson
+) -> None:
+    bundle, data = workspace / "bundle", workspace / "test.npz"
+    ran = as_json("run", library, "--input", data, "--out", tmp_path / "logits")
+    evaluated = as_json("evaluate", bundle, "--data", data)
+    assert ran["top1_percent"] == pytest.approx(evaluated["top1_percent"], abs=0.2)
+    with np.load(tmp_path / "logits.npz") as arrays:
+        assert arrays["logits"].argmax(1).tolist() == ran["predictions"]
+    assert [path.name for path in tmp_path.iterdir()] == ["logits.npz"]
