@@ -196,7 +196,9 @@ def child(arguments: argparse.Namespace) -> None:
         mean, components, centroids, gamma, beta = loop_over_clusters(z_q, z_fp, 64, 50)
         from cat_plugin.cluster_affine import AffineParameters
 
-        parameters = AffineParameters("diagonal", 0.4, mean, components, centroids, beta, gamma)
+        parameters = AffineParameters(
+            "diagonal", 0.4, mean=mean, components=components, centroids=centroids, beta=beta, gamma=gamma
+        )
     else:
         estimator = ClusterAffine(mode=arguments.child, n_clusters=64, n_components=50, random_state=0)
         parameters = estimator.fit_batches(FileBatches(directory, arguments.classes)).parameters_

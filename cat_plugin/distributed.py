@@ -16,8 +16,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cat_plugin.cluster_affine import AffineParameters, ClusterAffine
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.sketch import RowSketch
-from cat_plugin.cluster_affine.workbench import Rows
 from cat_plugin.errors import CATError, CATValueError
 
 __all__ = ["DistributedParty", "fit"]

@@ -1,100 +1,16 @@
-"""Where a row of logits belongs: the projection, the centroids and the nearest of them."""
+"""How clusters are found: principal axes and k-means."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
-__all__ = ["NearestCentroid", "nearest", "principal_axes", "project", "seek_centroids"]
+from cat_plugin.cluster_affine._typing import FloatArray
 
-FloatArray = NDArray[np.floating[Any]]
-
-_BLOCK_ELEMENTS: Final = 1 << 18
-
-
-def project(rows: FloatArray, mean: FloatArray, components: FloatArray) -> FloatArray:
-    """Project rows onto the principal axes; without axes the rows are returned as they are.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (N, P)
-    mean : ndarray of shape (P,)
-    components : ndarray of shape (d, P)
-        ``d = 0`` stands for no projection.
-
-    Returns
-    -------
-    ndarray of shape (N, d), or (N, P) without projection
-    """
-    if components.shape[0] == 0:
-        return rows
-    dtype = rows.dtype
-    directions, near = components.T.astype(dtype, copy=False), mean.astype(dtype, copy=False)
-    # In the rows' precision, but with what rounding takes from the mean put back after the projection.
-    lost = (near.astype(mean.dtype) - mean) @ components.T
-    projected = np.empty((rows.shape[0], components.shape[0]), dtype=dtype)
-    step = max(16, _BLOCK_ELEMENTS // rows.shape[1])
-    for start in range(0, rows.shape[0], step):
-        # Block by block, so that the centred rows stay in the cache.
-        block = slice(start, start + step)
-        np.matmul(rows[block] - near, directions, out=projected[block])
-    projected += lost.astype(dtype, copy=False)
-    return projected
-
-
-def nearest(position: FloatArray, centroids: FloatArray) -> NDArray[np.intp]:
-    """Return the nearest centroid of each row, the lowest index where several are equally near.
-
-    Parameters
-    ----------
-    position : ndarray of shape (N, D)
-    centroids : ndarray of shape (K, d') with d' <= D
-        Only the first ``d'`` coordinates of `position` count.
-
-    Returns
-    -------
-    ndarray of shape (N,), intp
-    """
-    return NearestCentroid(centroids.astype(position.dtype, copy=False))(position)
-
-
-class NearestCentroid:
-    """The search for the nearest centroid, prepared for many blocks of rows.
-
-    Distances are compared relative to the first centroid: what all of them share cancels before anything is squared.
-
-    Parameters
-    ----------
-    centroids : ndarray of shape (K, d')
-    """
-
-    def __init__(self, centroids: FloatArray) -> None:
-        self.width = centroids.shape[1]
-        self.count = centroids.shape[0]
-        self.origin = centroids[0]
-        relative = centroids - self.origin
-        self.directions = np.ascontiguousarray(-2.0 * relative.T)
-        power = np.einsum("kd,kd->k", relative, relative)
-        # Where the centroids lie about zero the rows need not be moved; far from it, they must, or lose digits.
-        self.moved = float(np.abs(self.origin).max(initial=0.0)) > 8.0 * float(
-            np.abs(relative).max(initial=0.0)
-        )
-        self.bias = power if self.moved else power - self.origin @ self.directions
-
-    def __call__(self, position: FloatArray) -> NDArray[np.intp]:
-        """Return the nearest centroid of each row, the lowest index where several are equally near."""
-        if self.count == 1:
-            return np.zeros(position.shape[0], dtype=np.intp)
-        position = position[:, : self.width]
-        scores = (position - self.origin if self.moved else position) @ self.directions
-        scores += self.bias
-        label: NDArray[np.intp] = np.argmin(scores, axis=1)
-        return label
+__all__ = ["principal_axes", "seek_centroids"]
 
 
 def principal_axes(centred: FloatArray, count: int) -> FloatArray:
@@ -103,6 +19,7 @@ def principal_axes(centred: FloatArray, count: int) -> FloatArray:
     Parameters
     ----------
     centred : ndarray of shape (N, P)
+        Rows from which their mean has been subtracted.
     count : int
         Number of axes wanted; fewer are returned when the rank is smaller.
 

@@ -8,24 +8,23 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from cat_plugin.cluster_affine import validation
+from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.fitting import Party, Plan, Settings, fit_stream
 from cat_plugin.cluster_affine.pairing import Columns, pair, pair_sound, unpacked
 from cat_plugin.cluster_affine.parameters import AffineParameters
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.sketch import row_limit
 from cat_plugin.cluster_affine.stream import StreamState
-from cat_plugin.cluster_affine.workbench import Rows
 from cat_plugin.errors import CATError, CATValueError
 
 __all__ = ["ClusterAffine"]
-
-FloatArray = NDArray[np.floating[Any]]
 
 logger = logging.getLogger("cat_plugin")
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cat_plugin.cluster_affine.accumulate import StatisticsAccumulator
-from cat_plugin.cluster_affine.clustering import nearest, project
-from cat_plugin.cluster_affine.maps import Geometry
+from cat_plugin.cluster_affine._typing import FloatArray
+from cat_plugin.cluster_affine.families import FAMILIES, Candidate
+from cat_plugin.cluster_affine.geometry import Geometry
 from cat_plugin.cluster_affine.metrics import natural_temperature
 from cat_plugin.cluster_affine.parameters import AffineParameters
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.selection import best_candidate, candidates, cross_validate
 from cat_plugin.cluster_affine.sketch import RowSketch
-from cat_plugin.cluster_affine.statistics import ClusterStatistics
-from cat_plugin.cluster_affine.workbench import Candidate, Rows, Workbench, build, regressors
+from cat_plugin.cluster_affine.statistics import StatisticsAccumulator
+from cat_plugin.cluster_affine.workbench import Workbench
 from cat_plugin.errors import CATError
 
 __all__ = [
@@ -27,12 +27,9 @@ __all__ = [
     "Settings",
     "collect",
     "collector",
-    "complete",
     "fit_stream",
     "make_plan",
 ]
-
-FloatArray = NDArray[np.floating[Any]]
 
 _SORTED_COLUMNS: Final = 16
 #: With as many rows of the sample in a cluster its centroid is known to a 32nd of the cluster's variance.
@@ -137,7 +134,9 @@ def make_plan(rows: Rows, settings: Settings, party: Party | None = None) -> Pla
     Parameters
     ----------
     rows : Rows
+        The sample.
     settings : Settings
+        What the user asked for.
     party : Party, optional
         Other processes that plan with the same rows; the first one's choice stands.
 
@@ -147,68 +146,40 @@ def make_plan(rows: Rows, settings: Settings, party: Party | None = None) -> Pla
     """
     n, classes = rows.z_q.shape
     clusters = min(settings.n_clusters, n)
-    if settings.mode != "paper":
+    family = FAMILIES.get(settings.mode)
+    if family is None or family.sorts_rows:
         rows = canonical(rows)
     rows = rows.widened()
     unit = natural_temperature(rows.z_fp)
-    if settings.mode == "paper":
-        # To the letter: k-means sees the rows as they came.
-        bench = Workbench(rows, settings.seed, unit, n_init=3)
-        d = None if settings.n_components is None else min(settings.n_components, classes)
-        return Plan(Candidate("paper", clusters, d, settings.alpha), bench)
-    if settings.mode == "auto":
-        listed = candidates(rows, clusters, settings.alpha, settings.n_components)
-        results = cross_validate(rows, listed, settings.seed)
-        best = best_candidate(results)
-        if party is not None:
-            best = int(party.agree(np.array([float(best)]))[0])
-        chosen = listed[best]
-        if not chosen.tuned_rows and rows.tuned is not None:
-            rows = rows.take(~rows.tuned)
-        return Plan(chosen, Workbench(rows, settings.seed, unit), results, best)
-    d = settings.n_components
-    if settings.mode == "lowrank" and d is None:
-        d = min(50, max(1, classes // 2))
-    d = None if d is None else min(d, classes)
-    candidate = Candidate(
-        settings.mode, clusters, d, settings.alpha, rank=d if settings.mode == "lowrank" and d else 0
-    )
-    return Plan(candidate, Workbench(rows, settings.seed, unit))
+    if family is not None:
+        candidate = family.candidate(clusters, settings.n_components, settings.alpha, classes)
+        return Plan(candidate, Workbench(rows, settings.seed, unit, family.n_init))
+    listed = candidates(rows, clusters, settings.alpha, settings.n_components)
+    results = cross_validate(rows, listed, settings.seed)
+    best = best_candidate(results)
+    if party is not None:
+        best = int(party.agree(np.array([float(best)]))[0])
+    chosen = listed[best]
+    if not chosen.tuned_rows and rows.tuned is not None:
+        rows = rows.take(~rows.tuned)
+    return Plan(chosen, Workbench(rows, settings.seed, unit), results, best)
 
 
 def collector(plan: Plan, geometry: Geometry) -> StatisticsAccumulator:
     """Return an empty accumulator for what the plan's map needs."""
-    rows = plan.bench.rows
-    columns = regressors(
-        plan.candidate,
-        geometry,
-        plan.bench.scaling,
-        rows.z_q[:1],
-        None if rows.features is None else rows.features[:1],
-    )
-    width = 0 if columns is None else columns.shape[1]
-    return StatisticsAccumulator(geometry.centroids.shape[0], rows.z_fp.shape[1], width)
+    rows, family = plan.bench.rows, FAMILIES[plan.candidate.family]
+    width = family.n_regressors(plan.candidate, geometry, rows.n_features)
+    return StatisticsAccumulator(geometry.n_clusters, rows.z_fp.shape[1], width)
 
 
 def collect(into: StatisticsAccumulator, plan: Plan, geometry: Geometry, batch: Rows) -> None:
     """Collect from a batch what the plan's map needs."""
     if batch.tuned is not None and not plan.candidate.tuned_rows:
         batch = batch.take(~batch.tuned)
-    position = project(batch.z_q, geometry.mean, geometry.components)
-    label = nearest(position, geometry.centroids)
-    if plan.candidate.family == "lowrank":
-        columns: FloatArray | None = position
-    else:
-        columns = regressors(plan.candidate, geometry, plan.bench.scaling, batch.z_q, batch.features)
+    position, label = geometry.assign(batch.z_q)
+    family = FAMILIES[plan.candidate.family]
+    columns = family.regressors(plan.candidate, batch, position, plan.bench.scaling)
     into.add(batch.z_q, batch.z_fp, label, columns)
-
-
-def complete(plan: Plan, geometry: Geometry, statistics: ClusterStatistics) -> AffineParameters:
-    """Turn the statistics of all rows into parameters; a refinement uses the rows of the plan."""
-    rows, scaling = plan.bench.rows, plan.bench.scaling
-    return build(
-        plan.candidate, geometry, scaling, statistics, rows, plan.bench.temperature_unit, rows.n_features
-    )
 
 
 def fit_stream(
@@ -225,6 +196,7 @@ def fit_stream(
     batches : callable
         Returns an iterable over this process's batches, the same at every call.
     settings : Settings
+        What the user asked for.
     limit : int
         Most rows of the sample.
     party : Party, optional
@@ -234,6 +206,7 @@ def fit_stream(
     -------
     parameters : AffineParameters
     plan : Plan
+        What was decided on the way.
     n_rows : int
         Rows seen over all processes.
     """
@@ -264,7 +237,7 @@ def fit_stream(
     for batch in batches():
         collect(accumulator, plan, geometry, batch)
     statistics = accumulator.result().reduced(party.total)
-    return complete(plan, geometry, statistics), plan, seen
+    return plan.bench.build(candidate, geometry, statistics), plan, seen
 
 
 def _moved(geometry: Geometry, batches: Callable[[], Iterable[Rows]], party: Party) -> Geometry:
@@ -272,8 +245,7 @@ def _moved(geometry: Geometry, batches: Callable[[], Iterable[Rows]], party: Par
     count: FloatArray = np.zeros(geometry.centroids.shape[0])
     drift: FloatArray = np.zeros_like(geometry.centroids)
     for batch in batches():
-        position = project(batch.z_q, geometry.mean, geometry.components)
-        label = nearest(position, geometry.centroids)
+        position, label = geometry.assign(batch.z_q)
         offset = position.astype(np.float64, copy=False) - geometry.centroids[label]
         member = np.zeros((len(batch), count.size), dtype=offset.dtype)
         member[np.arange(len(batch)), label] = 1.0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["agreement", "divergence", "natural_temperature", "softmax"]
+from cat_plugin.cluster_affine._typing import FloatArray
 
-FloatArray = NDArray[np.floating[Any]]
+__all__ = ["agreement", "divergence", "natural_temperature", "softmax"]
 
 
 def softmax(logits: FloatArray) -> FloatArray:

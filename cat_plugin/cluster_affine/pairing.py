@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cat_plugin.cluster_affine import validation
-from cat_plugin.cluster_affine.workbench import Rows
+from cat_plugin.cluster_affine._typing import FloatArray
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.errors import CATValueError
 
 __all__ = ["Columns", "pair", "pair_sound", "unpacked"]
-
-FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)

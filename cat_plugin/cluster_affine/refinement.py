@@ -5,17 +5,17 @@ Least squares spends its effort on all logits alike; what decides the class is t
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.metrics import softmax
-from cat_plugin.cluster_affine.parameters import AffineParameters
+
+if TYPE_CHECKING:
+    from cat_plugin.cluster_affine.parameters import AffineParameters
 
 __all__ = ["refine_full"]
-
-FloatArray = NDArray[np.floating[Any]]
 
 _ITERATIONS: Final = 120
 _TOLERANCE: Final = 1e-5
@@ -43,7 +43,9 @@ def refine_full(
     parameters : AffineParameters
         A fitted correction of mode ``full``.
     inputs : ndarray of shape (N, P)
+        Logits of the quantized model, followed by the features where there are any.
     targets : ndarray of shape (N, C)
+        Logits of the full-precision model.
     scale : ndarray of shape (P,)
         Typical size of a column relative to the logits, one for the logits.
     temperature : float
@@ -60,11 +62,10 @@ def refine_full(
     D. Böhning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44 (1992): the bound.
     B. O'Donoghue, E. Candès, "Adaptive restart for accelerated gradient schemes", Found. Comput. Math. 15 (2015).
     """
-    assert parameters.weight is not None
     rows, classes = targets.shape
     clusters = parameters.n_clusters
     label = parameters.assign(inputs)
-    start = AffineParameters(**{**vars(parameters), "alpha": 1.0}).apply(inputs) / temperature
+    start = parameters.replace(alpha=1.0).apply(inputs) / temperature
     goal = softmax(targets / temperature)
 
     mean = inputs.mean(axis=0)
@@ -114,4 +115,4 @@ def refine_full(
     moved = np.swapaxes(total[:, :-1], 1, 2) / unit
     weight = parameters.weight + moved
     beta = parameters.beta + total[:, -1] - moved @ mean
-    return AffineParameters(**{**vars(parameters), "weight": weight, "beta": beta})
+    return parameters.replace(weight=weight, beta=beta)

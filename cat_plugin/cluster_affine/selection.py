@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.cluster_affine.metrics import agreement, divergence, natural_temperature
+from cat_plugin.cluster_affine.families import FAMILIES, Budget, Candidate
+from cat_plugin.cluster_affine.metrics import agreement, divergence, natural_temperature, softmax
 from cat_plugin.cluster_affine.parameters import AffineParameters
-from cat_plugin.cluster_affine.workbench import Candidate, Rows, Workbench
+from cat_plugin.cluster_affine.rows import Rows
+from cat_plugin.cluster_affine.workbench import Workbench
 
 __all__ = ["best_candidate", "candidates", "cross_validate", "fold_of_rows"]
 
-FloatArray = NDArray[np.floating[Any]]
-
-logger = logging.getLogger("cat_plugin")
-
-#: A matrix per cluster is affordable up to this many columns; beyond, the low-rank map takes its place.
-FULL_COLUMNS: Final = 256
 #: Divergences are compared at this temperature, in units of the spread of the full-precision logits.
 SCORE_TEMPERATURE: Final = 0.3
 N_FOLDS: Final = 5
-_REFINE_COLUMNS: Final = 512
+#: Place of the candidate that changes nothing.
+_IDENTITY: Final = 0
 _LEVEL: Final = 1e-9
 
 
-def _cluster_counts(limit: int, rows: int, rows_each: int) -> list[int]:
-    top = max(1, min(limit, rows // rows_each))
-    return sorted(
-        {k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= top} | ({limit} if limit <= top else set())
-    )
-
-
-def candidates(
-    rows: Rows,
-    n_clusters: int,
-    alpha: float,
-    n_components: int | None,
-    families: tuple[str, ...] | None = None,
-) -> list[Candidate]:
+def candidates(rows: Rows, n_clusters: int, alpha: float, n_components: int | None) -> list[Candidate]:
     """List what is worth trying on these rows, the identity first.
 
     Parameters
@@ -54,64 +37,31 @@ def candidates(
         Blending factor tried beside a few others.
     n_components : int or None
         Principal components for clustering; None: several are tried.
-    families : tuple of str, optional
-        Restrict the list to these families (the identity is dropped).
 
     Returns
     -------
     list of Candidate
     """
     n, classes = rows.z_q.shape
-    width = classes + rows.n_features
-    fresh = len(rows) if rows.tuned is None else max(1, int((~rows.tuned).sum()))
+    fresh = n if rows.tuned is None else max(1, int((~rows.tuned).sum()))
     train = max(1, (min(n, 5 * fresh) * (N_FOLDS - 1)) // N_FOLDS)
-    if n_components is not None:
-        axes: list[int | None] = [min(n_components, classes)]
-    elif classes <= 64:
-        axes = [None, classes // 2] if classes >= 6 else [None]
-    else:
-        axes = [min(50, classes // 2, max(1, train // 8))]
-    alphas = sorted({float(alpha), 0.7, 1.0})
-    made = [Candidate("identity", alpha=0.0)]
-    made.append(Candidate("paper", n_clusters, n_components, float(alpha)))
-    for d in axes:
-        for k in _cluster_counts(n_clusters, train, 4):
-            if k == 1 and d != axes[0]:
-                continue
-            made += [Candidate("diagonal", k, d, a) for a in alphas]
-    if width <= FULL_COLUMNS:
-        full = []
-        for d in axes:
-            for k in _cluster_counts(min(n_clusters, 32), train, max(16, classes // 2)):
-                if k == 1 and d != axes[0]:
-                    continue
-                full += [Candidate("full", k, d, a) for a in alphas]
-        for k in _cluster_counts(min(n_clusters, 8), train, max(32, classes)):
-            if (k + 1) * (width + 1) > _REFINE_COLUMNS or k == 2:
-                continue
-            for temperature in (0.25, 0.5):
-                full += [
-                    Candidate("full", k, axes[0], 1.0, temperature=temperature, strength=s)
-                    for s in (3e-3, 2e-2)
-                ]
-        made += full
-        if rows.n_features:
-            made += [replace(c, use_features=False) for c in full]
-    if classes > 16 or width > FULL_COLUMNS or (families and "lowrank" in families):
-        for d in axes if axes != [None] and axes[0] is not None else [classes // 2 or None]:
-            if d is None:
-                continue
-            for k in _cluster_counts(n_clusters, train, max(8, d // 2)):
-                made += [Candidate("lowrank", k, d, a, rank=r) for r in {max(1, d // 2), d} for a in alphas]
-    if families is not None:
-        made = [c for c in made if c.family in families]
+    budget = Budget(classes, rows.n_features, train, n_clusters, n_components, alpha)
+    families = sorted(FAMILIES.values(), key=lambda family: family.precedence)
+    made = [candidate for family in families for candidate in family.candidates(budget)]
     if rows.tuned is not None and rows.tuned.any() and not rows.tuned.all():
-        made = made + [replace(c, tuned_rows=False) for c in made if c.family != "identity"]
+        made += [replace(candidate, tuned_rows=False) for candidate in made[1:]]
     return made
 
 
 def fold_of_rows(rows: Rows, seed: int) -> NDArray[np.intp]:
     """Deal rows, or whole groups of rows, to folds.
+
+    Parameters
+    ----------
+    rows : Rows
+        With their groups, and with what the quantizer was tuned on.
+    seed : int
+        Seed of the shuffle.
 
     Returns
     -------
@@ -159,7 +109,9 @@ def cross_validate(rows: Rows, listed: list[Candidate], seed: int) -> dict[str, 
     Parameters
     ----------
     rows : Rows
+        The sample.
     listed : list of Candidate
+        What :func:`candidates` returned.
     seed : int
         Seed of the folds and of k-means.
 
@@ -185,7 +137,7 @@ def cross_validate(rows: Rows, listed: list[Candidate], seed: int) -> dict[str, 
             mine = away if tuned_rows or rows.tuned is None else away & ~rows.tuned
             bench = Workbench(rows.take(mine), seed, unit)
             for head, members in _groups_of_maps(listed).items():
-                if head.tuned_rows != tuned_rows and head.family != "identity":
+                if head.tuned_rows != tuned_rows:
                     continue
                 fitted = bench.fit(head)
                 for index in members:
@@ -205,14 +157,11 @@ def cross_validate(rows: Rows, listed: list[Candidate], seed: int) -> dict[str, 
 
 def _judge(fitted: AffineParameters, alpha: float, test: Rows, unit: float) -> tuple[float, ...]:
     inputs = test.inputs()[:, : fitted.mean.shape[0]]
-    z = AffineParameters(**{**vars(fitted), "alpha": alpha}).apply(inputs)
+    z = fitted.replace(alpha=alpha).apply(inputs)
     temperature = SCORE_TEMPERATURE * unit
     same = agreement(test.z_fp, z)
     distance = divergence(test.z_fp, z, temperature)
-    shifted = test.z_fp / temperature
-    shifted = np.exp(shifted - shifted.max(axis=1, keepdims=True))
-    shifted /= shifted.sum(axis=1, keepdims=True)
-    confidence = shifted[np.arange(len(test)), z.argmax(axis=1)]
+    confidence = softmax(test.z_fp / temperature)[np.arange(len(test)), z.argmax(axis=1)]
     return (
         float(distance.mean()),
         float(same.mean()),
@@ -222,17 +171,19 @@ def _judge(fitted: AffineParameters, alpha: float, test: Rows, unit: float) -> t
 
 
 def best_candidate(results: dict[str, Any]) -> int:
-    """Return the index of the winner and add the ranking to the table."""
-    identity = 0
+    """Return the index of the winner and add the ranking to the table.
+
+    A candidate that is worse than the identity on the rows held out, in divergence or in agreement, is out.
+    """
     agree, kl, mse = (results[f"mean_test_{name}"] for name in ("agreement", "kl", "mse"))
     if not np.isfinite(mse).all():
         # Too few rows to hold any out: nothing is known, so nothing is changed.
-        score = np.where(np.arange(len(mse)) == identity, 0.0, -np.inf)
+        score = np.where(np.arange(len(mse)) == _IDENTITY, 0.0, -np.inf)
     elif kl.max() == 0.0:
         # One class only: every distribution is the same, what is left to judge by is the logit.
         score = -mse
     else:
-        score = np.where((agree >= agree[identity]) & (kl <= kl[identity]), -kl, -np.inf)
+        score = np.where((agree >= agree[_IDENTITY]) & (kl <= kl[_IDENTITY]), -kl, -np.inf)
     results["mean_test_score"] = score
     # Maps that are the same but for rounding (a cluster's shrunk onto the global one) are level: the first,
     # which is the simplest, wins.

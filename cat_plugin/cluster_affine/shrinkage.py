@@ -7,14 +7,13 @@ second moments are diagonalised: no row is looked at twice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+
+from cat_plugin.cluster_affine._typing import FloatArray
 
 __all__ = ["Moments", "ShrunkMaps", "shrink"]
-
-FloatArray = NDArray[np.floating[Any]]
 
 #: Strengths tried, relative to the average variance (global) or in rows' worth of evidence (cluster).
 GLOBAL_STRENGTHS: Final = np.concatenate([[1e-9], np.logspace(-6, 3, 28)])

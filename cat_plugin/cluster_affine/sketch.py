@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.cluster_affine.workbench import Rows
+from cat_plugin.cluster_affine.rows import Rows
 
 __all__ = ["RowSketch", "row_limit"]
-
-FloatArray = NDArray[np.floating[Any]]
 
 _BUDGET_BYTES: Final = 48 << 20
 _HASHED_COLUMNS: Final = 16

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.errors import CATValueError
 
-__all__ = ["ClusterStatistics", "merge", "merge_clusters"]
-
-FloatArray = NDArray[np.floating[Any]]
+__all__ = ["ClusterStatistics", "StatisticsAccumulator", "merge"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +88,7 @@ class ClusterStatistics:
         label : ndarray of shape (N,), intp
             Cluster of each row, below `n_clusters`.
         n_clusters : int
+            K.
         regressors : ndarray of shape (N, D), optional
             Columns from which a full or low-rank map is to be fitted.
 
@@ -97,9 +96,6 @@ class ClusterStatistics:
         -------
         ClusterStatistics
         """
-        # Here, because the accumulator is made of this class.
-        from cat_plugin.cluster_affine.accumulate import StatisticsAccumulator
-
         width = 0 if regressors is None else regressors.shape[1]
         accumulator = StatisticsAccumulator(n_clusters, z_fp.shape[1], width)
         accumulator.add(z_q, z_fp, label, regressors)
@@ -172,9 +168,87 @@ class ClusterStatistics:
         qq, qf, ff, xx, xq, xf = moments
         return ClusterStatistics(count, means[0], means[1], qq, qf, ff, means[2], xx, xq, xf)
 
-    def pooled(self) -> ClusterStatistics:
-        """Return the statistics of all rows as one cluster."""
-        return merge_clusters(self)
+
+class StatisticsAccumulator:
+    """Sums about an anchor per cluster: the mean of the first rows that fell into it.
+
+    The anchor is as close to the final mean as those rows are, so that subtracting it first keeps the digits that
+    :class:`ClusterStatistics` promises, and a batch costs no copy of the statistics.
+
+    Parameters
+    ----------
+    n_clusters : int
+        K.
+    n_classes : int
+        C.
+    n_regressors : int, default=0
+        D, columns from which a full or low-rank map is to be fitted.
+    """
+
+    def __init__(self, n_clusters: int, n_classes: int, n_regressors: int = 0) -> None:
+        self._raw = ClusterStatistics.zeros(n_clusters, n_classes, n_regressors)
+        self._anchor_q, self._anchor_fp, self._anchor_x = (
+            np.zeros_like(a) for a in (self._raw.mean_q, self._raw.mean_fp, self._raw.mean_x)
+        )
+
+    def add(
+        self,
+        z_q: FloatArray,
+        z_fp: FloatArray,
+        label: NDArray[np.intp],
+        regressors: FloatArray | None = None,
+    ) -> None:
+        """Take in a batch; shapes as in :meth:`ClusterStatistics.from_rows`."""
+        raw = self._raw
+        order = np.argsort(label, kind="stable")
+        bounds = np.searchsorted(label[order], np.arange(raw.n_clusters + 1))
+        for k in np.flatnonzero(np.diff(bounds)):
+            rows = order[bounds[k] : bounds[k + 1]]
+            q, f = z_q[rows], z_fp[rows]
+            x = None if regressors is None else regressors[rows]
+            if raw.count[k] == 0:
+                self._anchor_q[k], self._anchor_fp[k] = _mean(q), _mean(f)
+                if x is not None:
+                    self._anchor_x[k] = _mean(x)
+            raw.count[k] += rows.size
+            # One cluster's share of a batch stays in the cache for all of these.
+            q, f = q - self._anchor_q[k], f - self._anchor_fp[k]
+            raw.mean_q[k] += q.sum(axis=0)
+            raw.mean_fp[k] += f.sum(axis=0)
+            if x is not None:
+                x = x - self._anchor_x[k]
+                raw.mean_x[k] += x.sum(axis=0)
+                raw.xx[k] += x.T @ x
+                raw.xq[k] += x.T @ q
+                raw.xf[k] += x.T @ f
+            raw.qf[k] += np.einsum("nc,nc->c", q, f)
+            raw.qq[k] += np.einsum("nc,nc->c", q, q)
+            raw.ff[k] += np.einsum("nc,nc->c", f, f)
+
+    def result(self) -> ClusterStatistics:
+        """Return the statistics of all rows taken in; the accumulator is spent."""
+        raw = self._raw
+        share = np.maximum(raw.count, 1.0)[:, None]
+        q, f, x = (drift / share for drift in (raw.mean_q, raw.mean_fp, raw.mean_x))
+        n = raw.count[:, None]
+        np.maximum(raw.qq - n * q * q, 0.0, out=raw.qq)
+        np.maximum(raw.ff - n * f * f, 0.0, out=raw.ff)
+        raw.qf[...] -= n * q * f
+        for k, count in enumerate(raw.count):
+            raw.xx[k] -= count * np.outer(x[k], x[k])
+            raw.xq[k] -= count * np.outer(x[k], q[k])
+            raw.xf[k] -= count * np.outer(x[k], f[k])
+        raw.mean_q[...] = self._anchor_q + q
+        raw.mean_fp[...] = self._anchor_fp + f
+        raw.mean_x[...] = self._anchor_x + x
+        return raw
+
+
+def _mean(rows: FloatArray) -> FloatArray:
+    # Relative to the first row, so that a common offset is not summed.
+    first = rows[0].astype(np.float64)
+    mean: FloatArray = first + (rows - first).mean(axis=0)
+    return mean
 
 
 def merge(parts: list[ClusterStatistics]) -> ClusterStatistics:
@@ -193,20 +267,3 @@ def merge(parts: list[ClusterStatistics]) -> ClusterStatistics:
     moments = [part.about((means[0], means[1], means[2])) for part in parts]
     qq, qf, ff, xx, xq, xf = (sum(moment[i] for moment in moments[1:]) + moments[0][i] for i in range(6))
     return ClusterStatistics(count, means[0], means[1], qq, qf, ff, means[2], xx, xq, xf)
-
-
-def merge_clusters(parts: ClusterStatistics) -> ClusterStatistics:
-    """Merge the clusters of one set of statistics into a single one."""
-    share = max(float(parts.count.sum()), 1.0)
-    anchor = int(np.argmax(parts.count))
-    means = []
-    for own in (parts.mean_q, parts.mean_fp, parts.mean_x):
-        means.append(own[anchor] + (parts.count @ (own - own[anchor])) / share)
-    wide = tuple(
-        np.broadcast_to(m, own.shape)
-        for m, own in zip(means, (parts.mean_q, parts.mean_fp, parts.mean_x), strict=True)
-    )
-    qq, qf, ff, xx, xq, xf = (m.sum(axis=0, keepdims=True) for m in parts.about((wide[0], wide[1], wide[2])))
-    return ClusterStatistics(
-        parts.count.sum(keepdims=True), means[0][None], means[1][None], qq, qf, ff, means[2][None], xx, xq, xf
-    )

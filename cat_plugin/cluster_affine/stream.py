@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-from cat_plugin.cluster_affine.accumulate import StatisticsAccumulator
-from cat_plugin.cluster_affine.fitting import Plan, Settings, collect, collector, complete, make_plan
-from cat_plugin.cluster_affine.maps import Geometry
+from cat_plugin.cluster_affine.fitting import Plan, Settings, collect, collector, make_plan
+from cat_plugin.cluster_affine.geometry import Geometry
 from cat_plugin.cluster_affine.parameters import AffineParameters
-from cat_plugin.cluster_affine.workbench import Rows
+from cat_plugin.cluster_affine.rows import Rows
+from cat_plugin.cluster_affine.statistics import StatisticsAccumulator
 
 __all__ = ["StreamState"]
 
@@ -49,7 +49,8 @@ class StreamState:
             plan = make_plan(self._all_rows(), self.settings)
             return plan.fit(), plan
         statistics = deepcopy(self._statistics).result()
-        return complete(self._plan, self._geometry(self._plan), statistics), self._plan
+        geometry = self._geometry(self._plan)
+        return self._plan.bench.build(self._plan.candidate, geometry, statistics), self._plan
 
     def _all_rows(self) -> Rows:
         self._rows = [Rows.concatenated(self._rows)]

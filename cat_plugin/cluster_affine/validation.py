@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import validate_data
 
+from cat_plugin.cluster_affine._typing import FloatArray
+from cat_plugin.cluster_affine.families import mode_names
 from cat_plugin.errors import CATTypeError, CATValueError
 
-__all__ = ["as_array", "check_inputs", "check_mask", "check_options", "check_pair", "refuse_non_finite"]
+__all__ = [
+    "MODE_NAMES",
+    "as_array",
+    "check_inputs",
+    "check_mask",
+    "check_options",
+    "check_pair",
+    "refuse_non_finite",
+]
 
-FloatArray = NDArray[np.floating[Any]]
 
-MODE_NAMES = ("auto", "paper", "diagonal", "lowrank", "full")
+#: The modes that this package brings; :func:`check_options` knows those registered later, too.
+MODE_NAMES: Final = mode_names()
 
 
 def as_array(values: Any) -> Any:
@@ -80,7 +90,7 @@ def check_pair(
 
     Parameters
     ----------
-    estimator : estimator
+    estimator : BaseEstimator
         Remembers the number (and names) of columns when `reset` is true, is compared with otherwise.
     z_q, z_fp : array-like of shape (N, C)
         `z_fp` may be one-dimensional, or a single column beside several of `z_q`.
@@ -229,8 +239,8 @@ def check_options(mode: str, n_clusters: Any, alpha: Any, n_components: Any) -> 
     ------
     CATValueError
     """
-    if mode not in MODE_NAMES:
-        raise CATValueError(f"mode is {mode!r}; it must be one of {', '.join(MODE_NAMES)}.")
+    if mode not in mode_names():
+        raise CATValueError(f"mode is {mode!r}; it must be one of {', '.join(mode_names())}.")
     if not isinstance(n_clusters, (int, np.integer)) or isinstance(n_clusters, bool) or n_clusters < 1:
         raise CATValueError(f"n_clusters is {n_clusters!r}; it must be an integer of at least 1.")
     if not isinstance(alpha, (int, float, np.number)) or not 0.0 <= float(alpha) <= 1.0:

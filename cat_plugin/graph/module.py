@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cat_plugin.cluster_affine import AffineParameters
-from cat_plugin.cluster_affine.parameters import MODES
+from cat_plugin.cluster_affine.families import MAPS
 from cat_plugin.graph import op as _op  # noqa: F401  (registers the ops)
 
 __all__ = ["ClusterAffineModule"]
@@ -45,7 +45,7 @@ class ClusterAffineModule(nn.Module):
         self.alpha = parameters.alpha
         self.n_features = parameters.n_features
         arrays = parameters.to_arrays()
-        for name in MODES[self.mode]:
+        for name in parameters.map.arrays:
             # Cloned: torch.export.save cannot write an empty tensor that borrows numpy's storage.
             self.register_buffer(name, torch.from_numpy(arrays[name].astype(np.float32)).clone())
 
@@ -62,19 +62,15 @@ class ClusterAffineModule(nn.Module):
         -------
         Tensor of shape (N, C), of the dtype of `logits`
         """
-        buffers = [getattr(self, name) for name in MODES[self.mode]]
-        result: Tensor
-        if self.mode == "full":
-            result = torch.ops.cat.cluster_affine_full(logits, features, *buffers, self.alpha)
-        elif self.mode == "lowrank":
-            result = torch.ops.cat.cluster_affine_lowrank(logits, *buffers, self.alpha)
-        else:
-            result = torch.ops.cat.cluster_affine(logits, *buffers, self.alpha)
+        applied = MAPS[self.mode]
+        inputs = (logits, features) if applied.takes_features else (logits,)
+        buffers = (getattr(self, name) for name in applied.arrays)
+        result: Tensor = getattr(torch.ops.cat, applied.op)(*inputs, *buffers, self.alpha)
         return result
 
     def to_parameters(self) -> AffineParameters:
         """Return the arrays as the estimator holds them (float64 copies of the float32 buffers)."""
-        arrays = {name: getattr(self, name).detach().cpu().numpy() for name in MODES[self.mode]}
+        arrays = {name: getattr(self, name).detach().cpu().numpy() for name in MAPS[self.mode].arrays}
         return AffineParameters(mode=self.mode, alpha=self.alpha, **arrays)
 
     def extra_repr(self) -> str:

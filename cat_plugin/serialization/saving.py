@@ -223,7 +223,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> C
     CATTypeError
         When `model` is needed and not given.
     """
-    from cat_plugin.cluster_affine.parameters import MODES, AffineParameters
+    from cat_plugin.cluster_affine import AffineParameters
+    from cat_plugin.cluster_affine.families import MAPS
     from cat_plugin.graph.module import ClusterAffineModule
 
     directory = Path(directory)
@@ -240,7 +241,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> C
             inner: nn.Module = decode_graph(description, parts)
         else:
             inner = _load_layers(description, parts, model, directory)
-        arrays = {name: tensors[f"correction.{name}"].numpy() for name in MODES[step["mode"]]}
+        arrays = {name: tensors[f"correction.{name}"].numpy() for name in MAPS[step["mode"]].arrays}
         parameters = AffineParameters(mode=step["mode"], alpha=float(step["alpha"]), **arrays)
         loaded = CorrectedModule(inner, ClusterAffineModule(parameters))
         loaded.config, loaded.report = manifest["config"], manifest["report"]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from cat_plugin.cluster_affine import ClusterAffine, estimator
+from cat_plugin.cluster_affine.families import Budget
 from cat_plugin.cluster_affine.fitting import Settings, collect, collector, make_plan
-from cat_plugin.cluster_affine.selection import _cluster_counts, best_candidate, candidates, fold_of_rows
+from cat_plugin.cluster_affine.rows import Rows
+from cat_plugin.cluster_affine.selection import best_candidate, candidates, fold_of_rows
 from cat_plugin.cluster_affine.shrinkage import Moments, shrink
-from cat_plugin.cluster_affine.statistics import ClusterStatistics, merge_clusters
-from cat_plugin.cluster_affine.workbench import Rows
 from tests.cluster_affine.conftest import distorted
 
 
@@ -84,7 +84,9 @@ def test_rows_that_the_quantizer_was_tuned_on_are_left_out_where_the_plan_says_s
     [(8, 1000, 4, [1, 2, 4, 8]), (6, 1000, 4, [1, 2, 4, 6]), (64, 100, 10, [1, 2, 4, 8]), (5, 3, 4, [1])],
 )
 def test_numbers_of_clusters_are_those_that_the_rows_can_fill(limit, rows, each, expected):
-    assert _cluster_counts(limit, rows, each) == expected
+    budget = Budget(6, 0, rows, 64, None, 0.4)
+    assert budget.cluster_counts(each, most=limit) == expected
+    assert replace(budget, n_clusters=limit).cluster_counts(each) == expected
 
 
 def listed(rows=400, classes=6, **options):
@@ -146,16 +148,6 @@ def test_problems_side_by_side_do_not_see_each_others_units():
     maps = shrink(moments, np.zeros((2, 1, 1)))
     np.testing.assert_allclose(maps.weight[1] * 1e4, maps.weight[0], rtol=1e-9)
     np.testing.assert_allclose(maps.offset[1], maps.offset[0], rtol=1e-9)
-
-
-def test_merged_clusters_are_one_cluster(logits):
-    label = (np.arange(600) % 4).astype(np.intp)
-    apart = ClusterStatistics.from_rows(*logits, label, 4, logits[0])
-    together = ClusterStatistics.from_rows(*logits, np.zeros(600, dtype=np.intp), 1, logits[0])
-    merged = merge_clusters(apart)
-    for name, value in vars(together).items():
-        assert getattr(merged, name).shape == value.shape, name
-        np.testing.assert_allclose(getattr(merged, name), value, rtol=1e-9, atol=1e-9)
 
 
 def test_infinite_logits_are_named_in_prediction(logits):

@@ -7,8 +7,8 @@ import pytest
 
 from cat_plugin.cluster_affine import ClusterAffine
 from cat_plugin.cluster_affine.pairing import pair
+from cat_plugin.cluster_affine.rows import Rows, Scaling
 from cat_plugin.cluster_affine.validation import as_array
-from cat_plugin.cluster_affine.workbench import Rows, Scaling
 from cat_plugin.errors import CATValueError
 
 

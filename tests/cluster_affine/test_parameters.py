@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cat_plugin.cluster_affine import AffineParameters, ClusterAffine
-from cat_plugin.cluster_affine.maps import widen
 from cat_plugin.errors import CATValueError
 from tests.cluster_affine.reference import apply_rows, random_parameters
 
@@ -70,13 +69,13 @@ def test_a_wider_map_does_the_same_and_ignores_the_features(mode, components):
     rng = np.random.default_rng(1)
     given = random_parameters(mode, rng, components=components)
     z, features = rng.normal(size=(40, 10)), rng.normal(size=(40, 3)) * 100
-    wide = widen(given, 3)
+    wide = given.widened(3)
     assert (wide.mode, wide.n_features) == ("full", 3)
     np.testing.assert_allclose(
         wide.apply(np.concatenate([z, features], axis=1)), apply_rows(given, z), rtol=1e-9, atol=1e-9
     )
     if mode == "full":
-        assert widen(given, 0) is given
+        assert given.widened(0) is given
 
 
 def test_an_estimator_without_a_fit_has_no_parameters():

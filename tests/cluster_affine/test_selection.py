@@ -7,8 +7,8 @@ import pytest
 
 from cat_plugin.cluster_affine import ClusterAffine
 from cat_plugin.cluster_affine.metrics import divergence, natural_temperature
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.selection import N_FOLDS, fold_of_rows
-from cat_plugin.cluster_affine.workbench import Rows
 from tests.cluster_affine.conftest import distorted
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.sketch import RowSketch, _content_keys, row_limit
-from cat_plugin.cluster_affine.workbench import Rows
 
 
 def rows_of(count, seed=0, classes=5):

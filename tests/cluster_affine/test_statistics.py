@@ -117,12 +117,6 @@ def test_reduced_is_the_sum_of_the_parties():
         assert_equal(result, parts[0] + parts[1] + parts[2], rtol=1e-9, atol=1e-8)
 
 
-def test_pooled_is_one_cluster_of_all_rows():
-    q, f, label, x = rows_of(3)
-    got = collect(q, f, label, x).pooled()
-    assert_equal(got, collect(q, f, np.zeros(60, dtype=int), x, clusters=1))
-
-
 def test_statistics_that_do_not_fit_are_refused():
     with pytest.raises(CATValueError, match="cannot be merged"):
         _ = collect(*rows_of(0)) + collect(*rows_of(0), clusters=5)

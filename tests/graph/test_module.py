@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_plugin.cluster_affine.parameters import MODES
+from cat_plugin.cluster_affine.families import MAPS
 from cat_plugin.graph import ClusterAffineModule
 from tests.cluster_affine.reference import apply_rows, random_parameters
 
@@ -26,7 +26,7 @@ def made(mode, seed=0, features=0):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 def test_equals_numpy(mode, device):
     parameters, logits, _ = made(mode)
     module = ClusterAffineModule(parameters).to(device)
@@ -44,7 +44,7 @@ def test_equals_numpy_with_features():
     assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 def test_export_has_one_op_and_a_dynamic_batch(mode):
     parameters, logits, _ = made(mode)
     module = ClusterAffineModule(parameters).eval()
@@ -57,7 +57,7 @@ def test_export_has_one_op_and_a_dynamic_batch(mode):
         torch.testing.assert_close(program.module()(x[:rows]), module(x[:rows]))
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 def test_state_dict_round_trip(mode):
     parameters, logits, _ = made(mode)
     other, _, _ = made(mode, seed=1)
@@ -70,7 +70,7 @@ def test_state_dict_round_trip(mode):
     np.testing.assert_allclose(back.beta, parameters.beta, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 def test_autocast_changes_nothing(mode):
     parameters, logits, _ = made(mode)
     module = ClusterAffineModule(parameters)

@@ -6,26 +6,22 @@ import numpy as np
 import pytest
 import torch
 
-from cat_plugin.cluster_affine.parameters import MODES
+from cat_plugin.cluster_affine.families import MAPS
 from cat_plugin.graph import op as _op  # noqa: F401
 from tests.cluster_affine.reference import apply_rows, random_parameters
 
-OPS = {
-    "diagonal": torch.ops.cat.cluster_affine,
-    "lowrank": torch.ops.cat.cluster_affine_lowrank,
-    "full": torch.ops.cat.cluster_affine_full,
-}
+OPS = {mode: getattr(torch.ops.cat, applied.op) for mode, applied in MAPS.items()}
 
 
 def arguments(parameters, logits, features=None, dtype=torch.float32):
-    arrays = [torch.from_numpy(parameters.to_arrays()[name]).to(dtype) for name in MODES[parameters.mode]]
+    arrays = [torch.from_numpy(parameters.to_arrays()[name]).to(dtype) for name in parameters.map.arrays]
     first = [torch.from_numpy(logits).to(dtype)]
     if parameters.mode == "full":
         first.append(None if features is None else torch.from_numpy(features).to(dtype))
     return (*first, *arrays, parameters.alpha)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 @pytest.mark.parametrize("components", [0, 4])
 @pytest.mark.parametrize("clusters", [1, 5])
 def test_against_rows(mode, components, clusters):
@@ -60,7 +56,7 @@ def test_centroids_may_use_the_leading_components_only():
     np.testing.assert_allclose(got, apply_rows(short, logits), rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 def test_ties_go_to_the_lowest_index(mode):
     rng = np.random.default_rng(4)
     parameters = random_parameters(mode, rng, classes=2, clusters=4, components=0)
@@ -72,7 +68,7 @@ def test_ties_go_to_the_lowest_index(mode):
     np.testing.assert_allclose(got, apply_rows(parameters, logits), rtol=1e-12)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_upcast_inside(mode, dtype):
     rng = np.random.default_rng(5)
@@ -85,7 +81,7 @@ def test_half_precision_is_upcast_inside(mode, dtype):
     torch.testing.assert_close(narrow, wide.to(dtype), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_registration(mode, rows):
     rng = np.random.default_rng(6)
@@ -95,7 +91,7 @@ def test_registration(mode, rows):
     assert OPS[mode](*args).shape == (rows, 10)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 def test_wrong_number_of_classes_is_refused(mode):
     rng = np.random.default_rng(7)
     args = arguments(random_parameters(mode, rng), rng.normal(size=(4, 9)))
@@ -103,7 +99,7 @@ def test_wrong_number_of_classes_is_refused(mode):
         OPS[mode](*args)
 
 
-@pytest.mark.parametrize("mode", sorted(MODES))
+@pytest.mark.parametrize("mode", sorted(MAPS))
 def test_other_shapes_and_integers_are_refused(mode):
     rng = np.random.default_rng(8)
     args = arguments(random_parameters(mode, rng), rng.normal(size=(4, 10)))
