@@ -18,7 +18,7 @@ from cat_plugin.files import locked, sha256_of, staged_files, sync, write_errors
 from tvm_backend import cache as cache_of
 from tvm_backend import compat, cuda_build, dialect, linker
 from tvm_backend.frontend import batch_variable, function_inputs, import_program
-from tvm_backend.kernels.spec import ConvSpec, LinearSpec
+from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.pipeline import INTEGER_PASSES, library_passes
 from tvm_backend.report import CompileReport, KernelEntry
@@ -186,8 +186,7 @@ def _build_library(mod: Any, target: Any, path: Path) -> list[KernelEntry]:
 
 def _require_quantized(symbolic: Any) -> None:
     if all(
-        dialect.match_kernel(expr, ConvSpec, LinearSpec) is None
-        for expr in compat.bound_values(symbolic["main"])
+        dialect.match_kernel(expr, WeightedSpec) is None for expr in compat.bound_values(symbolic["main"])
     ):
         raise CompileError(
             "the graph holds no convolution or linear layer with quantized weight and input; quantize the model first "
@@ -214,7 +213,7 @@ def _describe(name: str, target: Any, built: Path, kernels: list[KernelEntry]) -
         "device": "cuda" if is_cuda(target) else "cpu",
         "machine": machine_of(target),
         "features": required_features(target),
-        "amx": any("amx" in kernel.variant for kernel in kernels),
+        "amx": any(kernel.tile_state for kernel in kernels),
         "sha256": sha256_of(built),
         "size": built.stat().st_size,
     }

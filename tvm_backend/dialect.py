@@ -24,19 +24,7 @@ from tvm import relax
 
 from tvm_backend import compat
 from tvm_backend.kernels import spec as specs
-from tvm_backend.kernels.spec import (
-    ConcatSpec,
-    ConvSpec,
-    DequantizeSpec,
-    Epilogue,
-    KernelSpec,
-    LinearSpec,
-    PoolSpec,
-    QParams,
-    QuantizeSpec,
-    SubsampleSpec,
-    TensorKind,
-)
+from tvm_backend.kernels.spec import Epilogue, EpilogueSpec, KernelSpec, QParams, storage_dtype
 
 __all__ = [
     "CORRECTIONS",
@@ -51,8 +39,6 @@ __all__ = [
     "match_dequantize",
     "match_kernel",
     "match_quantize",
-    "output_kinds",
-    "output_shape",
     "quantize",
     "quantize_per_channel",
     "shape_of",
@@ -180,39 +166,10 @@ def correction(name: str, args: list[Any], alpha: float, features: bool) -> Any:
     return _call(name, args, attributes, [compat.type_of(args[0])])
 
 
-def output_kinds(spec: KernelSpec) -> tuple[TensorKind, ...]:
-    """What each output of a kernel holds."""
-    if isinstance(spec, QuantizeSpec):
-        return spec.outputs
-    if isinstance(spec, DequantizeSpec):
-        return ("float32",)
-    if isinstance(spec, SubsampleSpec):
-        return (spec.input,)
-    return spec.epilogue.outputs
-
-
-def output_shape(spec: KernelSpec) -> tuple[int, ...]:
-    """The shape of a kernel's outputs without the batch dimension."""
-    if isinstance(spec, ConvSpec | LinearSpec | SubsampleSpec):
-        return spec.out_shape
-    if isinstance(spec, PoolSpec):
-        return (spec.out_height, spec.out_width, spec.channels)
-    if isinstance(spec, ConcatSpec):
-        return (*spec.shape, sum(spec.channels))
-    if isinstance(spec, QuantizeSpec) and spec.to_channels_last:
-        return (*spec.shape[1:], spec.shape[0])
-    if isinstance(spec, DequantizeSpec) and spec.to_channels_first:
-        return (spec.shape[-1], *spec.shape[:-1])
-    return spec.shape
-
-
 def kernel(spec: KernelSpec, args: list[Any], batch: Any) -> Any:
     """``cat.kernel``: an integer kernel applied to `args`, for a batch of `batch` (an int or a symbolic variable)."""
-    shape = [batch, *output_shape(spec)]
-    types = [
-        compat.tensor_type(shape, "float32" if kind == "float32" else kind.dtype)
-        for kind in output_kinds(spec)
-    ]
+    shape = [batch, *spec.out_shape]
+    types = [compat.tensor_type(shape, storage_dtype(kind)) for kind in spec.out_kinds]
     return _call("kernel", args, spec, types)
 
 
@@ -221,9 +178,9 @@ def with_epilogue(spec: Any, **changes: Any) -> Any:
     return dataclasses.replace(spec, epilogue=dataclasses.replace(spec.epilogue, **changes))
 
 
-def epilogue_of(spec: Any) -> Epilogue | None:
+def epilogue_of(spec: KernelSpec) -> Epilogue | None:
     """The epilogue of a specification that has one."""
-    return getattr(spec, "epilogue", None)
+    return spec.epilogue if isinstance(spec, EpilogueSpec) else None
 
 
 def static_batch(expr: Any) -> int | None:

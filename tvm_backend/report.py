@@ -34,6 +34,8 @@ class KernelEntry:
     unpacking : str
         Where weights below 8 bits become bytes: ``"in registers"``, ``"once a call"`` into memory that the call takes for it,
         ``"in registers, or by block"`` where many rows take AMX tiles, or empty where they are stored as bytes.
+    tile_state : bool
+        Whether it uses registers that Linux grants to a process only when it asks (AMX).
     """
 
     name: str
@@ -45,6 +47,7 @@ class KernelEntry:
     operations: int = 0
     bytes: int = 0
     unpacking: str = ""
+    tile_state: bool = False
 
 
 @dataclass(frozen=True)

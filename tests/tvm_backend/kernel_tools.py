@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tvm.target import Target
 
-from tvm_backend.kernels.registry import Kernel, lower
+from tvm_backend.kernels.kernel import Kernel
+from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, KernelSpec, QParams, TensorKind
 
 

@@ -20,7 +20,8 @@ from tvm_backend import cuda_build  # noqa: E402
 from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, linear, pool, subsample  # noqa: E402
 from tvm_backend.kernels.cuda.packing import TileLayout  # noqa: E402
 from tvm_backend.kernels.cuda.product import choose_tile  # noqa: E402
-from tvm_backend.kernels.registry import Kernel, lower  # noqa: E402
+from tvm_backend.kernels.kernel import Kernel  # noqa: E402
+from tvm_backend.kernels.registry import lower  # noqa: E402
 from tvm_backend.kernels.spec import (  # noqa: E402
     ConcatSpec,
     ConvSpec,

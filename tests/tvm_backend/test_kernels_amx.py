@@ -31,7 +31,8 @@ from tvm_backend.kernels.cpu import conv2d, linear, tiles
 from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
 from tvm_backend.kernels.cpu.isa import Amx, Avx512Vnni, select
 from tvm_backend.kernels.cpu.linear_amx import AmxLinear
-from tvm_backend.kernels.registry import lower, of_generator
+from tvm_backend.kernels.kernel import Kernel
+from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
 
 SAPPHIRE_RAPIDS = Target({"kind": "llvm", "mcpu": "sapphirerapids"})
@@ -77,7 +78,7 @@ def emulated(emulator, monkeypatch):
 def check(emulated, generator, data, seed, reference):
     rng = np.random.default_rng(seed)
     weight = random_weight(generator.spec.weight_bits, generator.spec.weight_shape, rng)
-    check_kernel(of_generator(generator, "kernel"), VECTORS_ONLY, data, weight, rng, reference)
+    check_kernel(Kernel.of(generator, "kernel"), VECTORS_ONLY, data, weight, rng, reference)
     found = emulated()
     assert found["faults"] == 0
     assert found["configurations"] == found["releases"]
@@ -204,7 +205,7 @@ def test_a_whole_network_computes_the_same_bits(emulated, monkeypatch, tmp_path)
     wanted = tvm_backend.load(plain.path)(images)
     registry._lower.cache_clear()
     try:
-        monkeypatch.setattr(registry, "select", lambda _target: Amx())
+        monkeypatch.setattr(registry, "machine_of", lambda _target: Amx())
         monkeypatch.setattr(runtime, "permit_amx", lambda: True)
         tiled = tvm_backend.compile(program, "icelake-server", tmp_path / "tiled.so", cache=False)
         assert [kernel.variant for kernel in tiled.kernels].count("amx_int8") >= 6

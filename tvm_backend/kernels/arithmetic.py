@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 
-__all__ = ["apply_epilogue", "dequantize", "fma32", "quantize", "scaled_sum", "storage_dtype"]
+__all__ = ["add_to", "apply_epilogue", "dequantize", "fma32", "quantize", "scaled_sum"]
 
 
 def fma32(a: NDArray[Any], b: NDArray[Any] | np.float32, c: NDArray[Any]) -> NDArray[np.float32]:
@@ -44,11 +44,6 @@ def fma32(a: NDArray[Any], b: NDArray[Any] | np.float32, c: NDArray[Any]) -> NDA
     towards = np.where(error > 0, np.inf, -np.inf)
     result: NDArray[np.float32] = np.where(even, np.nextafter(total, towards), total).astype(np.float32)
     return result
-
-
-def storage_dtype(kind: TensorKind) -> str:
-    """The element type in which a tensor of this kind is stored."""
-    return kind.dtype if isinstance(kind, QParams) else "float32"
 
 
 def quantize(value: NDArray[np.float32], qparams: QParams) -> NDArray[Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from tvm_backend import compat, dialect
-from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
+from tvm_backend.kernels.spec import Epilogue, QParams, WeightedSpec
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["BoundOutputs"]
@@ -29,7 +29,7 @@ __all__ = ["BoundOutputs"]
 _LIMIT = 2.0**30
 
 
-def _largest_sum(spec: Any, weight: np.ndarray) -> np.ndarray:
+def _largest_sum(spec: WeightedSpec, weight: np.ndarray) -> np.ndarray:
     """The largest magnitude that each channel's sum can have."""
     low, high = (-128, 127) if spec.input.signed else (0, 255)
     reach = max(high - spec.input.zero_point, spec.input.zero_point - low)
@@ -52,7 +52,7 @@ def _bounded(epilogue: Epilogue, largest: float) -> bool:
 
 class _Bound(Rewriter):
     def visit(self, expr: Any) -> Any | None:
-        call = dialect.match_kernel(expr, ConvSpec, LinearSpec)
+        call = dialect.match_kernel(expr, WeightedSpec)
         if call is None or call.attributes.epilogue.bounded:
             return None
         data, weight, scale, bias, *_ = call.args

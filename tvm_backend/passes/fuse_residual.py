@@ -25,7 +25,7 @@ from typing import Any
 from tvm import relax
 
 from tvm_backend import compat, dialect
-from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
+from tvm_backend.kernels.spec import Epilogue, QParams, WeightedSpec
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["FuseResidual"]
@@ -65,7 +65,7 @@ class _Fuse(Rewriter):
             value = source[0]
             if not self.sole_user(value):
                 return None
-        call = dialect.match_kernel(self.definition(value), ConvSpec, LinearSpec)
+        call = dialect.match_kernel(self.definition(value), WeightedSpec)
         return None if call is None or call.attributes.epilogue != Epilogue() else (call, branch)
 
     def _float32(self, expr: Any) -> bool:

@@ -25,7 +25,7 @@ from cat_plugin.errors import CompileError
 from tvm_backend import compat, dialect
 from tvm_backend.kernels import registry
 from tvm_backend.kernels.cluster_affine import kernel as cluster_affine
-from tvm_backend.kernels.spec import ConvSpec, LinearSpec
+from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 from tvm_backend.report import KernelEntry
 
@@ -63,25 +63,26 @@ class _Lower(Rewriter):
     def _kernel(self, expr: Any, call: dialect.SymbolicCall) -> Any:
         kernel = registry.lower(call.attributes, self.target)
         args = list(call.args)
-        if isinstance(call.attributes, ConvSpec | LinearSpec):
+        spec = call.attributes
+        weighted = isinstance(spec, WeightedSpec)
+        if weighted:
             values = compat.constant_value(args[1])
             args[1:2] = [
                 compat.constant(kernel.pack_weight(values)),
                 compat.constant(kernel.compensation(values)),
             ]
-        spec = call.attributes
         name = kernel.name if spec.batch is None else f"{kernel.name}_b{spec.batch}"
-        weighted = isinstance(spec, ConvSpec | LinearSpec)
         self._enter(
             spec,
-            kind=type(spec).__name__.removesuffix("Spec").lower(),
-            output=dialect.output_shape(spec),
+            kind=spec.operation,
+            output=spec.out_shape,
             variant=kernel.variant,
             weight_bits=spec.weight_bits if weighted else 0,
             weight_bytes=compat.constant_value(args[1]).nbytes if weighted else 0,
             operations=kernel.operations,
             bytes=kernel.bytes,
             unpacking=kernel.unpacking,
+            tile_state=kernel.machine.has_tile_state,
         )
         return self._call(spec, name, kernel.prim_func, args, compat.type_of(self.current))
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels import arithmetic
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import dequantized, pieces, quantized
+from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks, flat
 from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
 
@@ -39,30 +40,10 @@ def dequantize_reference(spec: DequantizeSpec, data: NDArray[Any]) -> tuple[NDAr
 
 
 @dataclass(frozen=True)
-class Quantize:
-    """Generator of the kernel for one specification.
+class Quantize(CpuGenerator[QuantizeSpec]):
+    """Generator of the kernel for one :class:`QuantizeSpec`."""
 
-    Parameters
-    ----------
-    spec : QuantizeSpec
-        What to compute.
-    isa : InstructionSet
-        Gives the width of a vector.
-    """
-
-    spec: QuantizeSpec
-    isa: InstructionSet
-
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        out_shape = spec.shape
-        if spec.to_channels_last:
-            out_shape = (*spec.shape[1:], spec.shape[0])
-        outputs = [(f"output{i}", (batch, *out_shape), q.dtype) for i, q in enumerate(spec.outputs)]
-        return [("data", (batch, *spec.shape), "float32"), *outputs]
-
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)
@@ -130,29 +111,10 @@ class Quantize:
 
 
 @dataclass(frozen=True)
-class Dequantize:
-    """Generator of the kernel for one specification.
+class Dequantize(CpuGenerator[DequantizeSpec]):
+    """Generator of the kernel for one :class:`DequantizeSpec`."""
 
-    Parameters
-    ----------
-    spec : DequantizeSpec
-        What to compute.
-    isa : InstructionSet
-        Gives the width of a vector.
-    """
-
-    spec: DequantizeSpec
-    isa: InstructionSet
-
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        out_shape = spec.shape
-        if spec.to_channels_first:
-            out_shape = (spec.shape[2], *spec.shape[:2])
-        return [("data", (batch, *spec.shape), spec.input.dtype), ("output0", (batch, *out_shape), "float32")]
-
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels.arithmetic import apply_epilogue, dequantize
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.epilogue import dequantized, finish, output_arguments, pieces
+from tvm_backend.kernels.cpu.epilogue import dequantized, finish, pieces
+from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
 from tvm_backend.kernels.spec import ConcatSpec, Epilogue
 
@@ -31,30 +32,10 @@ def reference(spec: ConcatSpec, *inputs: NDArray[Any]) -> tuple[NDArray[Any], ..
 
 
 @dataclass(frozen=True)
-class Concat:
-    """Generator of the kernel for one specification.
+class Concat(CpuGenerator[ConcatSpec]):
+    """Generator of the kernel for one :class:`ConcatSpec`."""
 
-    Parameters
-    ----------
-    spec : ConcatSpec
-        What to compute.
-    isa : InstructionSet
-        Gives the width of a vector.
-    """
-
-    spec: ConcatSpec
-    isa: InstructionSet
-
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        inputs = [
-            (f"input{i}", (batch, *spec.shape, channels), kind.dtype)
-            for i, (channels, kind) in enumerate(zip(spec.channels, spec.inputs, strict=True))
-        ]
-        return [*inputs, *output_arguments(spec.epilogue, (batch, *spec.shape, sum(spec.channels)))]
-
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.packing import WeightLayout, storage_bits
+from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.cpu.tasks import Tasks, run
 from tvm_backend.kernels.cpu.unpack import unpack_block
-from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row
+from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row, vectors_for
 from tvm_backend.kernels.cpu.window import Window
 from tvm_backend.kernels.spec import ConvSpec
 
@@ -96,16 +97,19 @@ def reference(
 
 
 @dataclass(frozen=True)
-class DirectConv(Blocked):
+class DirectConv(Blocked[ConvSpec]):
     """Generator of the kernel for one :class:`ConvSpec`."""
-
-    spec: ConvSpec
 
     window_bytes: ClassVar[int] = 48 * 1024
     """Input rows that a task copies at once, so that they stay in the cache nearest to the core."""
 
     task_macs: ClassVar[int] = 500_000
     """Work that is worth handing to a thread: about a microsecond."""
+
+    @classmethod
+    def make(cls, spec: ConvSpec, isa: InstructionSet) -> Self:
+        """The generator on the vectors that suit the values."""
+        return cls(spec, vectors_for(spec, isa))
 
     @property
     def in_place(self) -> bool:
@@ -172,7 +176,7 @@ class DirectConv(Blocked):
             runs=runs,
             run=run,
             vectors=self.vectors,
-            bits=storage_bits(spec.weight_bits),
+            bits=spec.storage_bits,
         )
 
     def stretched(self, weight: NDArray[Any]) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.conv2d import ConvEmitter, DirectConv, Rows
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.isa import Amx, InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.cpu.tiles import DEPTH, ROWS, TileProduct
 from tvm_backend.kernels.cpu.weighted import Operands, store_row
+from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import ConvSpec
 
 __all__ = ["AmxConv"]
@@ -42,10 +43,17 @@ class AmxConv(DirectConv):
     window_bytes: ClassVar[int] = 256 * 1024
     task_macs: ClassVar[int] = 16_000_000
 
-    @staticmethod
-    def takes(spec: ConvSpec, isa: InstructionSet) -> bool:
-        """Whether enough of each tile is used."""
-        kernel = AmxConv(spec, isa)
+    @classmethod
+    def make(cls, spec: ConvSpec, isa: InstructionSet) -> Self:
+        """The generator on tiles."""
+        return cls(spec, isa)
+
+    @classmethod
+    def takes(cls, spec: ConvSpec, isa: Machine) -> bool:
+        """Whether there are tiles, and enough of each is used."""
+        if not isinstance(isa, Amx):
+            return False
+        kernel = cls(spec, isa)
         channels = spec.out_channels // spec.groups
         padded = kernel.layout.blocks * kernel.vectors * isa.lanes
         useful = kernel.stretches[1] / kernel.pieces * isa.lanes * kernel.tile_rows / ROWS * channels / padded

@@ -12,11 +12,12 @@ from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.conv2d import reference
 from tvm_backend.kernels.cpu.epilogue import pieces
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.packing import as_int8
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.cpu.weighted import Operands, Weighted
 from tvm_backend.kernels.cpu.window import Window
+from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.weights import as_int8
 
 __all__ = ["Depthwise", "reference"]
 
@@ -28,13 +29,16 @@ _TASK_MACS = 400_000
 
 
 @dataclass(frozen=True)
-class Depthwise(Weighted):
+class Depthwise(Weighted[ConvSpec]):
     """Generator of the kernel for one :class:`ConvSpec`; the instruction set gives the width of a vector only.
 
     The weights are so few that they are kept in 8 bits, ``[tap][channel]``, at any bit-width.
     """
 
-    spec: ConvSpec
+    @classmethod
+    def takes(cls, spec: ConvSpec, isa: Machine) -> bool:
+        """Whether channels are convolved on their own."""
+        return spec.depthwise
 
     @property
     def flip(self) -> bool:

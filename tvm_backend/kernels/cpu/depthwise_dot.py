@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.errors import CompileError
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.conv2d import reference
 from tvm_backend.kernels.cpu.epilogue import finish, integers
@@ -26,7 +25,9 @@ from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.cpu.weighted import Operands, Weighted
+from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import ConvSpec, QParams
+from tvm_backend.kernels.weights import as_int8
 
 __all__ = ["DepthwiseDot", "reference"]
 
@@ -56,14 +57,14 @@ class _Slice:
 
 
 @dataclass(frozen=True)
-class DepthwiseDot(Weighted):
+class DepthwiseDot(Weighted[ConvSpec]):
     """Generator of the kernel for one depthwise :class:`ConvSpec` on a set that multiplies groups of four."""
 
-    spec: ConvSpec
-
-    @staticmethod
-    def takes(spec: ConvSpec, isa: InstructionSet) -> bool:
-        """Whether this kernel can compute `spec`: sixteen channels or a multiple."""
+    @classmethod
+    def takes(cls, spec: ConvSpec, isa: Machine) -> bool:
+        """Whether channels are convolved on their own, sixteen or a multiple, on vectors of 64 bytes."""
+        if not (spec.depthwise and isinstance(isa, InstructionSet)):
+            return False
         return isa.narrows and isa.group == 4 and isa.lanes == 16 and spec.out_channels % 16 == 0
 
     @property
@@ -100,11 +101,9 @@ class DepthwiseDot(Weighted):
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Lay weights of shape (C, 1, kernel height, kernel width) out as [chunk][quad][column][vector][lane][4]."""
-        if weight.min() < -128 or weight.max() > 127:
-            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
         rows, columns = self.spec.kernel
         padded = np.zeros((weight.shape[0], self.quads * 4, columns), np.int8)
-        padded[:, :rows] = np.asarray(weight)[:, 0]
+        padded[:, :rows] = as_int8(weight)[:, 0]
         ordered = padded.reshape(-1, self.quads, 4, columns)[self.order].transpose(0, 3, 5, 1, 2, 4)
         return np.ascontiguousarray(ordered.reshape(-1))
 

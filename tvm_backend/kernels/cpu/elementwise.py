@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels.arithmetic import add_to, apply_epilogue, dequantize, storage_dtype
+from tvm_backend.kernels.arithmetic import add_to, apply_epilogue, dequantize
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.epilogue import dequantized, finish, output_arguments
+from tvm_backend.kernels.cpu.epilogue import dequantized, finish
+from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.tasks import flat
 from tvm_backend.kernels.spec import ElementwiseSpec
 
@@ -28,28 +29,10 @@ def reference(spec: ElementwiseSpec, *inputs: NDArray[Any]) -> tuple[NDArray[Any
 
 
 @dataclass(frozen=True)
-class Elementwise:
-    """Generator of the kernel for one specification.
+class Elementwise(CpuGenerator[ElementwiseSpec]):
+    """Generator of the kernel for one :class:`ElementwiseSpec`."""
 
-    Parameters
-    ----------
-    spec : ElementwiseSpec
-        What to compute.
-    isa : InstructionSet
-        Gives the width of a vector.
-    """
-
-    spec: ElementwiseSpec
-    isa: InstructionSet
-
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        shape = (batch, *spec.shape)
-        inputs = [(f"input{i}", shape, storage_dtype(kind)) for i, kind in enumerate(spec.inputs)]
-        return [*inputs, *output_arguments(spec.epilogue, shape)]
-
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)

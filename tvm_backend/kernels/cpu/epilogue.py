@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from tvm_backend.kernels.arithmetic import storage_dtype
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
@@ -20,10 +19,8 @@ __all__ = [
     "finish",
     "finish_row",
     "integers",
-    "output_arguments",
     "pieces",
     "quantized",
-    "residual_argument",
 ]
 
 
@@ -116,18 +113,6 @@ def branched(value: Expr, epilogue: Epilogue, lanes: int) -> Expr:
     if epilogue.branch is None:
         return value
     return dequantized(integers(value, epilogue.branch, lanes), epilogue.branch, lanes)
-
-
-def residual_argument(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
-    """The residual as a kernel argument; none if the epilogue has none."""
-    if epilogue.residual is None:
-        return []
-    return [("residual", shape, storage_dtype(epilogue.residual))]
-
-
-def output_arguments(epilogue: Epilogue, shape: Sequence[Expr]) -> list[ir.Argument]:
-    """The outputs as kernel arguments."""
-    return [(f"output{i}", shape, storage_dtype(kind)) for i, kind in enumerate(epilogue.outputs)]
 
 
 def finish(

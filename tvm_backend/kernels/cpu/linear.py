@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.packing import WeightLayout, storage_bits
+from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.cpu.tasks import run
 from tvm_backend.kernels.cpu.unpack import lowest_values, unpacked
-from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row
+from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row, vectors_for
 from tvm_backend.kernels.spec import LinearSpec
 
 __all__ = ["Linear", "LinearEmitter", "reference", "sums"]
@@ -44,10 +45,13 @@ def reference(
 
 
 @dataclass(frozen=True)
-class Linear(Blocked):
+class Linear(Blocked[LinearSpec]):
     """Generator of the kernel for one :class:`LinearSpec`."""
 
-    spec: LinearSpec
+    @classmethod
+    def make(cls, spec: LinearSpec, isa: InstructionSet) -> Self:
+        """The generator on the vectors that suit the values."""
+        return cls(spec, vectors_for(spec, isa))
 
     @property
     def vectors(self) -> int:
@@ -73,7 +77,7 @@ class Linear(Blocked):
             runs=1,
             run=spec.in_features,
             vectors=self.vectors,
-            bits=storage_bits(spec.weight_bits),
+            bits=spec.storage_bits,
         )
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:

@@ -8,19 +8,20 @@ loop and its floor.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.isa import Amx, InstructionSet
 from tvm_backend.kernels.cpu.linear import Linear, LinearEmitter
 from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.cpu.tiles import DEPTH, ROWS, TileProduct
 from tvm_backend.kernels.cpu.unpack import unpack_block
 from tvm_backend.kernels.cpu.weighted import Operands, store_row
+from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import LinearSpec
 
 __all__ = ["AmxLinear"]
@@ -30,10 +31,15 @@ __all__ = ["AmxLinear"]
 class AmxLinear(Linear):
     """Generator of the kernel for one :class:`LinearSpec`."""
 
-    @staticmethod
-    def takes(spec: LinearSpec, isa: InstructionSet) -> bool:
-        """Whether there may be enough rows to fill a tile."""
-        return spec.batch is None or spec.batch >= ROWS
+    @classmethod
+    def make(cls, spec: LinearSpec, isa: InstructionSet) -> Self:
+        """The generator on tiles."""
+        return cls(spec, isa)
+
+    @classmethod
+    def takes(cls, spec: LinearSpec, isa: Machine) -> bool:
+        """Whether there are tiles, and may be enough rows to fill one."""
+        return isinstance(isa, Amx) and (spec.batch is None or spec.batch >= ROWS)
 
     @property
     def pieces(self) -> int:

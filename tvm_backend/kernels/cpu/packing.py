@@ -15,29 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.errors import CompileError
 from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.weights import as_int8, check_span
 
-__all__ = ["WeightLayout", "as_int8", "storage_bits", "zero_point_sums"]
-
-
-def storage_bits(weight_bits: int) -> int:
-    """Bits in which a weight is stored: 2, 4 or 8."""
-    return 2 if weight_bits <= 2 else 4 if weight_bits <= 4 else 8
-
-
-def as_int8(weight: NDArray[Any]) -> NDArray[np.int8]:
-    """Integer weights as int8; a :class:`CompileError` where they do not fit."""
-    if weight.min() < -128 or weight.max() > 127:
-        raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
-    return np.asarray(weight).astype(np.int8)
-
-
-def zero_point_sums(weight: NDArray[Any], zero_point: int) -> NDArray[np.int32]:
-    """``-zero_point * sum(weight)`` for each output channel."""
-    sums = weight.reshape(weight.shape[0], -1).astype(np.int64).sum(axis=1)
-    result: NDArray[np.int32] = (-zero_point * sums).astype(np.int32)
-    return result
+__all__ = ["WeightLayout"]
 
 
 @dataclass(frozen=True)
@@ -154,12 +135,7 @@ class WeightLayout:
             return np.ascontiguousarray(self._blocked(weight).reshape(-1))
         # Zero is always among the values: it fills up stretches and blocks.
         lowest = np.minimum(weight.min(axis=(2, 3)), 0)
-        span = int((np.maximum(weight.max(axis=(2, 3)), 0) - lowest).max()) + 1
-        if span > 1 << self.bits:
-            raise CompileError(
-                f"a channel's weights span {span} values, more than {self.bits} bits hold; "
-                "give the layer more weight bits"
-            )
+        check_span(np.maximum(weight.max(axis=(2, 3)), 0) - lowest, self.bits)
         offsets = np.zeros((self.groups, self.blocks * self.block_channels), np.int8)
         offsets[:, : self.out_channels] = lowest
         per_vector = offsets.reshape(self.groups, self.blocks, self.vectors, self.isa.lanes, 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels.arithmetic import apply_epilogue, dequantize
 from tvm_backend.kernels.cpu import ir
@@ -15,12 +16,10 @@ from tvm_backend.kernels.cpu.epilogue import (
     dequantized,
     finish,
     finish_row,
-    output_arguments,
     pieces,
-    residual_argument,
 )
+from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.spec import Epilogue, PoolSpec
 
@@ -30,38 +29,13 @@ _TASK = 100_000
 """Elements read that are worth handing to a thread."""
 
 
-def _spans(size: int, out: int, kernel: int, stride: int, before: int) -> list[tuple[int, int]]:
-    """First and past-last valid index of each window along one axis."""
-    starts = [i * stride - before for i in range(out)]
-    return [(max(0, start), min(size, start + kernel)) for start in starts]
-
-
-def _padded_extent(size: int, out: int, kernel: int, stride: int, before: int, after: int) -> list[int]:
-    """Places of each window inside the input or its padding along one axis."""
-    return [min(i * stride + kernel, before + size + after) - i * stride for i in range(out)]
-
-
-def _divisors(spec: PoolSpec) -> NDArray[np.int64]:
-    """What each window's sum is divided by, shape (H_out, W_out)."""
-    top, left, bottom, right = spec.padding
-    if spec.count_include_pad:
-        rows = _padded_extent(spec.height, spec.out_height, spec.kernel[0], spec.stride[0], top, bottom)
-        columns = _padded_extent(spec.width, spec.out_width, spec.kernel[1], spec.stride[1], left, right)
-    else:
-        rows = [b - a for a, b in _spans(spec.height, spec.out_height, spec.kernel[0], spec.stride[0], top)]
-        columns = [b - a for a, b in _spans(spec.width, spec.out_width, spec.kernel[1], spec.stride[1], left)]
-    return np.outer(rows, columns)
-
-
 def reference(
     spec: PoolSpec, data: NDArray[Any], residual: NDArray[Any] | None = None
 ) -> tuple[NDArray[Any], ...]:
     """What the pooling kernel computes, in numpy; `data` has shape (N, H, W, C)."""
-    top, left = spec.padding[:2]
-    rows = _spans(spec.height, spec.out_height, spec.kernel[0], spec.stride[0], top)
-    columns = _spans(spec.width, spec.out_width, spec.kernel[1], spec.stride[1], left)
+    rows, columns = spec.spans()
     result = np.zeros((data.shape[0], spec.out_height, spec.out_width, spec.channels), np.float32)
-    divisors = _divisors(spec)
+    divisors = spec.divisors()
     for i, (y0, y1) in enumerate(rows):
         for j, (x0, x1) in enumerate(columns):
             places = data[:, y0:y1, x0:x1].astype(np.int32)
@@ -75,19 +49,8 @@ def reference(
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Generator of the kernel for one specification.
-
-    Parameters
-    ----------
-    spec : PoolSpec
-        What to compute.
-    isa : InstructionSet
-        Gives the width of a vector.
-    """
-
-    spec: PoolSpec
-    isa: InstructionSet
+class Pool(CpuGenerator[PoolSpec]):
+    """Generator of the kernel for one :class:`PoolSpec`."""
 
     @property
     def integers_only(self) -> bool:
@@ -96,17 +59,7 @@ class Pool:
         plain = Epilogue(outputs=(spec.input,))
         return spec.kind == "max" and spec.epilogue == plain
 
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        out_shape = (batch, spec.out_height, spec.out_width, spec.channels)
-        return [
-            ("data", (batch, spec.height, spec.width, spec.channels), spec.input.dtype),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
-
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)
@@ -159,7 +112,7 @@ class Pool:
     def _factor(self, row: Expr, column: Expr, places: Expr) -> Expr:
         """``float32(scale / divisor)`` of a window: one constant, or a choice among the borders' few."""
         spec = self.spec
-        values, counts = np.unique(_divisors(spec), return_counts=True)
+        values, counts = np.unique(spec.divisors(), return_counts=True)
         factors = {
             int(value): ir.constant(float(np.float32(spec.input.scale / int(value))), "float32")
             for value in values

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.ir import Expr
-from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
 from tvm_backend.kernels.spec import SubsampleSpec
 
@@ -25,29 +26,10 @@ def reference(spec: SubsampleSpec, data: NDArray[Any]) -> tuple[NDArray[Any]]:
 
 
 @dataclass(frozen=True)
-class Subsample:
-    """Generator of the kernel for one specification.
+class Subsample(CpuGenerator[SubsampleSpec]):
+    """Generator of the kernel for one :class:`SubsampleSpec`."""
 
-    Parameters
-    ----------
-    spec : SubsampleSpec
-        What to compute.
-    isa : InstructionSet
-        Not used: copies are left to LLVM.
-    """
-
-    spec: SubsampleSpec
-    isa: InstructionSet
-
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        return [
-            ("data", (batch, spec.height, spec.width, spec.channels), spec.input.dtype),
-            ("output0", (batch, *spec.out_shape), spec.input.dtype),
-        ]
-
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
         batch = ir.batch_extent(spec.batch)

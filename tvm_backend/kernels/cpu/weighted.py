@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.epilogue import chunks, finish, finish_row, output_arguments, residual_argument
+from tvm_backend.kernels.cpu.epilogue import chunks, finish, finish_row
+from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
-from tvm_backend.kernels.spec import ConvSpec, LinearSpec, QParams
+from tvm_backend.kernels.spec import Argument, QParams, WeightedSpec
 
-__all__ = ["Blocked", "Operands", "Weighted", "store_row"]
+__all__ = ["Blocked", "Operands", "Weighted", "store_row", "vectors_for"]
+
+Spec = TypeVar("Spec", bound=WeightedSpec)
 
 
 @dataclass(frozen=True)
 class Operands:
     """The buffers of a kernel's arguments, and what is done with those that belong to the epilogue."""
 
-    spec: ConvSpec | LinearSpec
+    spec: WeightedSpec
     data: Any
     weight: Any
     compensation: Any
@@ -53,19 +59,8 @@ class Operands:
 
 
 @dataclass(frozen=True)
-class Weighted:
-    """Base class of the generators of kernels with a weight.
-
-    Parameters
-    ----------
-    spec : ConvSpec or LinearSpec
-        What to compute.
-    isa : InstructionSet
-        How products are summed.
-    """
-
-    spec: Any
-    isa: InstructionSet
+class Weighted(CpuGenerator[Spec]):
+    """Base class of the generators of kernels with a weight."""
 
     @property
     def flip(self) -> bool:
@@ -75,8 +70,7 @@ class Weighted:
     @property
     def stored(self) -> QParams:
         """The activations as the instructions see them."""
-        input_: QParams = self.spec.input
-        return input_.flipped if self.flip else input_
+        return self.spec.input.flipped if self.flip else self.spec.input
 
     @property
     def stored_zero(self) -> int:
@@ -84,36 +78,15 @@ class Weighted:
         return self.stored.zero_point
 
     @property
-    def weight_length(self) -> int:
-        """Bytes of the packed weight."""
-        raise NotImplementedError
-
-    @property
     def weight_dtype(self) -> str:
         """Element type of the packed weight."""
         return "int8"
 
-    @property
-    def unpacking(self) -> str:
-        """Where weights below 8 bits become bytes; empty where the kernel reads bytes."""
-        return ""
+    def arguments(self, batch: Expr) -> list[Argument]:
+        """The kernel's arguments, in order."""
+        return self.spec.weighted_arguments(batch, self.weight_length, self.weight_dtype)
 
-    def arguments(self, batch: Expr) -> list[ir.Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        out_shape = (batch, *spec.out_shape)
-        per_channel = (spec.out_shape[-1],)
-        return [
-            ("data", (batch, *spec.in_shape), spec.input.dtype),
-            ("weight", (self.weight_length,), self.weight_dtype),
-            ("compensation", per_channel, "int32"),
-            ("scale", per_channel, "float32"),
-            ("bias", per_channel, "float32"),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
-
-    def build(self, name: str) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         batch = ir.batch_extent(self.spec.batch)
         with ir.Function(name) as function:
@@ -124,19 +97,19 @@ class Weighted:
             )
         return function.result
 
+    @abstractmethod
     def emit(self, batch: Expr, operands: Operands) -> None:
         """Write the body."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Blocked(Weighted):
+class Blocked(Weighted[Spec]):
     """Base class of those whose weights are packed in blocks of channels."""
 
     @property
+    @abstractmethod
     def layout(self) -> WeightLayout:
         """How the weights are packed."""
-        raise NotImplementedError
 
     @property
     def weight_length(self) -> int:
@@ -147,6 +120,13 @@ class Blocked(Weighted):
     def weight_dtype(self) -> str:
         """Element type of the packed weight."""
         return self.layout.dtype
+
+
+def vectors_for(spec: WeightedSpec, isa: InstructionSet) -> InstructionSet:
+    """The vectors of an instruction set for the values that a layer multiplies."""
+    vectors, bits = isa.vector, spec.storage_bits
+    stored = spec.input if spec.input.dtype == "uint8" else spec.input.flipped
+    return vectors.for_values(max(stored.qmax, stored.zero_point), (1 << bits) - 1 if bits < 8 else 128)
 
 
 def store_row(

@@ -41,9 +41,16 @@ __all__ = [
 
 
 class Function:
-    """A PrimFunc being built; use as a context manager, then take :attr:`result`."""
+    """A PrimFunc being built; use as a context manager, then take :attr:`result`.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    name : str
+        The function's global symbol.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.result: Any = None
         self._builder = IRBuilder()
         self._frame: Any = None
@@ -59,7 +66,7 @@ class Function:
         self._frame.__exit__(*exception)
         self._builder.__exit__(*exception)
         if exception[0] is None:
-            self.result = self._builder.get()
+            self.result = self._builder.get().with_attr("global_symbol", self.name)
 
     def buffers(self, arguments: Sequence[Argument]) -> list[Any]:
         """Declare the arguments, each as (name, shape, dtype); return their buffers."""

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels.cpu.epilogue import output_arguments, residual_argument
-from tvm_backend.kernels.cpu.ir import Argument, Expr, batch_extent
+from tvm_backend.kernels.cpu.ir import Expr, batch_extent
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import finish_sum
-from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.cuda.generator import CudaGenerator
+from tvm_backend.kernels.kernel import Machine
+from tvm_backend.kernels.spec import Argument, ConvSpec
 
 __all__ = ["Grouped"]
 
@@ -21,21 +23,23 @@ _THREADS = 256
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """Generator of the kernel for one specification.
+class Grouped(CudaGenerator[ConvSpec]):
+    """Generator of the kernel for one :class:`ConvSpec` of several groups."""
 
-    Parameters
-    ----------
-    spec : ConvSpec
-        What to compute.
-    """
-
-    spec: ConvSpec
+    @classmethod
+    def takes(cls, spec: ConvSpec, isa: Machine) -> bool:
+        """Whether there are groups."""
+        return spec.groups > 1
 
     @property
     def stored_zero(self) -> int:
         """The zero point of the activations as they are multiplied."""
         return self.spec.input.zero_point
+
+    @property
+    def weight_length(self) -> int:
+        """Bytes of the weight."""
+        return math.prod(self.spec.weight_shape)
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Taps and inputs first, output channels last; one byte a weight."""
@@ -43,26 +47,15 @@ class Grouped:
         return np.ascontiguousarray(ordered).reshape(-1)
 
     def arguments(self, batch: Expr) -> list[Argument]:
-        """Arguments of the kernel."""
-        spec = self.spec
-        per_channel = (spec.out_channels,)
-        out_shape = (batch, spec.out_height, spec.out_width, spec.out_channels)
-        return [
-            ("data", (batch, spec.height, spec.width, spec.in_channels), spec.input.dtype),
-            ("weight", (math.prod(spec.weight_shape),), "int8"),
-            ("compensation", per_channel, "int32"),
-            ("scale", per_channel, "float32"),
-            ("bias", per_channel, "float32"),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
+        """The kernel's arguments, in order."""
+        return self.spec.weighted_arguments(batch, self.weight_length, "int8")
 
-    def build(self) -> Any:
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
         batch = batch_extent(spec.batch)
         arguments = self.arguments(batch)
-        with device.Function() as function:
+        with device.Function(name) as function:
             buffers = dict(zip([name for name, _, _ in arguments], function.buffers(arguments), strict=True))
             size = spec.out_height * spec.out_width * spec.out_channels
             total = batch * size

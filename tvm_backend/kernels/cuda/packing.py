@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cat_plugin.errors import CompileError
+from tvm_backend.kernels.weights import as_int8, check_span
 
 __all__ = ["CHUNK", "TileLayout"]
 
@@ -84,24 +84,19 @@ class TileLayout:
         Returns
         -------
         ndarray of int8 or uint8, shape (length,)
+            The tiles, and below 8 bits each channel's lowest weight.
 
         Raises
         ------
         CompileError
             If a channel's weights span more values than the bit-width has.
         """
-        if weight.min() < -128 or weight.max() > 127:
-            raise CompileError(f"weights reach {weight.min()}..{weight.max()}; kernels take int8 weights")
+        weight = as_int8(weight)
         padded = np.zeros((self.blocks * self.columns, self.chunks * CHUNK), np.int16)
         padded[: self.channels, : self.products] = weight
         lowest = np.minimum(padded.min(axis=1), 0)
         if self.bits < 8:
-            span = int((padded.max(axis=1) - lowest).max()) + 1
-            if span > 1 << self.bits:
-                raise CompileError(
-                    f"a channel's weights span {span} values, more than {self.bits} bits hold; "
-                    "give the layer more weight bits"
-                )
+            check_span(padded.max(axis=1) - lowest, self.bits)
             padded -= lowest[:, None]
         tiles = padded.reshape(self.blocks, self.columns, self.chunks, CHUNK).transpose(0, 2, 1, 3)
         if self.bits == 8:

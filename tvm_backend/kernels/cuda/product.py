@@ -9,23 +9,25 @@ puts the eight rows that a warp reads at once into different banks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels.cpu.epilogue import output_arguments, residual_argument
-from tvm_backend.kernels.cpu.ir import Argument, Expr, batch_extent
-from tvm_backend.kernels.cpu.packing import storage_bits
+from tvm_backend.kernels.cpu.ir import Expr, batch_extent
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import finish_sum
+from tvm_backend.kernels.cuda.generator import CudaGenerator
+from tvm_backend.kernels.cuda.isa import Cuda
 from tvm_backend.kernels.cuda.packing import CHUNK, TileLayout
-from tvm_backend.kernels.spec import ConvSpec, LinearSpec
+from tvm_backend.kernels.spec import Argument, ConvSpec, WeightedSpec
 
-__all__ = ["Product", "Tile", "choose_tile"]
+__all__ = ["PITCH", "Product", "ProductEmitter", "Tile", "choose_tile"]
 
-_PITCH = CHUNK // 4 + 4
+PITCH = CHUNK // 4 + 4
 """Words from one row of shared memory to the next."""
 
 
@@ -81,19 +83,21 @@ def choose_tile(rows: int | None, channels: int, tensor_cores: bool) -> Tile:
 
 
 @dataclass(frozen=True)
-class Product:
-    """Generator of the kernel for one specification.
+class Product(CudaGenerator[WeightedSpec]):
+    """Base class of the generators of products; a convolution has one group.
 
-    Parameters
+    Attributes
     ----------
-    spec : ConvSpec or LinearSpec
-        What to compute; a convolution has one group.
     tensor_cores : bool
-        Use int8 mma (compute capability 8.0 and later), else dp4a (6.1 and later).
+        Whether a block is fast enough for large tiles.
     """
 
-    spec: ConvSpec | LinearSpec
-    tensor_cores: bool
+    tensor_cores: ClassVar[bool]
+
+    @classmethod
+    def make(cls, spec: WeightedSpec, isa: Cuda) -> Self:
+        """The generator on what the device multiplies with."""
+        return cls(spec, isa)
 
     @property
     def conv(self) -> ConvSpec:
@@ -101,7 +105,8 @@ class Product:
         spec = self.spec
         if isinstance(spec, ConvSpec):
             return spec
-        sizes = (spec.batch, 1, 1, spec.in_features, spec.out_features, (1, 1), spec.input, spec.epilogue)
+        (inputs,), (outputs,) = spec.in_shape, spec.out_shape
+        sizes = (spec.batch, 1, 1, inputs, outputs, (1, 1), spec.input, spec.epilogue)
         return ConvSpec(*sizes, weight_bits=spec.weight_bits)
 
     @property
@@ -132,7 +137,7 @@ class Product:
         """How the weights are packed."""
         conv = self.conv
         products = conv.kernel[0] * conv.kernel[1] * self.tap
-        return TileLayout(conv.out_channels, products, self.tile.columns, storage_bits(conv.weight_bits))
+        return TileLayout(conv.out_channels, products, self.tile.columns, conv.storage_bits)
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of the specification's ``weight_shape``."""
@@ -141,40 +146,46 @@ class Product:
         matrix[..., : conv.in_channels] = np.asarray(weight).reshape(conv.weight_shape).transpose(0, 2, 3, 1)
         return self.layout.pack(matrix.reshape(conv.out_channels, -1))
 
-    def arguments(self, batch: Expr) -> list[Argument]:
-        """Arguments of the kernel."""
-        spec, conv = self.spec, self.conv
-        per_channel = (conv.out_channels,)
-        if isinstance(spec, ConvSpec):
-            in_shape: tuple[Expr, ...] = (batch, conv.height, conv.width, conv.in_channels)
-            out_shape: tuple[Expr, ...] = (batch, conv.out_height, conv.out_width, conv.out_channels)
-        else:
-            in_shape, out_shape = (batch, conv.in_channels), (batch, conv.out_channels)
-        return [
-            ("data", in_shape, spec.input.dtype),
-            ("weight", (self.layout.length,), self.layout.dtype),
-            ("compensation", per_channel, "int32"),
-            ("scale", per_channel, "float32"),
-            ("bias", per_channel, "float32"),
-            *residual_argument(spec.epilogue, out_shape),
-            *output_arguments(spec.epilogue, out_shape),
-        ]
+    @property
+    def weight_length(self) -> int:
+        """Bytes of the packed weight."""
+        return self.layout.length
 
-    def build(self) -> Any:
+    def arguments(self, batch: Expr) -> list[Argument]:
+        """The kernel's arguments, in order."""
+        return self.spec.weighted_arguments(batch, self.layout.length, self.layout.dtype)
+
+    def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         conv, tile = self.conv, self.tile
         batch = batch_extent(conv.batch)
         arguments = self.arguments(batch)
-        with device.Function() as function:
+        with device.Function(name) as function:
             buffers = dict(zip([name for name, _, _ in arguments], function.buffers(arguments), strict=True))
             total = batch * (conv.out_height * conv.out_width)
             blocks = [(total + tile.rows - 1) // tile.rows, self.layout.blocks]
             with device.threads(blocks, tile.threads) as (block, thread):
-                _Emitter(self, buffers, total, block, thread).emit()
+                self.emitter(buffers, total, block, thread).emit()
         return function.result
 
+    @abstractmethod
+    def emitter(
+        self, buffers: dict[str, Any], total: Expr, block: list[Expr], thread: Expr
+    ) -> ProductEmitter:
+        """What writes the body.
 
-class _Emitter:
+        Parameters
+        ----------
+        buffers : dict
+            The kernel's arguments by name.
+        total : Expr
+            Output pixels of the batch.
+        block, thread : Expr
+            Numbers of the block, along pixels and channels, and of the thread within it.
+        """
+
+
+class ProductEmitter(ABC):
     """Writes the body of one kernel."""
 
     def __init__(
@@ -193,8 +204,8 @@ class _Emitter:
             pixels = buffers["data"].shape[0] * (self.conv.height * self.conv.width)
             self.data_words = device.words(buffers["data"], pixels * self.conv.in_channels // 4)
         self.weight_words = device.words(buffers["weight"], self.layout.length // 4)
-        self.left = device.shared(self.tile.rows * _PITCH, "int32")
-        self.right = device.shared(self.tile.columns * _PITCH, "int32")
+        self.left = device.shared(self.tile.rows * PITCH, "int32")
+        self.right = device.shared(self.tile.columns * PITCH, "int32")
 
     def emit(self) -> None:
         """The loop over chunks, then the epilogue."""
@@ -219,16 +230,16 @@ class _Emitter:
             device.barrier()
             with device.when(chunk + 1 < chunks):
                 self._fetch(chunk + 1)
-            if self.product.tensor_cores:
-                self._multiply_by_mma()
-            else:
-                self._multiply_by_dp4a()
-        if self.product.tensor_cores:
-            self._finish_mma()
-        else:
-            self._finish_dp4a()
+            self.multiply()
+        self.finish()
 
-    # Loading ----------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def multiply(self) -> None:
+        """Add the products of the chunk in shared memory to the thread's sums."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Pass each of the thread's sums on to :meth:`store`."""
 
     def _piece(self, i: int) -> tuple[Expr, Expr]:
         """Row of the tile and place in it of the thread's i-th piece of activations."""
@@ -335,86 +346,17 @@ class _Emitter:
     def _deposit(self) -> None:
         for i in range(self.pieces):
             row, place = self._piece(i)
-            where = row * _PITCH + place * self.words
+            where = row * PITCH + place * self.words
             value = device.load(self.activations, [self.words * i], self.words)
             device.store(self.left, value, [where], self.words)
         for i in range(self.weight_pieces):
             number, channel, place = self._weight_piece(i)
             with self._existing(number):
                 for word in range(4):
-                    device.store(self.right, self._unpacked(i, word), [channel * _PITCH + place * 4 + word])
+                    device.store(self.right, self._unpacked(i, word), [channel * PITCH + place * 4 + word])
 
-    # Multiplying ------------------------------------------------------------------------------------------------
-
-    def _warp_corner(self) -> tuple[Expr, Expr]:
-        """First row and column of the warp's part of the tile."""
-        along_rows, along_columns = self.tile.warps
-        rows, columns = self.tile.rows // along_rows, self.tile.columns // along_columns
-        return self.warp // along_columns * rows, self.warp % along_columns * columns
-
-    def _multiply_by_mma(self) -> None:
-        across, down = self.tile.fragments
-        row, column = self._warp_corner()
-        group, member = self.lane // 4, self.lane % 4
-        a, b = device.local(4 * across, "int32"), device.local(2, "int32")
-        name = "cat_mma_s8" if self.conv.input.signed else "cat_mma_u8"
-        for step in range(CHUNK // 32):
-            word = step * 8 + member
-            for m in range(across):
-                for i in range(4):
-                    place = (row + m * 16 + group + i % 2 * 8) * _PITCH + word + i // 2 * 4
-                    device.store(a, self.left[place], [4 * m + i])
-            for n in range(down):
-                for i in range(2):
-                    place = (column + n * 8 + group) * _PITCH + word + i * 4
-                    device.store(b, self.right[place], [i])
-                for m in range(across):
-                    device.emit(name, (self.sums, (m * down + n) * 4), (a, 4 * m), (b, 0))
-
-    def _finish_mma(self) -> None:
-        across, down = self.tile.fragments
-        row, column = self._warp_corner()
-        group, member = self.lane // 4, self.lane % 4
-        for m in range(across):
-            for half in range(2):
-                pixel = self.first + row + m * 16 + group + half * 8
-                with device.when(pixel < self.total):
-                    for n in range(down):
-                        for i in range(2):
-                            channel = column + n * 8 + member * 2 + i
-                            self._finish(self.sums[(m * down + n) * 4 + 2 * half + i], pixel, channel)
-
-    def _dp4a_share(self) -> tuple[int, int]:
-        """Rows and columns of a thread."""
-        return self.tile.rows // (self.tile.threads // 16), self.tile.columns // 16
-
-    def _multiply_by_dp4a(self) -> None:
-        rows, columns = self._dp4a_share()
-        row, column = self.thread // 16 * rows, self.thread % 16
-        a, b = device.local(4 * rows, "int32"), device.local(4, "int32")
-        name = "__dp4a" if self.conv.input.signed else "cat_dp4a_u8"
-        with device.loop(CHUNK // 16) as step:
-            for i in range(rows):
-                place = (row + i) * _PITCH + step * 4
-                device.store(a, device.load(self.left, [place], 4), [4 * i], 4)
-            for j in range(columns):
-                place = (column + 16 * j) * _PITCH + step * 4
-                device.store(b, device.load(self.right, [place], 4), [0], 4)
-                for i in range(rows):
-                    slot = i * columns + j
-                    for word in range(4):
-                        total = device.call("int32", name, a[4 * i + word], b[word], self.sums[slot])
-                        device.store(self.sums, total, [slot])
-
-    def _finish_dp4a(self) -> None:
-        rows, columns = self._dp4a_share()
-        for i in range(rows):
-            pixel = self.first + self.thread // 16 * rows + i
-            with device.when(pixel < self.total):
-                for j in range(columns):
-                    self._finish(self.sums[i * columns + j], pixel, self.thread % 16 + 16 * j)
-
-    def _finish(self, total: Expr, pixel: Expr, column: Expr) -> None:
+    def store(self, total: Expr, pixel: Expr, column: Expr) -> None:
+        """The epilogue of the sum of one pixel and one column of the tile."""
         conv = self.conv
         channel = self.column_block * self.tile.columns + column
         outputs = [self.buffers[f"output{i}"] for i in range(len(conv.epilogue.outputs))]

@@ -18,40 +18,34 @@ All kernels use the same arithmetic, and equal their reference to the bit:
 
 from __future__ import annotations
 
+from tvm_backend.kernels.spec.base import Argument, EpilogueSpec, KernelSpec, Operand, WeightedSpec
 from tvm_backend.kernels.spec.layers import ConvSpec, LinearSpec
+from tvm_backend.kernels.spec.pooling import PoolSpec
 from tvm_backend.kernels.spec.tensors import (
     ConcatSpec,
     DequantizeSpec,
     ElementwiseSpec,
-    PoolSpec,
     QuantizeSpec,
     SubsampleSpec,
 )
-from tvm_backend.kernels.spec.values import Epilogue, QParams, TensorKind
+from tvm_backend.kernels.spec.values import Epilogue, QParams, TensorKind, storage_dtype
 
 __all__ = [
+    "Argument",
     "ConcatSpec",
     "ConvSpec",
     "DequantizeSpec",
     "ElementwiseSpec",
     "Epilogue",
+    "EpilogueSpec",
     "KernelSpec",
     "LinearSpec",
+    "Operand",
     "PoolSpec",
     "QParams",
     "QuantizeSpec",
     "SubsampleSpec",
     "TensorKind",
+    "WeightedSpec",
+    "storage_dtype",
 ]
-
-KernelSpec = (
-    ConvSpec
-    | LinearSpec
-    | PoolSpec
-    | ElementwiseSpec
-    | ConcatSpec
-    | SubsampleSpec
-    | QuantizeSpec
-    | DequantizeSpec
-)
-"""Any specification that :func:`tvm_backend.kernels.registry.lower` takes."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
+from tvm_backend.kernels.spec.base import WeightedSpec
 from tvm_backend.kernels.spec.values import Epilogue, QParams, check_batch, check_positive, require
 
 __all__ = ["ConvSpec", "LinearSpec"]
 
 
 @dataclass(frozen=True)
-class ConvSpec:
+class ConvSpec(WeightedSpec):
     """A two-dimensional convolution on (N, H, W, C) integers.
 
     Kernel arguments: data, packed weight, int32 compensation (C_out,), float32 scale (C_out,), float32 bias (C_out,),
@@ -34,11 +36,12 @@ class ConvSpec:
     input : QParams
         How the data are quantized.
     weight_bits : int
-        2 to 8: weights lie in ``-2**(bits-1) .. 2**(bits-1) - 1`` or, where an asymmetric zero point below 8 bits
-        was folded, in any range of that many values inside int8.
+        As for :class:`~tvm_backend.kernels.spec.WeightedSpec`.
     epilogue : Epilogue
         What is made of the sums.
     """
+
+    operation: ClassVar[str] = "conv"
 
     batch: int | None
     height: int
@@ -74,6 +77,14 @@ class ConvSpec:
         )
 
     @property
+    def name(self) -> str:
+        """What it computes: kernel and channels."""
+        kernel = f"{self.kernel[0]}x{self.kernel[1]}"
+        if self.depthwise:
+            return f"depthwise_{kernel}_{self.in_channels}"
+        return f"conv2d_{kernel}_{self.in_channels}_{self.out_channels}"
+
+    @property
     def out_height(self) -> int:
         """Rows of the output."""
         reach = self.dilation[0] * (self.kernel[0] - 1) + 1
@@ -97,8 +108,8 @@ class ConvSpec:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each input channel is convolved on its own, giving one output channel."""
-        return self.groups == self.in_channels == self.out_channels
+        """Whether each of several input channels is convolved on its own, giving one output channel."""
+        return 1 < self.groups == self.in_channels == self.out_channels
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -112,7 +123,7 @@ class ConvSpec:
 
 
 @dataclass(frozen=True)
-class LinearSpec:
+class LinearSpec(WeightedSpec):
     """A fully connected layer on (N, C) integers.
 
     Kernel arguments: data (N, C_in), packed weight, int32 compensation, float32 scale, float32 bias (C_out,),
@@ -129,8 +140,10 @@ class LinearSpec:
     epilogue : Epilogue
         What is made of the sums.
     weight_bits : int
-        As for :class:`ConvSpec`.
+        As for :class:`~tvm_backend.kernels.spec.WeightedSpec`.
     """
+
+    operation: ClassVar[str] = "linear"
 
     batch: int | None
     in_features: int
@@ -143,6 +156,11 @@ class LinearSpec:
         check_batch(self.batch)
         check_positive(self, "in_features", "out_features")
         require(2 <= self.weight_bits <= 8, f"weights have 2 to 8 bits, not {self.weight_bits}")
+
+    @property
+    def name(self) -> str:
+        """What it computes: features in and out."""
+        return f"linear_{self.in_features}_{self.out_features}"
 
     @property
     def in_shape(self) -> tuple[int]:

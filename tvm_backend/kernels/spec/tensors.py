@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
+from tvm_backend.kernels.spec.base import EpilogueSpec, KernelSpec, Operand
 from tvm_backend.kernels.spec.values import (
     Epilogue,
     QParams,
@@ -15,90 +17,11 @@ from tvm_backend.kernels.spec.values import (
     require,
 )
 
-__all__ = ["ConcatSpec", "DequantizeSpec", "ElementwiseSpec", "PoolSpec", "QuantizeSpec", "SubsampleSpec"]
+__all__ = ["ConcatSpec", "DequantizeSpec", "ElementwiseSpec", "QuantizeSpec", "SubsampleSpec"]
 
 
 @dataclass(frozen=True)
-class PoolSpec:
-    """Pooling over windows of (N, H, W, C) integers; arguments: data, residual if any, outputs.
-
-    ``max`` takes the largest integer (padded places never win) and dequantizes it.  ``avg`` sums
-    ``q - zero_point`` exactly in int32 and multiplies by ``float32(scale / divisor)``; the divisor is the window's
-    size, or the number of its places inside the input (and inside the padding, with ``count_include_pad``).
-    The value then goes through the epilogue.  The global average is an ``avg`` whose window is the whole input.
-
-    Parameters
-    ----------
-    kind : {"max", "avg"}
-        What is taken over each window.
-    batch : int or None
-        Batch size; None makes it a run-time value.
-    height, width, channels : int
-        Size of the input.
-    kernel, stride : tuple of int
-        Vertical, then horizontal.
-    input : QParams
-        How the data are quantized.
-    epilogue : Epilogue
-        What is made of the value; without a clip and with ``outputs == (input,)`` max pooling is integers only.
-    padding : tuple of int
-        (top, left, bottom, right).
-    ceil_mode, count_include_pad : bool
-        As in torch.
-    """
-
-    kind: Literal["max", "avg"]
-    batch: int | None
-    height: int
-    width: int
-    channels: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    input: QParams
-    epilogue: Epilogue
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    ceil_mode: bool = False
-    count_include_pad: bool = True
-
-    def __post_init__(self) -> None:
-        require(self.kind in ("max", "avg"), f"pooling is 'max' or 'avg', not {self.kind!r}")
-        check_batch(self.batch)
-        check_positive(self, "height", "width", "channels", "kernel", "stride")
-        require(
-            len(self.padding) == 4 and min(self.padding) >= 0,
-            f"padding must be four numbers (top, left, bottom, right) of at least 0, not {self.padding!r}",
-        )
-        top, left, bottom, right = self.padding
-        require(
-            max(top, bottom) < self.kernel[0] and max(left, right) < self.kernel[1],
-            f"padding {self.padding} must be smaller than the window {self.kernel}: a window would lie outside",
-        )
-        require(
-            self.out_height >= 1 and self.out_width >= 1,
-            f"a {self.kernel} window does not fit into a {self.height} x {self.width} input",
-        )
-
-    def _extent(self, size: int, kernel: int, stride: int, before: int, after: int) -> int:
-        room = size + before + after - kernel
-        count = (-(-room // stride) if self.ceil_mode else room // stride) + 1
-        # As torch: the last window must start inside the input or the padding in front of it.
-        if self.ceil_mode and (count - 1) * stride >= size + before:
-            count -= 1
-        return count
-
-    @property
-    def out_height(self) -> int:
-        """Rows of the output."""
-        return self._extent(self.height, self.kernel[0], self.stride[0], self.padding[0], self.padding[2])
-
-    @property
-    def out_width(self) -> int:
-        """Columns of the output."""
-        return self._extent(self.width, self.kernel[1], self.stride[1], self.padding[1], self.padding[3])
-
-
-@dataclass(frozen=True)
-class ElementwiseSpec:
+class ElementwiseSpec(EpilogueSpec):
     """One or two tensors of the same shape, added, clipped and quantized; arguments: inputs, outputs.
 
     An integer input is dequantized, ``float32(q - zero_point) * scale`` for the first and an fma onto the sum for the
@@ -116,6 +39,8 @@ class ElementwiseSpec:
         Clip and outputs; `residual` must be None.
     """
 
+    operation: ClassVar[str] = "elementwise"
+
     batch: int | None
     shape: tuple[int, ...]
     inputs: tuple[TensorKind, ...]
@@ -129,9 +54,24 @@ class ElementwiseSpec:
             check_kind(kind, "an input")
         require(self.epilogue.residual is None, "a second summand is the second input, not a residual")
 
+    @property
+    def name(self) -> str:
+        """What it computes."""
+        return "requantize" if len(self.inputs) == 1 else "add"
+
+    @property
+    def reads(self) -> tuple[Operand, ...]:
+        """The inputs."""
+        return tuple(Operand(f"input{i}", self.shape, kind) for i, kind in enumerate(self.inputs))
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """That of the inputs."""
+        return self.shape
+
 
 @dataclass(frozen=True)
-class ConcatSpec:
+class ConcatSpec(EpilogueSpec):
     """Concatenation along the last axis (channels) with requantization; arguments: inputs, outputs.
 
     Parameters
@@ -147,6 +87,8 @@ class ConcatSpec:
     epilogue : Epilogue
         Clip and outputs; an input whose parameters equal an unclipped output's is copied.
     """
+
+    operation: ClassVar[str] = "concat"
 
     batch: int | None
     shape: tuple[int, ...]
@@ -164,9 +106,27 @@ class ConcatSpec:
         require(self.epilogue.residual is None, "a concatenation has no residual")
         require(self.epilogue.branch is None, "a concatenation has no branch")
 
+    @property
+    def name(self) -> str:
+        """What it computes."""
+        return "concat"
+
+    @property
+    def reads(self) -> tuple[Operand, ...]:
+        """The inputs."""
+        pairs = zip(self.channels, self.inputs, strict=True)
+        return tuple(
+            Operand(f"input{i}", (*self.shape, channels), kind) for i, (channels, kind) in enumerate(pairs)
+        )
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """That of the inputs, with the channels of all."""
+        return (*self.shape, sum(self.channels))
+
 
 @dataclass(frozen=True)
-class SubsampleSpec:
+class SubsampleSpec(KernelSpec):
     """Every stride-th pixel with channels of zeros around it; arguments: data, output.
 
     This is the parameter-free shortcut of CIFAR ResNets (option A): ``x[:, ::s, ::s]`` padded with zero channels.
@@ -184,6 +144,8 @@ class SubsampleSpec:
     input : QParams
         How the data are quantized; the output has the same parameters.
     """
+
+    operation: ClassVar[str] = "subsample"
 
     batch: int | None
     height: int
@@ -206,9 +168,29 @@ class SubsampleSpec:
         columns = -(-self.width // self.stride[1])
         return (rows, columns, self.before + self.channels + self.after)
 
+    @property
+    def name(self) -> str:
+        """What it computes."""
+        return "subsample"
+
+    @property
+    def reads(self) -> tuple[Operand, ...]:
+        """The data."""
+        return (Operand("data", (self.height, self.width, self.channels), self.input),)
+
+    @property
+    def read_bytes(self) -> int:
+        """As many as are written: the other pixels are skipped."""
+        return math.prod(self.out_shape)
+
+    @property
+    def out_kinds(self) -> tuple[TensorKind, ...]:
+        """That of the data."""
+        return (self.input,)
+
 
 @dataclass(frozen=True)
-class QuantizeSpec:
+class QuantizeSpec(KernelSpec):
     """float32 to integers at the border of the integer part; arguments: data, outputs.
 
     Parameters
@@ -222,6 +204,8 @@ class QuantizeSpec:
     to_channels_last : bool
         Whether (N, C, H, W) becomes (N, H, W, C) on the way.
     """
+
+    operation: ClassVar[str] = "quantize"
 
     batch: int | None
     shape: tuple[int, ...]
@@ -237,9 +221,29 @@ class QuantizeSpec:
             f"channels can be moved last in (C, H, W) only, not in {self.shape!r}",
         )
 
+    @property
+    def name(self) -> str:
+        """What it computes."""
+        return "quantize"
+
+    @property
+    def reads(self) -> tuple[Operand, ...]:
+        """The data."""
+        return (Operand("data", self.shape, "float32"),)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """That of the data, with the channels where they belong."""
+        return (*self.shape[1:], self.shape[0]) if self.to_channels_last else self.shape
+
+    @property
+    def out_kinds(self) -> tuple[TensorKind, ...]:
+        """The quantizations asked for."""
+        return self.outputs
+
 
 @dataclass(frozen=True)
-class DequantizeSpec:
+class DequantizeSpec(KernelSpec):
     """Integers to ``float32(q - zero_point) * scale``; arguments: data, output.
 
     Parameters
@@ -254,6 +258,8 @@ class DequantizeSpec:
         Whether (N, H, W, C) becomes (N, C, H, W) on the way.
     """
 
+    operation: ClassVar[str] = "dequantize"
+
     batch: int | None
     shape: tuple[int, ...]
     input: QParams
@@ -266,3 +272,23 @@ class DequantizeSpec:
             not self.to_channels_first or len(self.shape) == 3,
             f"channels can be moved first in (H, W, C) only, not in {self.shape!r}",
         )
+
+    @property
+    def name(self) -> str:
+        """What it computes."""
+        return "dequantize"
+
+    @property
+    def reads(self) -> tuple[Operand, ...]:
+        """The data."""
+        return (Operand("data", self.shape, self.input),)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """That of the data, with the channels where they belong."""
+        return (self.shape[-1], *self.shape[:-1]) if self.to_channels_first else self.shape
+
+    @property
+    def out_kinds(self) -> tuple[TensorKind, ...]:
+        """Real values."""
+        return ("float32",)

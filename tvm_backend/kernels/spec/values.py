@@ -17,7 +17,9 @@ __all__ = [
     "check_batch",
     "check_kind",
     "check_positive",
+    "itemsize",
     "require",
+    "storage_dtype",
 ]
 
 _LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -97,6 +99,16 @@ class QParams:
 
 TensorKind = QParams | Literal["float32"]
 """What a tensor holds: integers with their parameters, or float32."""
+
+
+def storage_dtype(kind: TensorKind) -> str:
+    """The element type in which a tensor of this kind is stored."""
+    return kind.dtype if isinstance(kind, QParams) else "float32"
+
+
+def itemsize(kind: TensorKind) -> int:
+    """Bytes of an element of a tensor of this kind."""
+    return 1 if isinstance(kind, QParams) else 4
 
 
 def check_kind(kind: object, what: str) -> None:

@@ -1,0 +1,120 @@
+"""How a vector of sums takes up one group of products: the interface of all instruction sets.
+
+A kernel multiplies ``group`` consecutive activations of one pixel with the weights of ``lanes`` output channels, laid
+out ``[lanes][group]``, and adds the products to ``lanes`` int32 sums.  An instruction set says how.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.kernel import Machine
+
+__all__ = ["FourBytes", "InstructionSet"]
+
+
+@dataclass(frozen=True)
+class InstructionSet(Machine):
+    """Base class: what a kernel asks of the vectors that it works on.
+
+    Parameters
+    ----------
+    name : str
+        Short name, used in kernel names and reports.
+    lanes : int
+        Output channels in one vector of int32 sums.
+    group : int
+        Consecutive activations multiplied at once.
+    takes : {"uint8", "int8", ""}
+        The type that activations must have, if any; others are offset by 128, which turns their highest bit.
+    operand : str
+        Type of the activations as the instruction takes them.
+    tiles : tuple of (int, int)
+        Register tiles, each as (vectors, most pixels), best first.
+
+    Attributes
+    ----------
+    features : tuple of str
+        What a processor must have, by LLVM's names.
+    """
+
+    device: ClassVar[Literal["cpu", "cuda"]] = "cpu"
+    features: ClassVar[tuple[str, ...]] = ()
+
+    lanes: int
+    group: int
+    takes: str
+    operand: str
+    tiles: tuple[tuple[int, int], ...]
+
+    @property
+    def unit(self) -> int:
+        """Bytes of one weight vector."""
+        return self.lanes * self.group
+
+    @property
+    def vector(self) -> InstructionSet:
+        """The set of the kernels that work on vectors only."""
+        return self
+
+    def for_values(self, activation: int, weight: int) -> InstructionSet:
+        """The set for activations (as :attr:`takes` says) and weights up to these magnitudes."""
+        return self
+
+    @abstractmethod
+    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
+        """`group` activations, in every lane; `flip` offsets them by 128."""
+
+    def weights(self, buffer: Any, indices: Sequence[Expr]) -> Expr:
+        """One vector of int8 weights."""
+        return ir.load(buffer, indices, self.unit)
+
+    @abstractmethod
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        """The sums with the products added."""
+
+    @property
+    def narrows(self) -> bool:
+        """Whether :meth:`narrow` is there."""
+        return False
+
+    def round_to_int(self, value: Expr) -> Expr:
+        """float32 to int32, ties to even; the most negative integer for whatever does not fit."""
+        raise NotImplementedError
+
+    def narrow(self, values: Sequence[Expr], dtype: str, in_order: bool = True) -> Expr:
+        """Up to four int32 vectors to bytes, with saturation.
+
+        `in_order` puts the vectors one after the other; else each 128-bit lane holds what all vectors have there,
+        which costs less.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FourBytes(InstructionSet):
+    """What sets share that multiply four bytes of a pixel with four of each channel.
+
+    Attributes
+    ----------
+    instruction : str
+        LLVM's name of the one that takes sums, activations and weights.
+    """
+
+    instruction: ClassVar[str]
+
+    def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
+        """A word of four in every lane."""
+        word = ir.reinterpret("int32", ir.load(buffer, indices, 4))
+        if flip:
+            word = word ^ ir.constant(-0x7F7F7F80, "int32")
+        return ir.reinterpret(f"{self.operand}x{self.unit}", ir.broadcast(word, self.lanes))
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        """The sums with the products added, by one instruction."""
+        return ir.call(f"int32x{self.lanes}", self.instruction, sums, activations, weights)

@@ -1,0 +1,70 @@
+"""The tiled product by dp4a: four products of bytes an instruction in each thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.cuda import device
+from tvm_backend.kernels.cuda.isa import Dp4a
+from tvm_backend.kernels.cuda.packing import CHUNK
+from tvm_backend.kernels.cuda.product import PITCH, Product, ProductEmitter
+from tvm_backend.kernels.kernel import Machine
+from tvm_backend.kernels.spec import WeightedSpec
+
+__all__ = ["Dp4aProduct"]
+
+
+@dataclass(frozen=True)
+class Dp4aProduct(Product):
+    """Generator of a convolution or a linear layer by dp4a."""
+
+    tensor_cores: ClassVar[bool] = False
+
+    @classmethod
+    def takes(cls, spec: WeightedSpec, isa: Machine) -> bool:
+        """Whether the device has such products."""
+        return isinstance(isa, Dp4a)
+
+    def emitter(
+        self, buffers: dict[str, Any], total: Expr, block: list[Expr], thread: Expr
+    ) -> ProductEmitter:
+        """What writes the body."""
+        return _Emitter(self, buffers, total, block, thread)
+
+
+class _Emitter(ProductEmitter):
+    """Writes the body of one kernel."""
+
+    def _share(self) -> tuple[int, int]:
+        """Rows and columns of a thread."""
+        return self.tile.rows // (self.tile.threads // 16), self.tile.columns // 16
+
+    def multiply(self) -> None:
+        """Sixteen products of each sum at a time, by words of four."""
+        rows, columns = self._share()
+        row, column = self.thread // 16 * rows, self.thread % 16
+        a, b = device.local(4 * rows, "int32"), device.local(4, "int32")
+        name = "__dp4a" if self.conv.input.signed else "cat_dp4a_u8"
+        with device.loop(CHUNK // 16) as step:
+            for i in range(rows):
+                place = (row + i) * PITCH + step * 4
+                device.store(a, device.load(self.left, [place], 4), [4 * i], 4)
+            for j in range(columns):
+                place = (column + 16 * j) * PITCH + step * 4
+                device.store(b, device.load(self.right, [place], 4), [0], 4)
+                for i in range(rows):
+                    slot = i * columns + j
+                    for word in range(4):
+                        total = device.call("int32", name, a[4 * i + word], b[word], self.sums[slot])
+                        device.store(self.sums, total, [slot])
+
+    def finish(self) -> None:
+        """A thread holds some neighbouring rows of every sixteenth column."""
+        rows, columns = self._share()
+        for i in range(rows):
+            pixel = self.first + self.thread // 16 * rows + i
+            with device.when(pixel < self.total):
+                for j in range(columns):
+                    self.store(self.sums[i * columns + j], pixel, self.thread % 16 + 16 * j)

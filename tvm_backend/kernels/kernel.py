@@ -1,0 +1,182 @@
+"""What a kernel is, and what everything that generates one has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.tirx import PrimFunc
+
+from cat_plugin.errors import CompileError
+from tvm_backend.kernels.spec import Argument, KernelSpec
+from tvm_backend.kernels.weights import zero_point_sums
+
+__all__ = ["Generator", "Kernel", "Machine"]
+
+
+@dataclass(frozen=True)
+class Machine(ABC):
+    """What a kernel is written for: a processor, or a GPU, with certain instructions.
+
+    Parameters
+    ----------
+    name : str
+        Short name, used in reports.
+
+    Attributes
+    ----------
+    device : {"cpu", "cuda"}
+        Which column of the registry holds its generators.
+    has_tile_state : bool
+        Whether its kernels use registers that Linux grants to a process only when it asks (AMX).
+    """
+
+    name: str
+
+    device: ClassVar[Literal["cpu", "cuda"]]
+    has_tile_state: ClassVar[bool] = False
+
+
+Spec = TypeVar("Spec", bound=KernelSpec)
+Isa = TypeVar("Isa", bound=Machine)
+
+
+@dataclass(frozen=True)
+class Generator(ABC, Generic[Spec, Isa]):
+    """Base class of the generators: one writes the function of one specification for one machine.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        What to compute.
+    isa : Machine
+        With which instructions.
+    """
+
+    spec: Spec
+    isa: Isa
+
+    @classmethod
+    def takes(cls, spec: Spec, isa: Machine) -> bool:
+        """Whether it computes `spec` on a machine, and well; the registry asks its generators in order."""
+        return True
+
+    @classmethod
+    def make(cls, spec: Spec, isa: Isa) -> Self:
+        """The generator of a specification that it takes; it may choose among the machine's instructions."""
+        return cls(spec, isa)
+
+    @property
+    def weight_length(self) -> int:
+        """Bytes of the packed weight; 0 without one."""
+        return 0
+
+    @property
+    def unpacking(self) -> str:
+        """Where weights below 8 bits become bytes; empty where the kernel reads bytes."""
+        return ""
+
+    @property
+    def stored_zero(self) -> int:
+        """The zero point of the activations as the instructions see them."""
+        return 0
+
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Bring integer weights of shape ``spec.weight_shape`` into the order in which the kernel reads them."""
+        raise CompileError(f"{self.spec.name} has no weight to pack")
+
+    def arguments(self, batch: Any) -> list[Argument]:
+        """The kernel's arguments, in order."""
+        return self.spec.arguments(batch)
+
+    @abstractmethod
+    def build(self, name: str) -> PrimFunc:
+        """Write the function, to be called `name`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel that is ready to be added to a module.
+
+    Parameters
+    ----------
+    name : str
+        Name that says what it computes; not unique.
+    generator : Generator
+        What wrote it.
+    prim_func : tvm.tirx.PrimFunc
+        The function; its arguments are those that the specification's docstring lists, in that order.
+    """
+
+    name: str
+    generator: Generator[Any, Any]
+    prim_func: PrimFunc
+
+    @classmethod
+    def of(cls, generator: Generator[Any, Any], name: str | None = None) -> Self:
+        """The kernel that a generator writes, by default under its specification's name."""
+        name = name or generator.spec.name
+        return cls(name, generator, generator.build(name))
+
+    @property
+    def spec(self) -> KernelSpec:
+        """What it computes."""
+        spec: KernelSpec = self.generator.spec
+        return spec
+
+    @property
+    def machine(self) -> Machine:
+        """What it is written for."""
+        machine: Machine = self.generator.isa
+        return machine
+
+    @property
+    def variant(self) -> str:
+        """Instruction set, for the report."""
+        return self.machine.name
+
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions for one sample; for kernels without a weight, bytes moved."""
+        return self.spec.operations
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of inputs and outputs for one sample, plus the packed weight once."""
+        return self.spec.moved_bytes(self.generator.weight_length)
+
+    @property
+    def unpacking(self) -> str:
+        """Where weights below 8 bits become bytes; empty where the kernel reads bytes."""
+        return self.generator.unpacking
+
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Bring integer weights into the order in which the kernel reads them.
+
+        Parameters
+        ----------
+        weight : ndarray of int
+            Shape ``spec.weight_shape``, zero point already subtracted.
+
+        Returns
+        -------
+        ndarray of int8 or uint8, one-dimensional
+            The packed weight, at 2, 4 or 8 bits a value.
+
+        Raises
+        ------
+        CompileError
+            If the kernel has no weight, or the weight does not fit into its bits.
+        """
+        return self.generator.pack_weight(np.asarray(weight))
+
+    def compensation(self, weight: NDArray[Any]) -> NDArray[np.int32]:
+        """The int32 argument that takes the zero point out of the sums.
+
+        It is ``-zero_point * sum(weight)`` for each output channel, with the zero point as the kernel's instructions
+        see it: where int8 activations are multiplied as uint8, that is 128 more.  `weight` is unpacked.
+        """
+        return zero_point_sums(np.asarray(weight), self.generator.stored_zero)
