@@ -100,23 +100,24 @@ _ROUNDS, _SUMS = 20_000, 12
 
 def _peak() -> Any:
     """A function of multiply-adds on registers."""
+    from tvm_backend.kernels import tir
     from tvm_backend.kernels.cluster_affine.cpu import CpuShape
     from tvm_backend.kernels.cpu import ir
 
     lanes = CpuShape.for_target(target()).lanes
-    with ir.Function("peak") as function:
+    with tir.Function("peak") as function:
         data, output = function.buffers(
             [("data", (lanes,), "float32"), ("output", (_SUMS * lanes,), "float32")]
         )
         sums, factor = ir.Registers(_SUMS, "float32", lanes), ir.Registers(1, "float32", lanes)
-        factor[0] = ir.load(data, [0], lanes)
+        factor[0] = tir.load(data, [0], lanes)
         for i in range(_SUMS):
-            sums[i] = ir.constant(float(i), "float32", lanes)
-        with ir.loop(_ROUNDS):
+            sums[i] = tir.constant(float(i), "float32", lanes)
+        with tir.loop(_ROUNDS):
             for i in range(_SUMS):
                 sums[i] = ir.fma(sums[i], factor[0], factor[0], lanes)
         for i in range(_SUMS):
-            ir.store(output, sums[i], [i * lanes], lanes)
+            tir.store(output, sums[i], [i * lanes], lanes)
     return function.result
 
 

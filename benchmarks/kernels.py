@@ -22,6 +22,7 @@ import tvm
 
 from benchmarks.layer_shapes import NETWORKS, Layer
 from benchmarks.machine import machine
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.isa import Amx, Avx2, Avx2Bytes, InstructionSet, Portable, select
 from tvm_backend.kernels.cpu.tiles import TileProduct
@@ -50,7 +51,7 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
     # Registers for the sums, the two factors and whatever a product needs on its way.
     separate = isinstance(isa, Avx2 | Avx2Bytes | Portable)
     rounds, sums = 20_000, 6 if separate else 12 if isa.lanes == 8 else 16
-    with ir.Function("kernel") as function:
+    with tir.Function("kernel") as function:
         data, weight, output = function.buffers(
             [
                 ("data", (isa.unit,), isa.takes or "uint8"),
@@ -60,17 +61,17 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
         )
         held = ir.Registers(sums, "int32", isa.lanes)
         for i in range(sums):
-            held[i] = ir.constant(i, "int32", isa.lanes)
+            held[i] = tir.constant(i, "int32", isa.lanes)
         x = ir.Registers(1, isa.operand, isa.unit)
         x[0] = isa.activations(data, [0], False)
-        with ir.loop(rounds):
+        with tir.loop(rounds):
             # Where products are added by an instruction of its own, equal ones would be computed once.
-            x[0] = x[0] + ir.constant(1, isa.operand, isa.unit)
+            x[0] = x[0] + tir.constant(1, isa.operand, isa.unit)
             for i in range(sums):
                 w = isa.weights(weight, [i * isa.unit if separate else 0])
                 held[i] = isa.dot(held[i], x[0], w)
         for i in range(sums):
-            ir.store(output, held[i], [i * isa.lanes], isa.lanes)
+            tir.store(output, held[i], [i * isa.lanes], isa.lanes)
     built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)
     arguments = [
         tvm.runtime.tensor(np.ones(isa.unit, isa.takes or "uint8")),
@@ -86,7 +87,7 @@ def _measured_tiles(target: Any) -> float:
         raise SystemExit("this processor or its operating system has no AMX")
     rounds, product = 5_000, TileProduct(16, 64, 2, signed=False)
     (pair,) = product.pairs()
-    with ir.Function("kernel") as function:
+    with tir.Function("kernel") as function:
         data, weight, output = function.buffers(
             [
                 ("data", (2048,), "uint8"),
@@ -96,7 +97,7 @@ def _measured_tiles(target: Any) -> float:
         )
         with product.configured():
             product.clear(pair)
-            with ir.loop(rounds):
+            with tir.loop(rounds):
                 product.step(pair, [(data, [0]), (data, [1024])], 64, weight, 0)
             product.store(pair, output)
     built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)

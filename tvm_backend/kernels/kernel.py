@@ -30,6 +30,8 @@ class Machine(ABC):
     ----------
     device : {"cpu", "cuda"}
         Which column of the registry holds its generators.
+    prefix : str
+        What the names of its kernels begin with.
     has_tile_state : bool
         Whether its kernels use registers that Linux grants to a process only when it asks (AMX).
     """
@@ -37,6 +39,7 @@ class Machine(ABC):
     name: str
 
     device: ClassVar[Literal["cpu", "cuda"]]
+    prefix: ClassVar[str] = ""
     has_tile_state: ClassVar[bool] = False
 
 
@@ -118,7 +121,7 @@ class Kernel:
     @classmethod
     def of(cls, generator: Generator[Any, Any], name: str | None = None) -> Self:
         """The kernel that a generator writes, by default under its specification's name."""
-        name = name or generator.spec.name
+        name = name or generator.isa.prefix + generator.spec.name
         return cls(name, generator, generator.build(name))
 
     @property

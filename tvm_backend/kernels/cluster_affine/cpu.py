@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import PrimFunc
-from tvm.tirx.script.builder import ir as T
 
-from tvm_backend.kernels.cluster_affine.spec import OPS, ClusterAffineSpec
+from tvm_backend.kernels import tir
+from tvm_backend.kernels.cluster_affine.spec import OPAQUE, OPS, ClusterAffineSpec
 from tvm_backend.kernels.cluster_affine.vectors import Vectors, ceil_to
 
 __all__ = ["CpuShape", "build"]
@@ -66,36 +65,30 @@ class CpuShape:
 
 
 class _Emitter:
-    """Writes the function for one specification, statement by statement, into the current builder."""
+    """Writes the body of the function for one specification, statement by statement, into the current builder."""
 
-    def __init__(self, spec: ClusterAffineSpec, shape: CpuShape) -> None:
-        self.spec, self.rows = spec, shape.rows
+    def __init__(self, spec: ClusterAffineSpec, shape: CpuShape, arg: dict[str, Any]) -> None:
+        self.spec, self.rows, self.arg = spec, shape.rows, arg
         self.vectors = Vectors(shape.lanes, shape.rows * shape.columns)
-        self.arg: dict[str, Any] = {}
 
-    def function(self) -> None:
-        """The whole function: declarations, then the blocks in parallel."""
-        spec, rows = self.spec, self.rows
-        batch = T.int64() if spec.batch is None else spec.batch
-        for name, shape, dtype in spec.arguments():
-            extents = [batch if extent is None else extent for extent in shape]
-            self.arg[name] = T.arg(name, T.buffer(extents, dtype))
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+    def emit(self, batch: Any) -> None:
+        """The whole body: the blocks in parallel."""
+        rows = self.rows
         unit = _BLOCKS * rows
 
         def few() -> None:
-            with T.serial(batch) as row:
+            with tir.loop(batch) as row:
                 self.task(row, 1, 1)
 
         def alone() -> None:
             self.task(0, batch, rows)
 
         def shared() -> None:
-            with T.parallel((batch + (unit - 1)) // unit) as task:
-                self.task(task * unit, T.min(batch - task * unit, unit), rows)
+            with tir.parallel((batch + (unit - 1)) // unit) as task:
+                self.task(task * unit, tir.smaller(batch - task * unit, unit), rows)
 
         # A block's work is done whole; for one or two rows that is too much, and a few are not worth waking threads.
-        _choose(batch < _FEW, few, lambda: _choose(batch <= unit, alone, shared))
+        tir.branch(batch < _FEW, few, lambda: tir.branch(batch <= unit, alone, shared))
 
     def task(self, first: Any, count: Any, rows: int) -> None:
         """`count` rows from `first` on, in blocks that share the memory they work in.
@@ -108,10 +101,13 @@ class _Emitter:
         for r in range(rows):
             # Without this TVM drops the padding and the next row is no longer aligned.
             self.pad(inputs, r, spec.width, 0.0)
-        with T.serial((count + (rows - 1)) // rows) as block:
+        with tir.loop((count + (rows - 1)) // rows) as block:
             start = first + block * rows
             self.block(
-                inputs, points, rows, lambda r: T.min(start + r, first + count - 1) if rows > 1 else start
+                inputs,
+                points,
+                rows,
+                lambda r: tir.smaller(start + r, first + count - 1) if rows > 1 else start,
             )
 
     def block(self, inputs: Any, points: Any, rows: int, place: Callable[[Any], Any]) -> None:
@@ -125,20 +121,20 @@ class _Emitter:
                 spec.n_components,
                 spec.width,
                 lambda r, j, c, total: total + inputs[r, c] * components[j, c],
-                lambda r, j, value: T.buffer_store(points, value, [r, j]),
+                lambda r, j, value: tir.store(points, value, [r, j]),
             )
         cluster = self.nearest(points, rows)
-        with T.serial(rows) as r:
+        with tir.loop(rows) as r:
             self.correct(place(r), r, cluster[r], points)
 
     def buffer(self, rows: int, width: int) -> Any:
         """Rows in memory, each padded to whole vectors."""
-        return T.alloc_buffer((rows, ceil_to(width, self.vectors.lanes)), "float32")
+        return tir.allocate((rows, ceil_to(width, self.vectors.lanes)), "float32")
 
     def pad(self, buffer: Any, row: int, extent: int, constant: float) -> None:
         """Fill the part of a row behind `extent`."""
         for column in range(extent, ceil_to(extent, self.vectors.lanes)):
-            T.buffer_store(buffer, T.float32(constant), [row, column])
+            tir.store(buffer, tir.float32(constant), [row, column])
 
     def load(self, inputs: Any, row: Any, r: int, centred: bool) -> None:
         """Copy a row to float32, features behind logits."""
@@ -177,7 +173,7 @@ class _Emitter:
             spec.n_clusters,
             spec.distance_width,
             squared,
-            lambda r, j, value: T.buffer_store(distance, value, [r, j]),
+            lambda r, j, value: tir.store(distance, value, [r, j]),
         )
         cluster = self.vectors.local(rows, "int32")
 
@@ -185,7 +181,7 @@ class _Emitter:
             self.vectors.smallest(
                 lambda v: distance[r, v],
                 spec.n_clusters,
-                lambda index, _: T.buffer_store(cluster, index, [r]),
+                lambda index, _: tir.store(cluster, index, [r]),
             )
 
         for r in range(rows):
@@ -194,7 +190,7 @@ class _Emitter:
 
     def correct(self, row: Any, r: Any, cluster: Any, points: Any) -> None:
         """Map one row with its cluster's parameters, blend, finish and store."""
-        spec, arg, alpha = self.spec, self.arg, T.float32(self.spec.alpha)
+        spec, arg, alpha = self.spec, self.arg, tir.float32(self.spec.alpha)
         final = spec.finish == "logits"
         target, place = (arg["output"], row) if final else (self.buffer(1, spec.n_classes), 0)
 
@@ -212,9 +208,7 @@ class _Emitter:
                 spec.n_classes,
                 spec.width,
                 lambda _, j, c, total: total + raw[0, c] * arg["weight"][cluster, j, c],
-                lambda _, j, value: T.buffer_store(
-                    target, blend(j, value + arg["beta"][cluster, j]), [place, j]
-                ),
+                lambda _, j, value: tir.store(target, blend(j, value + arg["beta"][cluster, j]), [place, j]),
             )
         else:
             self._diagonal(row, r, cluster, points, lambda: (target, place), blend)
@@ -245,7 +239,7 @@ class _Emitter:
             if reduced is not None:
                 total = self.vectors.local(width)
                 self.vectors.put(total, width, diagonal)
-                with T.serial(spec.rank) as i:
+                with tir.loop(spec.rank) as i:
                     self.vectors.put(
                         total, width, lambda v: total[v] + reduced[i] * arg["right"][i, offset + v]
                     )
@@ -260,12 +254,12 @@ class _Emitter:
     def _reduced(self, r: Any, cluster: Any, points: Any) -> Any:
         """``points[r] @ core[cluster]``, one value for each rank."""
         spec, core = self.spec, self.arg["core"]
-        result = T.alloc_buffer((spec.rank,), "float32")
+        result = tir.allocate((spec.rank,), "float32")
 
         def body(offset: Any, width: int) -> None:
             total = self.vectors.local(width)
             self.vectors.fill(total, width)
-            with T.serial(spec.core_height) as i:
+            with tir.loop(spec.core_height) as i:
                 self.vectors.put(
                     total, width, lambda v: total[v] + points[r, i] * core[cluster, i, offset + v]
                 )
@@ -280,18 +274,18 @@ class _Emitter:
         self.pad(values, 0, spec.n_classes, float("-inf"))
         largest, partial, scale = vectors.local(1), vectors.local(lanes), vectors.local(1)
         vectors.smallest(
-            lambda v: T.float32(0) - values[0, v],
+            lambda v: tir.float32(0) - values[0, v],
             spec.n_classes,
-            lambda _, best: T.buffer_store(largest, T.float32(0) - best, [0]),
+            lambda _, best: tir.store(largest, tir.float32(0) - best, [0]),
         )
         vectors.fill(partial, lanes)
-        with T.serial(ceil_to(spec.n_classes, lanes) // lanes) as chunk:
+        with tir.loop(ceil_to(spec.n_classes, lanes) // lanes) as chunk:
             start = chunk * lanes
             vectors.put(
-                values, lanes, lambda v: T.exp(values[0, start + v] - largest[0]), lambda v: [0, start + v]
+                values, lanes, lambda v: tir.exp(values[0, start + v] - largest[0]), lambda v: [0, start + v]
             )
             vectors.put(partial, lanes, lambda v: partial[v] + values[0, start + v])
-        T.buffer_store(scale, T.float32(1) / vectors.total(partial), [0])
+        tir.store(scale, tir.float32(1) / vectors.total(partial), [0])
         vectors.chunks(
             spec.n_classes,
             lambda offset, width: vectors.put(
@@ -307,27 +301,15 @@ class _Emitter:
         spec, arg = self.spec, self.arg
         self.pad(values, 0, spec.n_classes, float("-inf"))
         found = self.vectors.local(1, "int32")
-        with T.serial(spec.top_k) as i:
+        with tir.loop(spec.top_k) as i:
             self.vectors.smallest(
-                lambda v: T.float32(0) - values[0, v],
+                lambda v: tir.float32(0) - values[0, v],
                 spec.n_classes,
-                lambda index, _: T.buffer_store(found, index, [0]),
+                lambda index, _: tir.store(found, index, [0]),
             )
-            T.buffer_store(arg["values"], values[0, found[0]].astype(spec.dtype), [row, i])
-            T.buffer_store(arg["classes"], found[0].astype("int64"), [row, i])
-            T.buffer_store(values, T.float32(float("-inf")), [0, found[0]])
-
-
-def _choose(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """Emit one of two statements where the condition is known, both under an if where it is not."""
-    if isinstance(condition, bool):
-        then() if condition else otherwise()
-        return
-    with T.If(condition):
-        with T.Then():
-            then()
-        with T.Else():
-            otherwise()
+            tir.store(arg["values"], values[0, found[0]].astype(spec.dtype), [row, i])
+            tir.store(arg["classes"], found[0].astype("int64"), [row, i])
+            tir.store(values, tir.float32(float("-inf")), [0, found[0]])
 
 
 def build(spec: ClusterAffineSpec, shape: CpuShape) -> PrimFunc:
@@ -345,6 +327,10 @@ def build(spec: ClusterAffineSpec, shape: CpuShape) -> PrimFunc:
     tvm.tirx.PrimFunc
         Private, as ``call_tir`` wants it; arguments as in :meth:`ClusterAffineSpec.arguments`.
     """
-    with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
-        _Emitter(spec, shape).function()
-    return builder.get()
+    with tir.Function(private=True, op_pattern=OPAQUE) as function:
+        batch = tir.batch_extent(spec.batch)
+        arguments = spec.sized(batch)
+        buffers = function.buffers(arguments)
+        named = {name: buffer for (name, _, _), buffer in zip(arguments, buffers, strict=True)}
+        _Emitter(spec, shape, named).emit(batch)
+    return function.result

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cat_plugin.errors import CompileError
 
-__all__ = ["DTYPES", "OPS", "RESULTS", "ClusterAffineSpec", "Finish"]
+__all__ = ["DTYPES", "OPAQUE", "OPS", "RESULTS", "ClusterAffineSpec", "Finish"]
 
 OPS = ("cat::cluster_affine", "cat::cluster_affine_lowrank", "cat::cluster_affine_full")
 """The operators with a fused kernel."""
@@ -18,6 +18,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 RESULTS = ("output", "values", "classes")
 """Names of the arguments that a kernel writes."""
+
+OPAQUE = 8
+"""TVM's ``kOpaque``: the attribute ``op_pattern`` of a function that is not to be fused with others."""
 
 Finish = Literal["logits", "softmax", "topk"]
 """What is made of the corrected logits."""
@@ -159,10 +162,14 @@ class ClusterAffineSpec:
             ]
         return [*result, ("output", (None, classes), self.dtype)]
 
+    def sized(self, batch: Any) -> list[tuple[str, tuple[Any, ...], str]]:
+        """The same with `batch`, a number or a TIR expression, in its place."""
+        return [
+            (name, tuple(batch if extent is None else extent for extent in shape), dtype)
+            for name, shape, dtype in self.arguments()
+        ]
+
     def floor_bytes(self, batch: int) -> int:
         """Fewest bytes that `batch` rows move through memory: each argument read or written once."""
         size = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
-        return sum(
-            math.prod(batch if extent is None else extent for extent in shape) * size[dtype]
-            for _, shape, dtype in self.arguments()
-        )
+        return sum(math.prod(shape) * size[dtype] for _, shape, dtype in self.sized(batch))

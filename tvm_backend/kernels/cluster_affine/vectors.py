@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm.tirx.script.builder import ir as T
-
-from tvm_backend.kernels.cpu.ir import shuffle
+from tvm_backend.kernels import tir
 
 __all__ = ["Vectors", "ceil_to"]
 
@@ -47,19 +45,19 @@ class Vectors:
 
     def local(self, extent: int, dtype: str = "float32") -> Any:
         """A buffer that becomes a register."""
-        return T.alloc_buffer((extent,), dtype)
+        return tir.allocate((extent,), dtype)
 
     def put(self, buffer: Any, width: int, value: Value, index: Index = _own) -> None:
         """``buffer[index(i)] = value(i)`` for i < width, as one vector."""
         if width == 1:
-            T.buffer_store(buffer, value(0), index(0))
+            tir.store(buffer, value(0), index(0))
             return
-        with T.vectorized(width) as lane:
-            T.buffer_store(buffer, value(lane), index(lane))
+        with tir.vectorized(width) as lane:
+            tir.store(buffer, value(lane), index(lane))
 
     def fill(self, buffer: Any, width: int, constant: float = 0.0) -> None:
         """Set the first `width` values of a one-dimensional buffer."""
-        self.put(buffer, width, lambda _: T.float32(constant))
+        self.put(buffer, width, lambda _: tir.float32(constant))
 
     def chunks(self, extent: int, body: Callable[[Any, int], None], vectors: int = 1) -> None:
         """Call ``body(offset, width)`` in a loop over whole vectors, then for the powers of two in the tail.
@@ -75,7 +73,7 @@ class Vectors:
         """
         chunk = self.lanes * vectors
         if extent >= chunk:
-            with T.serial(extent // chunk) as step:
+            with tir.loop(extent // chunk) as step:
                 body(step * chunk, chunk)
         offset, width = extent // chunk * chunk, chunk // 2
         while width:
@@ -98,7 +96,7 @@ class Vectors:
         """
         wanted = max(1, self.accumulators // rows)
         columns = ceil_to(count, ceil_to(count, wanted) // wanted) // (ceil_to(count, wanted) // wanted)
-        with T.serial(count // columns) as block:
+        with tir.loop(count // columns) as block:
             self._sums_block(rows, block * columns, columns, extent, term, store)
         if count % columns:
             self._sums_block(rows, count // columns * columns, count % columns, extent, term, store)
@@ -113,13 +111,13 @@ class Vectors:
         def add(total: Any, r: int, j: int, offset: Any, fresh: int) -> None:
             def more(v: Any) -> Any:
                 value = term(r, first + j, offset + v, total[v])
-                return value if fresh == lanes else T.Select(v >= lanes - fresh, value, total[v])
+                return value if fresh == lanes else tir.select(v >= lanes - fresh, value, total[v])
 
             self.put(total, lanes, more)
 
         for total in sums:
             self.fill(total, lanes)
-        with T.serial(extent // lanes) as chunk:
+        with tir.loop(extent // lanes) as chunk:
             for total, (r, j) in zip(sums, places, strict=True):
                 add(total, r, j, chunk * lanes, lanes)
         if extent % lanes:
@@ -131,7 +129,7 @@ class Vectors:
             # A row's sums lie side by side.
             for i in range(0, rows * columns, columns):
                 vector, lane, r = vectors[i // each], i % each, i // columns
-                with T.vectorized(columns) as j:
+                with tir.vectorized(columns) as j:
                     store(r, first + j, vector[lane + j])
             return
         for i, (r, j) in enumerate(places):
@@ -159,11 +157,11 @@ class Vectors:
         """Lanes `low` of the vectors taken together, plus those `half` a width behind them."""
         result = self.local(len(low))
         if len(low) == 1:
-            T.buffer_store(result, buffers[0][0] + buffers[0][half], [0])
+            tir.store(result, buffers[0][0] + buffers[0][half], [0])
             return result
-        values = [buffer[T.ramp(0, 1, size)] for buffer in buffers]
-        total = shuffle(values, low) + shuffle(values, [lane + half for lane in low])
-        T.buffer_store(result, total, [T.ramp(0, 1, len(low))])
+        values = [buffer[tir.ramp(0, size)] for buffer in buffers]
+        total = tir.shuffle(values, low) + tir.shuffle(values, [lane + half for lane in low])
+        tir.store(result, total, [tir.ramp(0, len(low))])
         return result
 
     def total(self, partial: Any) -> Any:
@@ -187,17 +185,19 @@ class Vectors:
         best, index = self.local(lanes), self.local(lanes, "int32")
         self.put(best, lanes, value)
         self.put(
-            index, lanes, lambda v: T.Select(T.cast(v, "int32") < extent, T.cast(v, "int32"), T.int32(0))
+            index,
+            lanes,
+            lambda v: tir.select(v < extent, v, tir.int32(0)),
         )
         chunks = ceil_to(extent, lanes) // lanes - 1
-        with T.serial(chunks) if chunks > 8 else T.unroll(chunks) as chunk:
+        with tir.loop(chunks) if chunks > 8 else tir.unrolled(chunks) as chunk:
             start = (chunk + 1) * lanes
             self.put(
                 index,
                 lanes,
-                lambda v: T.Select(value(start + v) < best[v], T.cast(start + v, "int32"), index[v]),
+                lambda v: tir.select(value(start + v) < best[v], start + v, index[v]),
             )
-            self.put(best, lanes, lambda v: T.min(best[v], value(start + v)))
+            self.put(best, lanes, lambda v: tir.smaller(best[v], value(start + v)))
         width = lanes // 2
         while width:
             self._fold_smallest(best, index, width)
@@ -206,8 +206,8 @@ class Vectors:
 
     def _fold_smallest(self, best: Any, index: Any, width: int) -> None:
         def pick(v: Any) -> Any:
-            equal = T.And(best[v + width] == best[v], index[v + width] < index[v])
-            return T.Select(T.Or(best[v + width] < best[v], equal), index[v + width], index[v])
+            equal = tir.all_of(best[v + width] == best[v], index[v + width] < index[v])
+            return tir.select(tir.either(best[v + width] < best[v], equal), index[v + width], index[v])
 
         self.put(index, width, pick)
-        self.put(best, width, lambda v: T.min(best[v], best[v + width]))
+        self.put(best, width, lambda v: tir.smaller(best[v], best[v + width]))

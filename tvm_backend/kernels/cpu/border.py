@@ -9,13 +9,13 @@ from typing import Any
 from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels import arithmetic
+from tvm_backend.kernels import arithmetic, tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import dequantized, pieces, quantized
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks, flat
 from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Dequantize", "Quantize", "dequantize_reference", "quantize_reference"]
 
@@ -46,8 +46,8 @@ class Quantize(CpuGenerator[QuantizeSpec]):
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
-        batch = ir.batch_extent(spec.batch)
-        with ir.Function(name) as function:
+        batch = tir.batch_extent(spec.batch)
+        with tir.Function(name) as function:
             data, *outputs = function.buffers(self.arguments(batch))
             if spec.to_channels_last:
                 self._transpose(batch, data, outputs)
@@ -56,9 +56,9 @@ class Quantize(CpuGenerator[QuantizeSpec]):
 
                 def vectors(image: Expr, start: Expr, lanes: int) -> None:
                     where = [image, *lead, start]
-                    value = ir.load(data, where, lanes)
+                    value = tir.load(data, where, lanes)
                     for output, qparams in zip(outputs, spec.outputs, strict=True):
-                        ir.store(output, quantized(value, qparams, lanes), where, lanes)
+                        tir.store(output, quantized(value, qparams, lanes), where, lanes)
 
                 flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
         return function.result
@@ -77,37 +77,37 @@ class Quantize(CpuGenerator[QuantizeSpec]):
         self, data: Any, qparams: QParams, image: Expr, c: Expr, y: Expr, x: Expr, lanes: int
     ) -> Expr:
         """Some quantized pixels of one channel."""
-        ir.prefetch(data, [image, c, ir.least(y + _AHEAD, self.spec.shape[1] - 1), x])
-        return quantized(ir.load(data, [image, c, y, x], lanes), qparams, lanes)
+        ir.prefetch(data, [image, c, tir.least(y + _AHEAD, self.spec.shape[1] - 1), x])
+        return quantized(tir.load(data, [image, c, y, x], lanes), qparams, lanes)
 
     def _mixed(self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr) -> None:
         """Rows of few channels: one vector of each, whose pixels are put together in registers."""
         channels, _, width = self.spec.shape
         for begin, repeat, lanes in pieces(width, self.isa.lanes):
             order = [c * lanes + p for p in range(lanes) for c in range(channels)]
-            with ir.loop(count) as row, ir.loop(repeat) as piece:
+            with tir.loop(count) as row, tir.loop(repeat) as piece:
                 y, x = first + row, begin + piece * lanes
                 vectors = [self._vector(data, qparams, image, c, y, x, lanes) for c in range(channels)]
                 if lanes > 1 and channels > 1:
-                    vectors = [ir.shuffle(vectors, order)]
+                    vectors = [tir.shuffle(vectors, order)]
                 for c, vector in enumerate(vectors):
-                    ir.store(output, vector, [image, y, x, c], lanes * channels // len(vectors))
+                    tir.store(output, vector, [image, y, x, c], lanes * channels // len(vectors))
 
     def _gathered(
         self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr
     ) -> None:
         """Rows of many: each channel is quantized as vectors and kept; then pixels are put together."""
         channels, _, width = self.spec.shape
-        kept = ir.allocate((channels, width), qparams.dtype)
-        with ir.loop(count) as row:
+        kept = tir.allocate((channels, width), qparams.dtype)
+        with tir.loop(count) as row:
             y = first + row
-            with ir.loop(channels) as c:
+            with tir.loop(channels) as c:
                 for begin, repeat, lanes in pieces(width, self.isa.lanes):
-                    with ir.loop(repeat) as piece:
+                    with tir.loop(repeat) as piece:
                         x = begin + piece * lanes
-                        ir.store(kept, self._vector(data, qparams, image, c, y, x, lanes), [c, x], lanes)
-            with ir.loop(width) as x, ir.loop(channels) as c:
-                ir.store(output, ir.load(kept, [c, x]), [image, y, x, c])
+                        tir.store(kept, self._vector(data, qparams, image, c, y, x, lanes), [c, x], lanes)
+            with tir.loop(width) as x, tir.loop(channels) as c:
+                tir.store(output, tir.load(kept, [c, x]), [image, y, x, c])
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,16 @@ class Dequantize(CpuGenerator[DequantizeSpec]):
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
-        batch = ir.batch_extent(spec.batch)
-        with ir.Function(name) as function:
+        batch = tir.batch_extent(spec.batch)
+        with tir.Function(name) as function:
             data, output = function.buffers(self.arguments(batch))
             if spec.to_channels_first:
                 height, width, channels = spec.shape
 
                 def task(image: Expr, first: Expr, count: Expr) -> None:
-                    with ir.loop(count) as row, ir.loop(channels) as c, ir.loop(width) as x:
-                        raw = ir.load(data, [image, first + row, x, c])
-                        ir.store(output, dequantized(raw, spec.input, 1), [image, c, first + row, x])
+                    with tir.loop(count) as row, tir.loop(channels) as c, tir.loop(width) as x:
+                        raw = tir.load(data, [image, first + row, x, c])
+                        tir.store(output, dequantized(raw, spec.input, 1), [image, c, first + row, x])
 
                 Tasks(batch, height, channels * width, TASK_ELEMENTS).run(task)
             else:
@@ -134,8 +134,8 @@ class Dequantize(CpuGenerator[DequantizeSpec]):
 
                 def vectors(image: Expr, start: Expr, lanes: int) -> None:
                     where = [image, *lead, start]
-                    value = dequantized(ir.load(data, where, lanes), spec.input, lanes)
-                    ir.store(output, value, where, lanes)
+                    value = dequantized(tir.load(data, where, lanes), spec.input, lanes)
+                    tir.store(output, value, where, lanes)
 
                 flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
         return function.result

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue, dequantize
-from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import dequantized, finish, pieces
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
 from tvm_backend.kernels.spec import ConcatSpec, Epilogue
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Concat", "reference"]
 
@@ -38,16 +38,16 @@ class Concat(CpuGenerator[ConcatSpec]):
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
-        batch = ir.batch_extent(spec.batch)
+        batch = tir.batch_extent(spec.batch)
         places = math.prod(spec.shape)
         lead = [0] * max(0, len(spec.shape) - 1)
-        with ir.Function(name) as function:
+        with tir.Function(name) as function:
             buffers = function.buffers(self.arguments(batch))
             inputs, outputs = buffers[: len(spec.inputs)], buffers[len(spec.inputs) :]
             starts = [0, *accumulate(spec.channels)]
 
             def task(image: Expr, first: Expr, count: Expr) -> None:
-                with ir.loop(count) as place:
+                with tir.loop(count) as place:
                     at([image, *lead, first + place] if spec.shape else [image])
 
             def at(where: list[Expr]) -> None:
@@ -55,13 +55,13 @@ class Concat(CpuGenerator[ConcatSpec]):
                     inputs, spec.inputs, spec.channels, starts, strict=False
                 ):
                     for begin, repeat, lanes in pieces(channels, self.isa.lanes):
-                        with ir.loop(repeat) as piece:
+                        with tir.loop(repeat) as piece:
                             channel = begin + piece * lanes
-                            raw = ir.load(buffer, [*where, channel], lanes)
+                            raw = tir.load(buffer, [*where, channel], lanes)
                             there = [*where, start + channel]
                             for output, target in zip(outputs, spec.epilogue.outputs, strict=True):
                                 if target == kind and spec.epilogue.clip == (None, None):
-                                    ir.store(output, raw, there, lanes)
+                                    tir.store(output, raw, there, lanes)
                                 else:
                                     value = dequantized(raw, kind, lanes)
                                     one = Epilogue(spec.epilogue.clip, None, (target,))

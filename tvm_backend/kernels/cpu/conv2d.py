@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.cpu.tasks import Tasks, run
@@ -26,6 +26,7 @@ from tvm_backend.kernels.cpu.unpack import unpack_block
 from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row, vectors_for
 from tvm_backend.kernels.cpu.window import Window
 from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["ConvEmitter", "DirectConv", "Rows", "reference", "sums"]
 
@@ -249,7 +250,7 @@ class ConvEmitter:
             return
         panel = self.weight
         if layout.bits < 8:
-            panel = ir.allocate((self.block_count * layout.block_bytes,), "int8")
+            panel = tir.allocate((self.block_count * layout.block_bytes,), "int8")
             run(
                 self.block_count,
                 lambda block: unpack_block(layout, self.weight, block, panel, block * layout.block_bytes),
@@ -257,7 +258,7 @@ class ConvEmitter:
             )
 
         def all_blocks(rows: Rows) -> None:
-            with ir.loop(self.block_count) as block:
+            with tir.loop(self.block_count) as block:
                 self.block(rows, block, panel, block * layout.block_bytes)
 
         def chunk_of_rows(image: Expr, first: Expr, count: Expr) -> None:
@@ -275,14 +276,14 @@ class ConvEmitter:
 
         if layout.bits == 8:
             shares = self.batch * tasks.per_image
-            with ir.parallel(self.block_count * shares) as index, self.prepared():
+            with tir.parallel(self.block_count * shares) as index, self.prepared():
                 block, image = index // shares, index % shares // tasks.per_image
                 part(block, image, index % tasks.per_image, self.weight, block * layout.block_bytes)
             return
-        with ir.parallel(self.block_count) as block, self.prepared():
-            panel = ir.allocate((layout.block_bytes,), "int8")
+        with tir.parallel(self.block_count) as block, self.prepared():
+            panel = tir.allocate((layout.block_bytes,), "int8")
             unpack_block(layout, self.weight, block, panel, 0)
-            with ir.loop(self.batch) as image, ir.loop(tasks.per_image) as index:
+            with tir.loop(self.batch) as image, tir.loop(tasks.per_image) as index:
                 part(block, image, index, panel, 0)
 
     @contextmanager
@@ -305,20 +306,20 @@ class ConvEmitter:
         """All tiles of one block of output channels in one chunk."""
         full, rest = divmod(self.width, self.pixels)
         if not self.conv.pointwise:
-            with ir.loop(rows.count) as row:
+            with tir.loop(rows.count) as row:
                 y = rows.first + row
                 line = y if self.conv.in_place else row
                 base = line * (self.spec.stride[0] * self.window.pitch)
-                with ir.loop(full) as tile:
+                with tir.loop(full) as tile:
                     self.tile(rows, block, panel, start, base, y, tile * self.pixels, self.pixels)
                 if rest:
                     self.tile(rows, block, panel, start, base, y, full * self.pixels, rest)
             return
         if full:
-            with ir.loop(ir.least(rows.count, full - rows.first) if rest else rows.count) as tile:
+            with tir.loop(tir.least(rows.count, full - rows.first) if rest else rows.count) as tile:
                 self.tile(rows, block, panel, start, 0, 0, (rows.first + tile) * self.pixels, self.pixels)
         if rest:
-            with ir.when(rows.first + rows.count == full + 1):
+            with tir.when(rows.first + rows.count == full + 1):
                 self.tile(rows, block, panel, start, 0, 0, full * self.pixels, rest)
 
     def tile(
@@ -333,13 +334,13 @@ class ConvEmitter:
         exact = layout.out_channels % layout.block_channels == 0
         held = ir.Registers(pixels * self.vectors, "int32", isa.lanes)
         for v in range(self.vectors):
-            begin = ir.constant(0, "int32", isa.lanes)
+            begin = tir.constant(0, "int32", isa.lanes)
             if exact:
-                begin = ir.load(self.operands.compensation, [channel + v * isa.lanes], isa.lanes)
+                begin = tir.load(self.operands.compensation, [channel + v * isa.lanes], isa.lanes)
             for p in range(pixels):
                 held[p * self.vectors + v] = begin
         origin = base + x * (spec.stride[1] * spec.in_channels) + group * (spec.in_channels // spec.groups)
-        with ir.loop(layout.runs) as run, ir.loop(layout.steps) as step:
+        with tir.loop(layout.runs) as run, tir.loop(layout.steps) as step:
             place = origin + self.run_offset(run) + step * isa.group
             unit = start + (run * layout.steps + step) * (self.vectors * isa.unit)
             # Few weights are held while activations come one by one: the other way round needs more registers.

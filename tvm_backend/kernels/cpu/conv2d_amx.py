@@ -19,15 +19,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu.conv2d import ConvEmitter, DirectConv, Rows
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import Amx, InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.cpu.tiles import DEPTH, ROWS, TileProduct
 from tvm_backend.kernels.cpu.weighted import Operands, store_row
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["AmxConv"]
 
@@ -157,7 +157,7 @@ class _Emitter(ConvEmitter):
     def prepared(self) -> Iterator[None]:
         """Around what one thread does: it shapes the tiles once."""
         with self.product.configured():
-            self.staging = ir.allocate((self.product.staged,), "int32")
+            self.staging = tir.allocate((self.product.staged,), "int32")
             yield
 
     def block(self, rows: Rows, block: Expr, panel: Any, start: Expr) -> None:
@@ -165,7 +165,7 @@ class _Emitter(ConvEmitter):
         conv, length = self.conv, self.product.rows
         if conv.pointwise:
             tiles = -(-self.width // length)
-            with ir.loop(rows.count) as index:
+            with tir.loop(rows.count) as index:
                 self.pair(rows, block, panel, start, rows.first + index, tiles, self.width)
             return
         if conv.is_flat:
@@ -174,7 +174,7 @@ class _Emitter(ConvEmitter):
         else:
             line = self.width
             tiles = rows.count * -(-line // length)
-        with ir.loop((tiles + 1) // 2) as index:
+        with tir.loop((tiles + 1) // 2) as index:
             self.pair(rows, block, panel, start, index, tiles, line)
 
     def pair(
@@ -192,15 +192,15 @@ class _Emitter(ConvEmitter):
         by_rows = not (conv.pointwise or conv.is_flat)
         per_row = -(-self.width // product.rows) if by_rows else 0
         places = []
-        for number in (index * 2, ir.least(index * 2 + 1, tiles - 1)):
+        for number in (index * 2, tir.least(index * 2 + 1, tiles - 1)):
             row, number = (number // per_row, number % per_row) if by_rows else (0, number)
-            places.append((row, ir.least(number * product.rows, line - product.rows)))
+            places.append((row, tir.least(number * product.rows, line - product.rows)))
         pixel = spec.stride[1] * spec.in_channels
         pitch = spec.stride[0] * self.window.pitch
         origins = [row * pitch + x * pixel + group * (spec.in_channels // spec.groups) for row, x in places]
         for vectors in product.pairs():
             product.clear(vectors)
-            with ir.loop(layout.runs) as run, ir.loop(conv.pieces) as piece:
+            with tir.loop(layout.runs) as run, tir.loop(conv.pieces) as piece:
                 offset = self.run_offset(run) + self.piece_offset(piece)
                 lead = [rows.image, 0, 0] if conv.pointwise else []
                 inputs = [(rows.buffer, [*lead, origin + offset]) for origin in origins]
@@ -208,14 +208,14 @@ class _Emitter(ConvEmitter):
                 product.step(vectors, inputs, pixel, panel, weights)
             product.store(vectors, self.staging)
         for tile, (row, x) in enumerate(places):
-            with ir.loop(product.rows) as p:
+            with tir.loop(product.rows) as p:
                 totals = product.sums(self.staging, tile, p)
                 y, column = rows.first + row, x + p
                 if conv.pointwise:
                     y = 0
                 if conv.is_flat:
                     y, column = rows.first + column // conv.pixel_pitch, column % conv.pixel_pitch
-                with ir.when(column < self.width if conv.is_flat else True):
+                with tir.when(column < self.width if conv.is_flat else True):
                     store_row(
                         self.operands,
                         layout,
@@ -231,4 +231,4 @@ class _Emitter(ConvEmitter):
         run = self.conv.stretches[1]
         if self.conv.pieces == 1 or run % DEPTH == 0:
             return piece * DEPTH
-        return ir.least(piece * DEPTH, run - DEPTH)
+        return tir.least(piece * DEPTH, run - DEPTH)

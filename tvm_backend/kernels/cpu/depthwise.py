@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.conv2d import reference
 from tvm_backend.kernels.cpu.epilogue import pieces
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.cpu.weighted import Operands, Weighted
 from tvm_backend.kernels.cpu.window import Window
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import ConvSpec
+from tvm_backend.kernels.tir import Expr
 from tvm_backend.kernels.weights import as_int8
 
 __all__ = ["Depthwise", "reference"]
@@ -77,9 +78,9 @@ class Depthwise(Weighted[ConvSpec]):
             rows = window.allocate()
             in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
             window.fill(rows, operands.data, image, first * spec.stride[0] - spec.padding[0], in_rows)
-            with ir.loop(count) as row:
+            with tir.loop(count) as row:
                 for begin, repeat, lanes in pieces(spec.out_channels, self.isa.lanes):
-                    with ir.loop(repeat) as piece:
+                    with tir.loop(repeat) as piece:
                         self._row(operands, window, rows, image, row, first, begin + piece * lanes, lanes)
 
         tasks.run(task)
@@ -97,7 +98,7 @@ class Depthwise(Weighted[ConvSpec]):
     ) -> None:
         """One output row of one vector of channels."""
         full, rest = divmod(self.spec.out_width, self.pixels)
-        with ir.loop(full) as tile:
+        with tir.loop(full) as tile:
             self._tile(
                 operands, window, rows, image, row, first, channel, lanes, tile * self.pixels, self.pixels
             )
@@ -120,19 +121,21 @@ class Depthwise(Weighted[ConvSpec]):
         spec = self.spec
         held = ir.Registers(pixels, "int32", lanes)
         for p in range(pixels):
-            held[p] = ir.load(operands.compensation, [channel], lanes)
+            held[p] = tir.load(operands.compensation, [channel], lanes)
         for ky in range(spec.kernel[0]):
             for kx in range(spec.kernel[1]):
                 tap = (ky * spec.kernel[1] + kx) * spec.out_channels
                 weights = ir.hold(
-                    ir.cast(ir.load(operands.weight, [tap + channel], lanes), "int16", lanes), "int16", lanes
+                    tir.cast(tir.load(operands.weight, [tap + channel], lanes), "int16", lanes),
+                    "int16",
+                    lanes,
                 )
                 y = row * spec.stride[0] + ky * spec.dilation[0]
                 for p in range(pixels):
                     column = (x + p) * spec.stride[1] + kx * spec.dilation[1]
                     place = y * window.pitch + column * spec.in_channels + channel
                     # A product of 8-bit values fits in 16 bits.
-                    product = ir.cast(ir.load(rows, [place], lanes), "int16", lanes) * weights
-                    held[p] = held[p] + ir.cast(product, "int32", lanes)
+                    product = tir.cast(tir.load(rows, [place], lanes), "int16", lanes) * weights
+                    held[p] = held[p] + tir.cast(product, "int32", lanes)
         for p in range(pixels):
             operands.finish(held[p], [image, first + row, x + p], channel, lanes)

@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.conv2d import reference
 from tvm_backend.kernels.cpu.epilogue import finish, integers
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.cpu.weighted import Operands, Weighted
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import ConvSpec, QParams
+from tvm_backend.kernels.tir import Expr
 from tvm_backend.kernels.weights import as_int8
 
 __all__ = ["DepthwiseDot", "reference"]
@@ -140,21 +141,21 @@ class _Emitter:
         constants = [
             self.constants(buffer) for buffer in (operands.compensation, operands.scale, operands.bias)
         ]
-        with ir.loop(count) as row:
+        with tir.loop(count) as row:
             for piece in self.kernel.slices:
-                with ir.loop(piece.count) as i:
+                with tir.loop(piece.count) as i:
                     _Row(self, piece, i, image, first + row, constants).emit()
 
     def constants(self, source: Any) -> Any:
         """Values by channel, in the order of the lanes."""
-        target = ir.allocate((self.kernel.chunks * _UNIT,), source.dtype)
+        target = tir.allocate((self.kernel.chunks * _UNIT,), source.dtype)
         for piece in self.kernel.slices:
-            with ir.loop(piece.count) as i:
+            with tir.loop(piece.count) as i:
                 for vector in range(4):
                     channel = piece.first + i * piece.channels + 4 * vector
-                    lanes = [ir.load(source, [channel + 16 * lane % piece.channels], 4) for lane in range(4)]
+                    lanes = [tir.load(source, [channel + 16 * lane % piece.channels], 4) for lane in range(4)]
                     place = ((piece.chunk + i) * 4 + vector) * 16
-                    ir.store(target, ir.shuffle(lanes, range(16)), [place], 16)
+                    tir.store(target, tir.shuffle(lanes, range(16)), [place], 16)
         return target
 
 
@@ -180,7 +181,7 @@ class _Row:
             if start not in inner:
                 self.tile(start, min(size, groups - start // self.piece.pixels), start)
             elif start == inner[0]:
-                with ir.loop(len(inner)) as tile:
+                with tir.loop(len(inner)) as tile:
                     self.tile(start + tile * step, size, None)
 
     def inside(self, start: int, pixels: int) -> bool:
@@ -209,7 +210,7 @@ class _Row:
                     for vector in range(4):
                         place = ((quad * spec.kernel[1] + kx) * 4 + vector) * _UNIT
                         place = self.chunk * self.kernel.chunk_bytes + place
-                        weights = ir.load(self.emitter.operands.weight, [place], _UNIT)
+                        weights = tir.load(self.emitter.operands.weight, [place], _UNIT)
                         held[group][vector] = self.isa.dot(held[group][vector], vectors[vector], weights)
             for group in [group for group in held if group * pixels * stride + reach == column]:
                 left = pixels if known is None else min(pixels, spec.out_width - known - group * pixels)
@@ -219,7 +220,7 @@ class _Row:
         """Four vectors of sums, the zero point taken out."""
         held = ir.Registers(4, "int32", 16)
         for vector in range(4):
-            held[vector] = ir.load(self.compensation, [(self.chunk * 4 + vector) * 16], 16)
+            held[vector] = tir.load(self.compensation, [(self.chunk * 4 + vector) * 16], 16)
         return held
 
     def column(self, x: Expr, column: int, known: int | None) -> list[list[Expr]]:
@@ -247,24 +248,24 @@ class _Row:
         zero = self.kernel.stored_zero
         row = self.y * spec.stride[0] + (ky * spec.dilation[0] - spec.padding[0])
         padded = spec.padding[0] or spec.padding[2]
-        nearest = ir.least(ir.most(row, 0), spec.height - 1) if padded else row
+        nearest = tir.least(tir.larger(row, 0), spec.height - 1) if padded else row
         first = column - spec.padding[1]
         pixels = []
         for p in range(piece.pixels):
             at = first + p * spec.stride[1]
             if known is not None and not 0 <= known * spec.stride[1] + at < spec.width:
-                pixels.append(ir.constant(zero, self.emitter.dtype, piece.channels))
+                pixels.append(tir.constant(zero, self.emitter.dtype, piece.channels))
                 continue
             indices = [self.image, nearest, x * spec.stride[1] + at, self.channel]
-            value = ir.load(self.emitter.operands.data, indices, piece.channels)
+            value = tir.load(self.emitter.operands.data, indices, piece.channels)
             if self.kernel.flip:
                 value = ir.flip_sign(value, spec.input.dtype, piece.channels)
             pixels.append(value)
-        value = pixels[0] if len(pixels) == 1 else ir.shuffle(pixels, range(_UNIT))
+        value = pixels[0] if len(pixels) == 1 else tir.shuffle(pixels, range(_UNIT))
         if not padded:
             return value
-        outside = ir.constant(zero, self.emitter.dtype, _UNIT)
-        return ir.pick(ir.both(row >= 0, row < spec.height), value, outside)
+        outside = tir.constant(zero, self.emitter.dtype, _UNIT)
+        return tir.select(tir.all_of(row >= 0, row < spec.height), value, outside)
 
     def finish(self, held: ir.Registers, x: Expr, pixels: int) -> None:
         """The epilogue: bytes of a whole vector at once, anything else four channels at a time."""
@@ -273,8 +274,10 @@ class _Row:
         values = []
         for vector in range(4):
             place = [(self.chunk * 4 + vector) * 16]
-            total = ir.cast(held[vector], "float32", lanes)
-            value = ir.fma(total, ir.load(self.scale, place, lanes), ir.load(self.bias, place, lanes), lanes)
+            total = tir.cast(held[vector], "float32", lanes)
+            value = ir.fma(
+                total, tir.load(self.scale, place, lanes), tir.load(self.bias, place, lanes), lanes
+            )
             values.append(ir.hold(value, "float32", lanes))
         if epilogue.residual is epilogue.branch is None and all(
             isinstance(kind, QParams) for kind in epilogue.outputs
@@ -290,7 +293,7 @@ class _Row:
                     packed = ir.hold(packed, kind.dtype, _UNIT)
                 for p in range(pixels):
                     part = packed if channels == _UNIT else ir.part(packed, p * channels, channels)
-                    ir.store(output, part, [self.image, self.y, x + p, self.channel], channels)
+                    tir.store(output, part, [self.image, self.y, x + p, self.channel], channels)
             return
         for vector in range(4):
             for lane in range(pixels * channels // 16):
@@ -307,4 +310,4 @@ def _unpack(a: Expr, b: Expr, size: int, high: bool) -> Expr:
         for element in range(8 // size):
             begin = lane * 16 + (8 if high else 0) + element * size
             order += [*range(begin, begin + size), *range(64 + begin, 64 + begin + size)]
-    return ir.shuffle([a, b], order)
+    return tir.shuffle([a, b], order)

@@ -9,13 +9,13 @@ from typing import Any
 from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import add_to, apply_epilogue, dequantize
-from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import dequantized, finish
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.tasks import flat
 from tvm_backend.kernels.spec import ElementwiseSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Elementwise", "reference"]
 
@@ -35,9 +35,9 @@ class Elementwise(CpuGenerator[ElementwiseSpec]):
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
-        batch = ir.batch_extent(spec.batch)
+        batch = tir.batch_extent(spec.batch)
         lead = [0] * (len(spec.shape) - 1)
-        with ir.Function(name) as function:
+        with tir.Function(name) as function:
             buffers = function.buffers(self.arguments(batch))
             inputs, outputs = buffers[: len(spec.inputs)], buffers[len(spec.inputs) :]
 
@@ -45,7 +45,7 @@ class Elementwise(CpuGenerator[ElementwiseSpec]):
                 where = [image, *lead, start]
                 value = None
                 for buffer, kind in zip(inputs, spec.inputs, strict=True):
-                    value = dequantized(ir.load(buffer, where, width), kind, width, onto=value)
+                    value = dequantized(tir.load(buffer, where, width), kind, width, onto=value)
                 finish(value, spec.epilogue, None, outputs, where, width)
 
             flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
+from tvm_backend.kernels.tir import Expr
 
 __all__ = [
     "branched",
@@ -51,10 +52,10 @@ def dequantized(raw: Expr, kind: TensorKind, lanes: int, onto: Expr | None = Non
     if not isinstance(kind, QParams):
         # Without the fence LLVM might fuse a product with this addition, on some targets only.
         return raw if onto is None else ir.fence(onto, lanes) + raw
-    shifted = ir.cast(raw, "int32", lanes)
+    shifted = tir.cast(raw, "int32", lanes)
     if kind.zero_point:
-        shifted = shifted - ir.constant(kind.zero_point, "int32", lanes)
-    value, step = ir.cast(shifted, "float32", lanes), ir.constant(kind.step, "float32", lanes)
+        shifted = shifted - tir.constant(kind.zero_point, "int32", lanes)
+    value, step = tir.cast(shifted, "float32", lanes), tir.constant(kind.step, "float32", lanes)
     if kind.step == 1:
         return value if onto is None else ir.fence(onto, lanes) + value
     return value * step if onto is None else ir.fma(value, step, onto, lanes)
@@ -82,17 +83,17 @@ def integers(
         least = np.clip(np.float32(low) * inverse, least, most)
     if high is not None:
         most = np.clip(np.float32(high) * inverse, least, most)
-    scaled = value if inverse == 1 else value * ir.constant(float(inverse), "float32", lanes)
+    scaled = value if inverse == 1 else value * tir.constant(float(inverse), "float32", lanes)
     lowest, highest = (-128, 127) if kind.signed else (0, 255)
     # Far below the range the conversion gives the most negative integer, which must not wrap around.
     saturates = isa is not None and (bounded or kind.zero_point >= 0)
     if not saturates or np.rint(least) > lowest - kind.zero_point:
-        scaled = ir.larger(scaled, ir.constant(float(least), "float32", lanes))
+        scaled = tir.larger(scaled, tir.constant(float(least), "float32", lanes))
     if isa is None or not bounded or np.rint(most) < highest - kind.zero_point:
-        scaled = ir.smaller(scaled, ir.constant(float(most), "float32", lanes))
+        scaled = tir.smaller(scaled, tir.constant(float(most), "float32", lanes))
     integer = isa.round_to_int(scaled) if isa is not None else ir.round_to_int(scaled, lanes)
     if kind.zero_point:
-        integer = integer + ir.constant(kind.zero_point, "int32", lanes)
+        integer = integer + tir.constant(kind.zero_point, "int32", lanes)
     return integer
 
 
@@ -101,10 +102,10 @@ def quantized(
 ) -> Expr:
     """Clip a float32 vector and quantize it to its storage type, or leave it float32."""
     if isinstance(kind, QParams):
-        return ir.cast(integers(value, kind, lanes, clip), kind.dtype, lanes)
-    for bound, function in zip(clip, (ir.larger, ir.smaller), strict=True):
+        return tir.cast(integers(value, kind, lanes, clip), kind.dtype, lanes)
+    for bound, function in zip(clip, (tir.larger, tir.smaller), strict=True):
         if bound is not None:
-            value = function(value, ir.constant(float(np.float32(bound)), "float32", lanes))
+            value = function(value, tir.constant(float(np.float32(bound)), "float32", lanes))
     return value
 
 
@@ -126,11 +127,11 @@ def finish(
     """Add the residual to a float32 vector, clip it and store it to every output at `indices`."""
     value = branched(value, epilogue, lanes)
     if epilogue.residual is not None:
-        value = dequantized(ir.load(residual, indices, lanes), epilogue.residual, lanes, onto=value)
+        value = dequantized(tir.load(residual, indices, lanes), epilogue.residual, lanes, onto=value)
     if len(outputs) > 1:
         value = ir.hold(value, "float32", lanes)
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
-        ir.store(output, quantized(value, kind, lanes, epilogue.clip), indices, lanes)
+        tir.store(output, quantized(value, kind, lanes, epilogue.clip), indices, lanes)
 
 
 def finish_row(
@@ -156,7 +157,7 @@ def finish_row(
     values = [branched(value, epilogue, lanes) for value in values]
     if epilogue.residual is not None:
         values = [
-            dequantized(ir.load(residual, place, lanes), epilogue.residual, lanes, onto=value)
+            dequantized(tir.load(residual, place, lanes), epilogue.residual, lanes, onto=value)
             for place, value in zip(places, values, strict=True)
         ]
     if len(outputs) > 1:
@@ -164,10 +165,10 @@ def finish_row(
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
         if not isinstance(kind, QParams):
             for place, value in zip(places, values, strict=True):
-                ir.store(output, quantized(value, kind, lanes, epilogue.clip), place, lanes)
+                tir.store(output, quantized(value, kind, lanes, epilogue.clip), place, lanes)
             continue
         wide = [integers(value, kind, lanes, epilogue.clip, isa, epilogue.bounded) for value in values]
         packed = ir.hold(isa.narrow(wide, kind.dtype), kind.dtype, 4 * lanes)
         for begin, width in chunks(len(values) * lanes, 4 * lanes):
             bytes_ = packed if width == 4 * lanes else ir.part(packed, begin, width)
-            ir.store(output, bytes_, [*indices[:-1], indices[-1] + begin], width)
+            tir.store(output, bytes_, [*indices[:-1], indices[-1] + begin], width)

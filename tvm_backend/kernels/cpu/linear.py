@@ -8,15 +8,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.cpu.tasks import run
 from tvm_backend.kernels.cpu.unpack import lowest_values, unpacked
 from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row, vectors_for
 from tvm_backend.kernels.spec import LinearSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Linear", "LinearEmitter", "reference", "sums"]
 
@@ -122,26 +123,26 @@ class LinearEmitter:
         """A copy of the rows with zeros behind each; `flip` offsets them by 128."""
         spec = self.spec
         dtype = spec.input.flipped.dtype if flip else spec.input.dtype
-        copy = ir.allocate((self.batch, self.pitch), dtype)
-        with ir.loop(self.batch) as row:
-            with ir.loop(spec.in_features) as i:
-                value = ir.load(self.data, [row, i])
+        copy = tir.allocate((self.batch, self.pitch), dtype)
+        with tir.loop(self.batch) as row:
+            with tir.loop(spec.in_features) as i:
+                value = tir.load(self.data, [row, i])
                 if flip:
                     value = ir.flip_sign(value, spec.input.dtype)
-                ir.store(copy, value, [row, i])
-            with ir.loop(self.pitch - spec.in_features) as i:
-                ir.store(copy, ir.constant(0, dtype), [row, spec.in_features + i])
+                tir.store(copy, value, [row, i])
+            with tir.loop(self.pitch - spec.in_features) as i:
+                tir.store(copy, tir.constant(0, dtype), [row, spec.in_features + i])
         return copy
 
     def task(self, source: Any, block: Expr) -> None:
         """All rows for one block of output channels."""
         rows = self.linear.rows
         if rows > 1:
-            with ir.loop(self.batch // rows) as index:
+            with tir.loop(self.batch // rows) as index:
                 self.tile(source, block, index * rows, rows)
         rest = self.batch % rows if rows > 1 else self.batch
         if not isinstance(rest, int) or rest:
-            with ir.loop(rest) as index:
+            with tir.loop(rest) as index:
                 self.tile(source, block, self.batch - rest + index, 1)
 
     def tile(self, source: Any, block: Expr, row: Expr, rows: int) -> None:
@@ -151,7 +152,7 @@ class LinearEmitter:
         channel = block * layout.block_channels
         held = ir.Registers(rows * vectors, "int32", isa.lanes)
         for slot in range(rows * vectors):
-            held[slot] = ir.constant(0, "int32", isa.lanes)
+            held[slot] = tir.constant(0, "int32", isa.lanes)
 
         def multiply(step: Expr, v: int, weights: Expr) -> None:
             for r in range(rows):
@@ -160,22 +161,22 @@ class LinearEmitter:
                 held[slot] = isa.dot(held[slot], x, weights)
 
         if layout.bits == 8:
-            with ir.loop(layout.steps) as step:
+            with tir.loop(layout.steps) as step:
                 for v in range(vectors):
                     unit = block * layout.block_bytes + (step * vectors + v) * isa.unit
                     multiply(step, v, isa.weights(self.weight, [unit]))
         else:
             # Unpacked where they are used: each packed byte crosses the memory bus once.
             lowest = lowest_values(layout, self.weight, block)
-            words = ir.vector("int32", isa.unit // 4)
+            words = tir.vector("int32", isa.unit // 4)
             begin = block * (layout.block_bytes // share)
             packed_units, steps = layout.period // share, layout.period // vectors
 
             def period(index: Expr, limit: int) -> None:
                 for source_unit in range(packed_units):
                     place = begin + (index * packed_units + source_unit) * isa.unit
-                    raw = ir.load(self.weight, [place], isa.unit)
-                    word = ir.hold(ir.reinterpret(words, raw), "int32", isa.unit // 4)
+                    raw = tir.load(self.weight, [place], isa.unit)
+                    word = ir.hold(tir.reinterpret(words, raw), "int32", isa.unit // 4)
                     for position in range(share):
                         number = source_unit * share + position
                         if number >= limit:
@@ -185,7 +186,7 @@ class LinearEmitter:
                         multiply(index * steps + number // vectors, v, ir.hold(weights, "int8", isa.unit))
 
             full, rest = divmod(layout.steps * vectors, layout.period)
-            with ir.loop(full) as index:
+            with tir.loop(full) as index:
                 period(index, layout.period)
             if rest:
                 period(full, rest)

@@ -13,8 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu.isa import Amx, InstructionSet
 from tvm_backend.kernels.cpu.linear import Linear, LinearEmitter
 from tvm_backend.kernels.cpu.packing import WeightLayout
@@ -23,6 +22,7 @@ from tvm_backend.kernels.cpu.unpack import unpack_block
 from tvm_backend.kernels.cpu.weighted import Operands, store_row
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import LinearSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["AmxLinear"]
 
@@ -88,7 +88,7 @@ class _Emitter(LinearEmitter):
         if isinstance(self.batch, int):
             self.by_tiles(source, block)
             return
-        with ir.choose(self.batch >= ROWS) as (many, few):
+        with tir.choose(self.batch >= ROWS) as (many, few):
             with many:
                 self.by_tiles(source, block)
             with few:
@@ -99,21 +99,21 @@ class _Emitter(LinearEmitter):
         layout, product = self.layout, self.product
         panel, start = self.weight, block * layout.block_bytes
         if layout.bits < 8:
-            panel, start = ir.allocate((layout.block_bytes,), "int8"), 0
+            panel, start = tir.allocate((layout.block_bytes,), "int8"), 0
             unpack_block(layout, self.weight, block, panel, 0)
         channel = block * layout.block_channels
         with product.configured():
-            staging = ir.allocate((product.staged,), "int32")
-            with ir.loop((self.batch + (2 * ROWS - 1)) // (2 * ROWS)) as index:
-                rows = [ir.least(index * (2 * ROWS) + tile * ROWS, self.batch - ROWS) for tile in range(2)]
+            staging = tir.allocate((product.staged,), "int32")
+            with tir.loop((self.batch + (2 * ROWS - 1)) // (2 * ROWS)) as index:
+                rows = [tir.least(index * (2 * ROWS) + tile * ROWS, self.batch - ROWS) for tile in range(2)]
                 for vectors in product.pairs():
                     product.clear(vectors)
-                    with ir.loop(self.pieces) as piece:
+                    with tir.loop(self.pieces) as piece:
                         inputs = [(source, [row, piece * product.depth]) for row in rows]
                         weights = start + piece * product.step_bytes
                         product.step(vectors, inputs, self.pitch, panel, weights)
                     product.store(vectors, staging)
                 for tile, row in enumerate(rows):
-                    with ir.loop(ROWS) as r:
+                    with tir.loop(ROWS) as r:
                         totals = product.sums(staging, tile, r)
                         store_row(self.operands, layout, totals, [row + r], channel, block, compensated=False)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue, dequantize
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import (
@@ -19,9 +20,9 @@ from tvm_backend.kernels.cpu.epilogue import (
     pieces,
 )
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.spec import Epilogue, PoolSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Pool", "reference"]
 
@@ -62,16 +63,16 @@ class Pool(CpuGenerator[PoolSpec]):
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
-        batch = ir.batch_extent(spec.batch)
+        batch = tir.batch_extent(spec.batch)
         # Bytes are compared as they are; sums need 32 bits.
         lanes = self.isa.lanes * (4 if spec.kind == "max" else 1)
-        with ir.Function(name) as function:
+        with tir.Function(name) as function:
             data, *rest = function.buffers(self.arguments(batch))
             residual = rest.pop(0) if spec.epilogue.residual is not None else None
 
             def task(image: Expr, first: Expr, count: Expr) -> None:
                 for begin, repeat, width in pieces(spec.channels, lanes):
-                    with ir.loop(count) as y, ir.loop(spec.out_width) as x, ir.loop(repeat) as piece:
+                    with tir.loop(count) as y, tir.loop(spec.out_width) as x, tir.loop(repeat) as piece:
                         where = [image, first + y, x, begin + piece * width]
                         self._window(data, residual, rest, where, width)
 
@@ -88,14 +89,16 @@ class Pool(CpuGenerator[PoolSpec]):
         dtype = spec.input.dtype if spec.kind == "max" else "int32"
         lowest = 0 if spec.kind == "avg" else -128 if spec.input.signed else 0
         held = ir.Registers(1, dtype, lanes)
-        held[0] = ir.constant(lowest, dtype, lanes)
-        with ir.loop(last - first) as i, ir.loop(right - left) as j:
-            value = ir.load(data, [image, row + first + i, column + left + j, channel], lanes)
+        held[0] = tir.constant(lowest, dtype, lanes)
+        with tir.loop(last - first) as i, tir.loop(right - left) as j:
+            value = tir.load(data, [image, row + first + i, column + left + j, channel], lanes)
             total = held[0]
-            held[0] = ir.larger(total, value) if spec.kind == "max" else total + ir.cast(value, dtype, lanes)
+            held[0] = (
+                tir.larger(total, value) if spec.kind == "max" else total + tir.cast(value, dtype, lanes)
+            )
         result = held[0]
         if self.integers_only:
-            ir.store(outputs[0], result, where, lanes)
+            tir.store(outputs[0], result, where, lanes)
         elif spec.kind == "max":
             parts = [ir.part(result, begin, width) for begin, width in chunks(lanes, self.isa.lanes)]
             reals = [dequantized(part, spec.input, min(lanes, self.isa.lanes)) for part in parts]
@@ -104,9 +107,11 @@ class Pool(CpuGenerator[PoolSpec]):
             else:
                 finish(reals[0], spec.epilogue, residual, outputs, where, lanes)
         else:
-            places = ir.cast((last - first) * (right - left), "int32")
-            centred = result - ir.broadcast(places * ir.constant(spec.input.zero_point, "int32"), lanes)
-            real = ir.cast(centred, "float32", lanes) * ir.broadcast(self._factor(row, column, places), lanes)
+            places = tir.cast((last - first) * (right - left), "int32")
+            centred = result - tir.broadcast(places * tir.constant(spec.input.zero_point, "int32"), lanes)
+            real = tir.cast(centred, "float32", lanes) * tir.broadcast(
+                self._factor(row, column, places), lanes
+            )
             finish(real, spec.epilogue, residual, outputs, where, lanes)
 
     def _factor(self, row: Expr, column: Expr, places: Expr) -> Expr:
@@ -114,22 +119,22 @@ class Pool(CpuGenerator[PoolSpec]):
         spec = self.spec
         values, counts = np.unique(spec.divisors(), return_counts=True)
         factors = {
-            int(value): ir.constant(float(np.float32(spec.input.scale / int(value))), "float32")
+            int(value): tir.constant(float(np.float32(spec.input.scale / int(value))), "float32")
             for value in values
         }
         usual = int(values[counts.argmax()])
         if spec.count_include_pad:
-            rows = ir.least(spec.kernel[0], spec.height + spec.padding[2] - row)
-            columns = ir.least(spec.kernel[1], spec.width + spec.padding[3] - column)
+            rows = tir.least(spec.kernel[0], spec.height + spec.padding[2] - row)
+            columns = tir.least(spec.kernel[1], spec.width + spec.padding[3] - column)
             places = rows * columns
         result = factors.pop(usual)
         for value, factor in factors.items():
-            result = ir.pick(places == value, factor, result)
+            result = tir.select(places == value, factor, result)
         return result
 
 
 def _bounds(index: Expr, size: int, kernel: int, stride: int, before: int) -> tuple[Expr, Expr, Expr]:
     """Start of a window and the first and past-last of its places that lie inside the input."""
     start = index * stride - before
-    first = ir.most(0, 0 - start) if before else 0
-    return start, first, ir.least(kernel, size - start)
+    first = tir.larger(0, 0 - start) if before else 0
+    return start, first, tir.least(kernel, size - start)

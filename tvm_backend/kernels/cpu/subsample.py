@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
 from tvm_backend.kernels.spec import SubsampleSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Subsample", "reference"]
 
@@ -32,22 +32,22 @@ class Subsample(CpuGenerator[SubsampleSpec]):
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         spec = self.spec
-        batch = ir.batch_extent(spec.batch)
+        batch = tir.batch_extent(spec.batch)
         rows, columns, channels = spec.out_shape
-        zero = ir.constant(spec.input.zero_point, spec.input.dtype)
-        with ir.Function(name) as function:
+        zero = tir.constant(spec.input.zero_point, spec.input.dtype)
+        with tir.Function(name) as function:
             data, output = function.buffers(self.arguments(batch))
 
             def task(image: Expr, first: Expr, count: Expr) -> None:
-                with ir.loop(count) as row, ir.loop(columns) as x:
+                with tir.loop(count) as row, tir.loop(columns) as x:
                     y = first + row
                     for start, repeat in ((0, spec.before), (spec.before + spec.channels, spec.after)):
                         if repeat:
-                            with ir.loop(repeat) as c:
-                                ir.store(output, zero, [image, y, x, start + c])
-                    with ir.loop(spec.channels) as c:
-                        value = ir.load(data, [image, y * spec.stride[0], x * spec.stride[1], c])
-                        ir.store(output, value, [image, y, x, spec.before + c])
+                            with tir.loop(repeat) as c:
+                                tir.store(output, zero, [image, y, x, start + c])
+                    with tir.loop(spec.channels) as c:
+                        value = tir.load(data, [image, y * spec.stride[0], x * spec.stride[1], c])
+                        tir.store(output, value, [image, y, x, spec.before + c])
 
             Tasks(batch, rows, columns * channels, TASK_ELEMENTS).run(task)
         return function.result

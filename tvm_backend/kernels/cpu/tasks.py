@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu.epilogue import chunks
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["TASK_ELEMENTS", "Tasks", "flat", "run"]
 
@@ -33,21 +33,14 @@ def run(extent: Expr, task: Callable[[Expr], None], alone: Expr | None = None) -
     alone = extent == 1 if alone is None else alone
 
     def shared() -> None:
-        with ir.parallel(extent) as index:
+        with tir.parallel(extent) as index:
             task(index)
 
     def serial() -> None:
-        with ir.loop(extent) as index:
+        with tir.loop(extent) as index:
             task(index)
 
-    if isinstance(alone, bool):
-        serial() if alone else shared()
-        return
-    with ir.choose(alone) as (then, otherwise):
-        with then:
-            serial()
-        with otherwise:
-            shared()
+    tir.branch(alone, serial, shared)
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ class Tasks:
                 body(index // self.per_image, *self.part(index % self.per_image))
                 return
             start = index * images
-            with ir.loop(ir.least(images, self.batch - start)) as image:
+            with tir.loop(tir.least(images, self.batch - start)) as image:
                 body(start + image, 0, self.units)
 
         run((self.batch + (images - 1)) // images * self.per_image, task)
@@ -127,10 +120,10 @@ def flat(batch: Expr, size: int, lanes: int, body: Callable[[Expr, Expr, int], N
     units, rest = divmod(size, lanes)
 
     def task(image: Expr, first: Expr, count: Expr) -> None:
-        with ir.loop(count) as unit:
+        with tir.loop(count) as unit:
             body(image, (first + unit) * lanes, lanes)
         if rest:
-            with ir.when(first + count == units):
+            with tir.when(first + count == units):
                 tail(image)
 
     def tail(image: Expr) -> None:
@@ -140,5 +133,5 @@ def flat(batch: Expr, size: int, lanes: int, body: Callable[[Expr, Expr, int], N
     if units:
         Tasks(batch, units, lanes, TASK_ELEMENTS).run(task)
     else:
-        with ir.loop(batch) as image:
+        with tir.loop(batch) as image:
             tail(image)

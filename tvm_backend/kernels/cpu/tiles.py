@@ -25,8 +25,9 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["DEPTH", "ROWS", "TileProduct"]
 
@@ -53,7 +54,7 @@ def _tile(number: int) -> Expr:
 
 
 def _bytes(value: Expr) -> Expr:
-    return tirx.const(value, "int64") if isinstance(value, int) else ir.cast(value, "int64")
+    return tirx.const(value, "int64") if isinstance(value, int) else tir.cast(value, "int64")
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,11 @@ class TileProduct:
         for tile in range(8):
             content[16 + 2 * tile] = self.depth if tile in (_ACTIVATIONS, _ACTIVATIONS + 1) else _LINE
             content[48 + tile] = self.depth // 4 if tile >= _WEIGHTS else self.rows
-        configuration = ir.allocate((64,), "uint8")
-        ir.store(configuration, ir.constant(0, "uint8", 64), [0], 64)
+        configuration = tir.allocate((64,), "uint8")
+        tir.store(configuration, tir.constant(0, "uint8", 64), [0], 64)
         for place, value in enumerate(content):
             if value:
-                ir.store(configuration, ir.constant(value, "uint8"), [place])
+                tir.store(configuration, tir.constant(value, "uint8"), [place])
         _do("ldtilecfg", ir.address(configuration, [0]))
         yield
         _do("tilerelease")
@@ -159,6 +160,6 @@ class TileProduct:
         """The stored sums of one row of activations, a vector of 16 channels each."""
         start = (row + tile * self.rows) * (self.vectors * 16)
         return [
-            ir.hold(ir.load(staging, [start + vector * 16], 16), "int32", 16)
+            ir.hold(tir.load(staging, [start + vector * 16], 16), "int32", 16)
             for vector in range(self.vectors)
         ]

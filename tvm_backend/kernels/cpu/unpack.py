@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.packing import WeightLayout
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["lowest_values", "unpack_block", "unpacked"]
 
@@ -18,12 +19,12 @@ def lowest_values(layout: WeightLayout, packed: Any, block: Expr) -> Any:
     wide = f"int{8 * isa.group}"
     for vector in range(layout.vectors):
         place = layout.code_bytes + block * layout.block_channels + vector * isa.lanes
-        lowest = ir.load(packed, [place], isa.lanes)
+        lowest = tir.load(packed, [place], isa.lanes)
         if isa.group > 1:
             # The same byte for each of the channel's `group` weights.
             repeat = sum(1 << (8 * i) for i in range(isa.group))
-            lowest = ir.cast(lowest, wide, isa.lanes) * ir.constant(repeat, wide, isa.lanes)
-        held[vector] = ir.reinterpret(ir.vector("int8", isa.unit), lowest)
+            lowest = tir.cast(lowest, wide, isa.lanes) * tir.constant(repeat, wide, isa.lanes)
+        held[vector] = tir.reinterpret(tir.vector("int8", isa.unit), lowest)
     return held
 
 
@@ -31,10 +32,10 @@ def unpacked(layout: WeightLayout, word: Expr, position: int, lowest: Expr) -> E
     """One vector of int8 weights from a packed vector (as int32 words) that holds it at `position`."""
     words = layout.isa.unit // 4
     if position:
-        word = word >> ir.constant(position * layout.bits, "int32", words)
+        word = word >> tir.constant(position * layout.bits, "int32", words)
     mask = ((1 << layout.bits) - 1) * 0x01010101
-    code = word & ir.constant(mask, "int32", words)
-    return ir.reinterpret(ir.vector("int8", layout.isa.unit), code) + lowest
+    code = word & tir.constant(mask, "int32", words)
+    return tir.reinterpret(tir.vector("int8", layout.isa.unit), code) + lowest
 
 
 def unpack_block(layout: WeightLayout, packed: Any, block: Expr, panel: Any, start: Expr) -> None:
@@ -56,12 +57,12 @@ def unpack_block(layout: WeightLayout, packed: Any, block: Expr, panel: Any, sta
     unit, share = layout.isa.unit, 8 // layout.bits
     lowest = lowest_values(layout, packed, block)
     begin = block * (layout.block_bytes // share)
-    with ir.loop(layout.block_units // layout.period) as step:
+    with tir.loop(layout.block_units // layout.period) as step:
         for source in range(layout.period // share):
             place = begin + (step * (layout.period // share) + source) * unit
-            words = ir.vector("int32", unit // 4)
-            word = ir.hold(ir.reinterpret(words, ir.load(packed, [place], unit)), "int32", unit // 4)
+            words = tir.vector("int32", unit // 4)
+            word = ir.hold(tir.reinterpret(words, tir.load(packed, [place], unit)), "int32", unit // 4)
             for position in range(share):
                 number = source * share + position
                 weights = unpacked(layout, word, position, lowest[number % layout.vectors])
-                ir.store(panel, weights, [start + (step * layout.period + number) * unit], unit)
+                tir.store(panel, weights, [start + (step * layout.period + number) * unit], unit)

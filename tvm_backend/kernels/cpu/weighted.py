@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 from tvm.tirx import PrimFunc
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import chunks, finish, finish_row
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.spec import Argument, QParams, WeightedSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Blocked", "Operands", "Weighted", "store_row", "vectors_for"]
 
@@ -37,12 +38,12 @@ class Operands:
 
     def scaled(self, total: Expr, channel: Expr, lanes: int) -> Expr:
         """A vector of compensated sums with scale and bias, float32."""
-        scale, bias = ir.load(self.scale, [channel], lanes), ir.load(self.bias, [channel], lanes)
-        return ir.fma(ir.cast(total, "float32", lanes), scale, bias, lanes)
+        scale, bias = tir.load(self.scale, [channel], lanes), tir.load(self.bias, [channel], lanes)
+        return ir.fma(tir.cast(total, "float32", lanes), scale, bias, lanes)
 
     def compensated(self, total: Expr, channel: Expr, lanes: int) -> Expr:
         """A vector of sums with the zero point taken out."""
-        return total + ir.load(self.compensation, [channel], lanes)
+        return total + tir.load(self.compensation, [channel], lanes)
 
     def finish(self, total: Expr, where: Sequence[Expr], channel: Expr, lanes: int) -> None:
         """From one vector of compensated sums to the outputs at ``[*where, channel]``."""
@@ -88,8 +89,8 @@ class Weighted(CpuGenerator[Spec]):
 
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
-        batch = ir.batch_extent(self.spec.batch)
-        with ir.Function(name) as function:
+        batch = tir.batch_extent(self.spec.batch)
+        with tir.Function(name) as function:
             data, weight, compensation, scale, bias, *rest = function.buffers(self.arguments(batch))
             residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
             self.emit(
@@ -178,7 +179,7 @@ def store_row(
     if layout.blocks == 1 or in_last == layout.block_channels:
         some(in_last)
         return
-    with ir.choose(block == layout.blocks - 1) as (last, full):
+    with tir.choose(block == layout.blocks - 1) as (last, full):
         with last:
             some(in_last)
         with full:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.spec import ConvSpec, QParams
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Window"]
 
@@ -60,7 +61,7 @@ class Window:
 
     def allocate(self) -> Any:
         """Emit the allocation."""
-        return ir.allocate((self.in_rows * self.pitch + _SLACK,), self.dtype)
+        return tir.allocate((self.in_rows * self.pitch + _SLACK,), self.dtype)
 
     def fill(self, buffer: Any, data: Any, image: Expr, first_row: Expr, in_rows: Expr) -> None:
         """Emit the copy.
@@ -85,23 +86,23 @@ class Window:
 
         def blank(start: Expr, count: int) -> None:
             if count:
-                with ir.loop(count) as i:
-                    ir.store(buffer, ir.constant(zero, self.dtype), [start + i])
+                with tir.loop(count) as i:
+                    tir.store(buffer, tir.constant(zero, self.dtype), [start + i])
 
-        with ir.loop(in_rows) as row:
+        with tir.loop(in_rows) as row:
             start = row * self.pitch
-            is_inside = ir.both(first_row + row >= 0, first_row + row < spec.height)
-            with ir.choose(is_inside) as (inside, outside):
+            is_inside = tir.all_of(first_row + row >= 0, first_row + row < spec.height)
+            with tir.choose(is_inside) as (inside, outside):
                 with inside:
                     blank(start, left)
                     # Columns and channels of a row are consecutive: one loop over both is a block copy.
-                    with ir.loop(width * channels) as i:
-                        value = ir.load(data, [image, first_row + row, 0, i])
+                    with tir.loop(width * channels) as i:
+                        value = tir.load(data, [image, first_row + row, 0, i])
                         if self.flip:
                             value = ir.flip_sign(value, self.spec.input.dtype)
                         if self.wide:
-                            value = ir.cast(value, "int16")
-                        ir.store(buffer, value, [start + left + i])
+                            value = tir.cast(value, "int16")
+                        tir.store(buffer, value, [start + left + i])
                     blank(start + left + width * channels, right)
                 with outside:
                     blank(start, self.pitch)

@@ -1,4 +1,4 @@
-"""Writing CUDA kernels into TVM's IR builder: threads, shared memory, barriers, and arithmetic that rounds as agreed."""
+"""What only CUDA devices have, for the builder of kernels: threads, shared memory, barriers, device functions."""
 
 from __future__ import annotations
 
@@ -6,71 +6,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_backend.kernels.cpu.ir import Argument, Expr
+from tvm_backend.kernels import tir
+from tvm_backend.kernels.tir import Expr
 
 __all__ = [
-    "Function",
-    "all_of",
     "barrier",
     "call",
-    "cast",
-    "choose",
-    "constant",
     "emit",
+    "exchanged",
     "fma",
-    "larger",
-    "load",
     "local",
-    "loop",
-    "pick",
     "plus",
-    "reinterpret",
     "rounded",
     "shared",
-    "smaller",
-    "store",
     "threads",
     "times",
-    "when",
     "words",
 ]
-
-
-class Function:
-    """A PrimFunc being built; use as a context manager, then take :attr:`result`.
-
-    Parameters
-    ----------
-    name : str
-        The function's global symbol.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.result: Any = None
-        self._builder = IRBuilder()
-        self._frame: Any = None
-
-    def __enter__(self) -> Function:
-        self._builder.__enter__()
-        self._frame = T.prim_func(s_tir=True, private=True)
-        self._frame.__enter__()
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._frame.__exit__(*exception)
-        self._builder.__exit__(*exception)
-        if exception[0] is None:
-            self.result = self._builder.get().with_attr("global_symbol", self.name)
-
-    def buffers(self, arguments: Sequence[Argument]) -> list[Any]:
-        """Declare the arguments, each as (name, shape, dtype); return their buffers."""
-        return [T.arg(name, T.buffer(tuple(shape), dtype)) for name, shape, dtype in arguments]
 
 
 @contextmanager
@@ -84,41 +38,14 @@ def threads(blocks: Sequence[Expr], count: int) -> Iterator[tuple[list[Expr], Ex
         frame.__exit__(None, None, None)
 
 
-def loop(extent: Expr) -> Any:
-    """A serial loop."""
-    return T.serial(0, extent)
-
-
-@contextmanager
-def when(condition: Expr) -> Iterator[None]:
-    """Statements under a condition."""
-    with T.If(condition), T.Then():
-        yield
-
-
-@contextmanager
-def choose(condition: Expr) -> Iterator[tuple[Any, Any]]:
-    """Two branches: ``with choose(c) as (then, otherwise): with then: ...; with otherwise: ...``."""
-    with T.If(condition):
-        yield T.Then(), T.Else()
-
-
-def all_of(*conditions: Expr) -> Expr:
-    """Logical and."""
-    result = conditions[0]
-    for condition in conditions[1:]:
-        result = tirx.And(result, condition)
-    return result
-
-
-def shared(extent: int, dtype: str) -> Any:
+def shared(extent: int, dtype: str = "float32") -> Any:
     """An array in shared memory."""
-    return T.alloc_buffer((extent,), dtype, scope="shared")
+    return tir.allocate((extent,), dtype, "shared")
 
 
-def local(extent: int, dtype: str) -> Any:
+def local(extent: int, dtype: str = "float32") -> Any:
     """Registers; indices must be constants."""
-    return T.alloc_buffer((extent,), dtype, scope="local")
+    return tir.allocate((extent,), dtype, "local")
 
 
 def words(buffer: Any, count: Expr) -> Any:
@@ -131,35 +58,6 @@ def barrier() -> None:
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
-def _indices(indices: Sequence[Expr], lanes: int) -> list[Expr]:
-    return list(indices) if lanes == 1 else [*indices[:-1], T.ramp(indices[-1], 1, lanes)]
-
-
-def load(buffer: Any, indices: Sequence[Expr], lanes: int = 1) -> Expr:
-    """Read consecutive elements along the last axis."""
-    return tirx.BufferLoad(buffer, _indices(indices, lanes))
-
-
-def store(buffer: Any, value: Expr, indices: Sequence[Expr], lanes: int = 1) -> None:
-    """Write consecutive elements along the last axis."""
-    T.buffer_store(buffer, value, _indices(indices, lanes))
-
-
-def constant(value: float, dtype: str) -> Expr:
-    """A scalar constant."""
-    return tirx.const(value, dtype)
-
-
-def cast(value: Expr, dtype: str) -> Expr:
-    """Convert a scalar."""
-    return tirx.Cast(dtype, value)
-
-
-def reinterpret(dtype: str, value: Expr) -> Expr:
-    """The same bits as another type."""
-    return T.reinterpret(dtype, value)
-
-
 def call(dtype: str, name: str, *arguments: Expr) -> Expr:
     """A device function without side effects."""
     return T.call_pure_extern(dtype, name, *arguments)
@@ -168,11 +66,6 @@ def call(dtype: str, name: str, *arguments: Expr) -> Expr:
 def emit(name: str, *places: tuple[Any, Expr]) -> None:
     """Call a device function with the addresses of elements."""
     T.evaluate(T.call_extern("int32", name, *(T.address_of(buffer[index]) for buffer, index in places)))
-
-
-def pick(condition: Expr, if_true: Expr, if_false: Expr) -> Expr:
-    """One of two values; only that one is computed."""
-    return T.if_then_else(condition, if_true, if_false)
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:
@@ -195,11 +88,6 @@ def rounded(value: Expr) -> Expr:
     return call("int32", "__float2int_rn", value)
 
 
-def larger(a: Expr, b: Expr) -> Expr:
-    """The larger of two values."""
-    return T.max(a, b)
-
-
-def smaller(a: Expr, b: Expr) -> Expr:
-    """The smaller of two values."""
-    return T.min(a, b)
+def exchanged(value: Expr, distance: int, dtype: str) -> Expr:
+    """The value of the lane of the warp whose number differs in one bit."""
+    return call(dtype, "__shfl_xor_sync", T.uint32(0xFFFFFFFF), value, distance)

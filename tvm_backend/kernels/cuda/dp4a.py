@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.isa import Dp4a
 from tvm_backend.kernels.cuda.packing import CHUNK
 from tvm_backend.kernels.cuda.product import PITCH, Product, ProductEmitter
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import WeightedSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Dp4aProduct"]
 
@@ -47,24 +48,24 @@ class _Emitter(ProductEmitter):
         row, column = self.thread // 16 * rows, self.thread % 16
         a, b = device.local(4 * rows, "int32"), device.local(4, "int32")
         name = "__dp4a" if self.conv.input.signed else "cat_dp4a_u8"
-        with device.loop(CHUNK // 16) as step:
+        with tir.loop(CHUNK // 16) as step:
             for i in range(rows):
                 place = (row + i) * PITCH + step * 4
-                device.store(a, device.load(self.left, [place], 4), [4 * i], 4)
+                tir.store(a, tir.load(self.left, [place], 4), [4 * i], 4)
             for j in range(columns):
                 place = (column + 16 * j) * PITCH + step * 4
-                device.store(b, device.load(self.right, [place], 4), [0], 4)
+                tir.store(b, tir.load(self.right, [place], 4), [0], 4)
                 for i in range(rows):
                     slot = i * columns + j
                     for word in range(4):
                         total = device.call("int32", name, a[4 * i + word], b[word], self.sums[slot])
-                        device.store(self.sums, total, [slot])
+                        tir.store(self.sums, total, [slot])
 
     def finish(self) -> None:
         """A thread holds some neighbouring rows of every sixteenth column."""
         rows, columns = self._share()
         for i in range(rows):
             pixel = self.first + self.thread // 16 * rows + i
-            with device.when(pixel < self.total):
+            with tir.when(pixel < self.total):
                 for j in range(columns):
                     self.store(self.sums[i * columns + j], pixel, self.thread % 16 + 16 * j)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["dequantized", "finish", "finish_sum", "quantized"]
 
@@ -18,8 +19,8 @@ def dequantized(raw: Expr, kind: TensorKind, onto: Expr | None = None) -> Expr:
     """The real value of a stored one, added to `onto` by fused multiply-add if that is given."""
     if not isinstance(kind, QParams):
         return raw if onto is None else device.plus(onto, raw)
-    shifted = device.cast(device.cast(raw, "int32") - device.constant(kind.zero_point, "int32"), "float32")
-    step = device.constant(kind.step, "float32")
+    shifted = tir.cast(tir.cast(raw, "int32") - tir.constant(kind.zero_point, "int32"), "float32")
+    step = tir.constant(kind.step, "float32")
     return device.times(shifted, step) if onto is None else device.fma(shifted, step, onto)
 
 
@@ -28,9 +29,9 @@ def quantized(value: Expr, kind: TensorKind, clip: tuple[float | None, float | N
     low, high = clip
     if not isinstance(kind, QParams):
         if low is not None:
-            value = device.larger(value, device.constant(float(np.float32(low)), "float32"))
+            value = tir.larger(value, tir.constant(float(np.float32(low)), "float32"))
         if high is not None:
-            value = device.smaller(value, device.constant(float(np.float32(high)), "float32"))
+            value = tir.smaller(value, tir.constant(float(np.float32(high)), "float32"))
         return value
     inverse = np.float32(kind.inverse)
     least, most = np.float32(kind.qmin - kind.zero_point), np.float32(kind.qmax - kind.zero_point)
@@ -38,11 +39,11 @@ def quantized(value: Expr, kind: TensorKind, clip: tuple[float | None, float | N
         least = np.clip(np.float32(low) * inverse, least, most)
     if high is not None:
         most = np.clip(np.float32(high) * inverse, least, most)
-    scaled = device.times(value, device.constant(float(inverse), "float32"))
-    scaled = device.larger(scaled, device.constant(float(least), "float32"))
-    scaled = device.smaller(scaled, device.constant(float(most), "float32"))
-    integer = device.rounded(scaled) + device.constant(kind.zero_point, "int32")
-    return device.cast(integer, kind.dtype)
+    scaled = device.times(value, tir.constant(float(inverse), "float32"))
+    scaled = tir.larger(scaled, tir.constant(float(least), "float32"))
+    scaled = tir.smaller(scaled, tir.constant(float(most), "float32"))
+    integer = device.rounded(scaled) + tir.constant(kind.zero_point, "int32")
+    return tir.cast(integer, kind.dtype)
 
 
 def finish(
@@ -52,11 +53,11 @@ def finish(
     if epilogue.branch is not None:
         value = dequantized(quantized(value, epilogue.branch), epilogue.branch)
     if epilogue.residual is not None:
-        value = dequantized(device.load(residual, indices), epilogue.residual, onto=value)
+        value = dequantized(tir.load(residual, indices), epilogue.residual, onto=value)
     held = device.local(1, "float32")
-    device.store(held, value, [0])
+    tir.store(held, value, [0])
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
-        device.store(output, quantized(held[0], kind, epilogue.clip), indices)
+        tir.store(output, quantized(held[0], kind, epilogue.clip), indices)
 
 
 def finish_sum(
@@ -68,8 +69,6 @@ def finish_sum(
     indices: Sequence[Expr],
 ) -> None:
     """Compensation, scale and bias of an int32 sum of products, then the rest."""
-    shifted = device.cast(total + device.load(buffers["compensation"], [channel]), "float32")
-    value = device.fma(
-        shifted, device.load(buffers["scale"], [channel]), device.load(buffers["bias"], [channel])
-    )
+    shifted = tir.cast(total + tir.load(buffers["compensation"], [channel]), "float32")
+    value = device.fma(shifted, tir.load(buffers["scale"], [channel]), tir.load(buffers["bias"], [channel]))
     finish(value, epilogue, buffers.get("residual"), outputs, indices)

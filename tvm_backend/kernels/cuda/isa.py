@@ -23,6 +23,7 @@ class Cuda(Machine):
     """
 
     device: ClassVar[Literal["cpu", "cuda"]] = "cuda"
+    prefix: ClassVar[str] = "cuda_"
     least: ClassVar[int] = 0
 
     name: str = "cuda"

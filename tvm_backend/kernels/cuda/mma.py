@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.isa import TensorCores
 from tvm_backend.kernels.cuda.packing import CHUNK
 from tvm_backend.kernels.cuda.product import PITCH, Product, ProductEmitter
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import WeightedSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["MmaProduct"]
 
@@ -55,11 +56,11 @@ class _Emitter(ProductEmitter):
             for m in range(across):
                 for i in range(4):
                     place = (row + m * 16 + group + i % 2 * 8) * PITCH + word + i // 2 * 4
-                    device.store(a, self.left[place], [4 * m + i])
+                    tir.store(a, self.left[place], [4 * m + i])
             for n in range(down):
                 for i in range(2):
                     place = (column + n * 8 + group) * PITCH + word + i * 4
-                    device.store(b, self.right[place], [i])
+                    tir.store(b, self.right[place], [i])
                 for m in range(across):
                     device.emit(name, (self.sums, (m * down + n) * 4), (a, 4 * m), (b, 0))
 
@@ -71,7 +72,7 @@ class _Emitter(ProductEmitter):
         for m in range(across):
             for half in range(2):
                 pixel = self.first + row + m * 16 + group + half * 8
-                with device.when(pixel < self.total):
+                with tir.when(pixel < self.total):
                     for n in range(down):
                         for i in range(2):
                             channel = column + n * 8 + member * 2 + i

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels.cpu.ir import Expr, batch_extent
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import dequantized, finish, quantized
 from tvm_backend.kernels.cuda.generator import CudaGenerator
@@ -22,6 +22,7 @@ from tvm_backend.kernels.spec import (
     QuantizeSpec,
     SubsampleSpec,
 )
+from tvm_backend.kernels.tir import Expr
 
 __all__ = [
     "CudaConcat",
@@ -43,15 +44,15 @@ class Pointwise(CudaGenerator[Spec], Generic[Spec]):
 
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
-        shape, batch = self.spec.out_shape, batch_extent(self.spec.batch)
+        shape, batch = self.spec.out_shape, tir.batch_extent(self.spec.batch)
         size = math.prod(shape)
-        with device.Function(name) as function:
+        with tir.Function(name, private=True) as function:
             buffers = function.buffers(self.arguments(batch))
             total = batch * size
             with device.threads([(total + _THREADS - 1) // _THREADS], _THREADS) as ((block,), thread):
                 flat = block * _THREADS + thread
-                with device.when(flat < total):
-                    image, rest = flat // size, device.cast(flat % size, "int32")
+                with tir.when(flat < total):
+                    image, rest = flat // size, tir.cast(flat % size, "int32")
                     indices: list[Expr] = []
                     for extent in reversed(shape):
                         indices.insert(0, rest % extent)
@@ -83,7 +84,7 @@ class CudaElementwise(Pointwise[ElementwiseSpec]):
         spec = self.spec
         where, value = [image, *indices], None
         for buffer, kind in zip(buffers, spec.inputs, strict=False):
-            value = dequantized(device.load(buffer, where), kind, onto=value)
+            value = dequantized(tir.load(buffer, where), kind, onto=value)
         finish(value, spec.epilogue, None, buffers[len(spec.inputs) :], where)
 
 
@@ -96,9 +97,9 @@ class CudaQuantize(Pointwise[QuantizeSpec]):
         spec = self.spec
         there = [indices[2], *indices[:2]] if spec.to_channels_last else indices
         value = device.local(1, "float32")
-        device.store(value, device.load(buffers[0], [image, *there]), [0])
+        tir.store(value, tir.load(buffers[0], [image, *there]), [0])
         for output, kind in zip(buffers[1:], spec.outputs, strict=True):
-            device.store(output, quantized(value[0], kind), [image, *indices])
+            tir.store(output, quantized(value[0], kind), [image, *indices])
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class CudaDequantize(Pointwise[DequantizeSpec]):
         """Compute and store one place."""
         spec = self.spec
         there = [*indices[1:], indices[0]] if spec.to_channels_first else indices
-        value = dequantized(device.load(buffers[0], [image, *there]), spec.input)
-        device.store(buffers[1], value, [image, *indices])
+        value = dequantized(tir.load(buffers[0], [image, *there]), spec.input)
+        tir.store(buffers[1], value, [image, *indices])
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ class CudaSubsample(Pointwise[SubsampleSpec]):
         """Compute and store one place."""
         spec = self.spec
         y, x, channel = indices
-        inside = device.larger(device.smaller(channel - spec.before, spec.channels - 1), 0)
-        value = device.load(buffers[0], [image, y * spec.stride[0], x * spec.stride[1], inside])
-        zero = device.constant(spec.input.zero_point, spec.input.dtype)
-        device.store(buffers[1], device.pick(inside == channel - spec.before, value, zero), [image, *indices])
+        inside = tir.larger(tir.smaller(channel - spec.before, spec.channels - 1), 0)
+        value = tir.load(buffers[0], [image, y * spec.stride[0], x * spec.stride[1], inside])
+        zero = tir.constant(spec.input.zero_point, spec.input.dtype)
+        tir.store(buffers[1], tir.if_else(inside == channel - spec.before, value, zero), [image, *indices])
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,11 @@ class CudaConcat(Pointwise[ConcatSpec]):
         outputs = buffers[len(spec.inputs) :]
         channel = indices[-1]
         for buffer, kind, start, end in zip(buffers, spec.inputs, starts, starts[1:], strict=False):
-            with device.when(device.all_of(channel >= start, channel < end)):
-                raw = device.load(buffer, [image, *indices[:-1], channel - start])
+            with tir.when(tir.all_of(channel >= start, channel < end)):
+                raw = tir.load(buffer, [image, *indices[:-1], channel - start])
                 value = device.local(1, "float32")
-                device.store(value, dequantized(raw, kind), [0])
+                tir.store(value, dequantized(raw, kind), [0])
                 for output, target in zip(outputs, spec.epilogue.outputs, strict=True):
                     same = target == kind and spec.epilogue.clip == (None, None)
                     result = raw if same else quantized(value[0], target, spec.epilogue.clip)
-                    device.store(output, result, [image, *indices])
+                    tir.store(output, result, [image, *indices])

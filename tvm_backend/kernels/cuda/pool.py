@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import dequantized, finish
 from tvm_backend.kernels.cuda.pointwise import Pointwise
 from tvm_backend.kernels.spec import PoolSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["CudaPool"]
 
@@ -29,19 +30,19 @@ class CudaPool(Pointwise[PoolSpec]):
         top, left = y * spec.stride[0] - spec.padding[0], x * spec.stride[1] - spec.padding[1]
         held = device.local(1, "int32")
         lowest = 0 if spec.kind == "avg" else -128 if spec.input.signed else 0
-        device.store(held, device.constant(lowest, "int32"), [0])
-        with device.loop(spec.kernel[0]) as i, device.loop(spec.kernel[1]) as j:
+        tir.store(held, tir.constant(lowest, "int32"), [0])
+        with tir.loop(spec.kernel[0]) as i, tir.loop(spec.kernel[1]) as j:
             row, column = top + i, left + j
-            with device.when(device.all_of(row >= 0, row < spec.height, column >= 0, column < spec.width)):
-                raw = device.cast(device.load(data, [image, row, column, channel]), "int32")
-                centred = raw - device.constant(spec.input.zero_point, "int32")
-                found = device.larger(held[0], raw) if spec.kind == "max" else held[0] + centred
-                device.store(held, found, [0])
+            with tir.when(tir.all_of(row >= 0, row < spec.height, column >= 0, column < spec.width)):
+                raw = tir.cast(tir.load(data, [image, row, column, channel]), "int32")
+                centred = raw - tir.constant(spec.input.zero_point, "int32")
+                found = tir.larger(held[0], raw) if spec.kind == "max" else held[0] + centred
+                tir.store(held, found, [0])
         where = [image, *indices]
         if spec.kind == "max":
             value = dequantized(held[0], spec.input)
         else:
-            value = device.times(device.cast(held[0], "float32"), _factor(spec, y, x))
+            value = device.times(tir.cast(held[0], "float32"), _factor(spec, y, x))
         finish(value, spec.epilogue, residual, rest, where)
 
 
@@ -52,7 +53,7 @@ def _factor(spec: PoolSpec, y: Expr, x: Expr) -> Expr:
     usual = int(values[counts.argmax()])
 
     def constant(divisor: int) -> Expr:
-        return device.constant(float(np.float32(spec.input.scale / divisor)), "float32")
+        return tir.constant(float(np.float32(spec.input.scale / divisor)), "float32")
 
     if len(values) == 1:
         return constant(usual)
@@ -64,11 +65,11 @@ def _factor(spec: PoolSpec, y: Expr, x: Expr) -> Expr:
     result = constant(usual)
     for value in values:
         if int(value) != usual:
-            result = device.pick(rows * columns == int(value), constant(int(value)), result)
+            result = tir.if_else(rows * columns == int(value), constant(int(value)), result)
     return result
 
 
 def _extent(index: Expr, stride: int, before: int, kernel: int, low: int, high: int) -> Expr:
     """Places of a window along one axis between two limits."""
     start = index * stride - before
-    return device.smaller(start + kernel, high) - device.larger(start, low)
+    return tir.smaller(start + kernel, high) - tir.larger(start, low)

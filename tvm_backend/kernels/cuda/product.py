@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
-from tvm_backend.kernels.cpu.ir import Expr, batch_extent
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.epilogue import finish_sum
 from tvm_backend.kernels.cuda.generator import CudaGenerator
 from tvm_backend.kernels.cuda.isa import Cuda
 from tvm_backend.kernels.cuda.packing import CHUNK, TileLayout
 from tvm_backend.kernels.spec import Argument, ConvSpec, WeightedSpec
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["PITCH", "Product", "ProductEmitter", "Tile", "choose_tile"]
 
@@ -158,9 +159,9 @@ class Product(CudaGenerator[WeightedSpec]):
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         conv, tile = self.conv, self.tile
-        batch = batch_extent(conv.batch)
+        batch = tir.batch_extent(conv.batch)
         arguments = self.arguments(batch)
-        with device.Function(name) as function:
+        with tir.Function(name, private=True) as function:
             buffers = dict(zip([name for name, _, _ in arguments], function.buffers(arguments), strict=True))
             total = batch * (conv.out_height * conv.out_width)
             blocks = [(total + tile.rows - 1) // tile.rows, self.layout.blocks]
@@ -193,9 +194,9 @@ class ProductEmitter(ABC):
     ) -> None:
         self.product, self.conv, self.layout, self.tile = product, product.conv, product.layout, product.tile
         # 32-bit offsets count units of a load: a tensor may hold 2**31 of them.
-        self.buffers, self.total, self.thread = buffers, device.cast(total, "int32"), thread
-        self.first = device.cast(block[0], "int32") * self.tile.rows
-        self.column_block = device.cast(block[1], "int32")
+        self.buffers, self.total, self.thread = buffers, tir.cast(total, "int32"), thread
+        self.first = tir.cast(block[0], "int32") * self.tile.rows
+        self.column_block = tir.cast(block[1], "int32")
         self.warp, self.lane = thread // 32, thread % 32
         # The last axis of the data is indexed for all: a pixel's channels are contiguous.
         self.lead = [0] * (len(buffers["data"].shape) - 1)
@@ -221,14 +222,14 @@ class ProductEmitter(ABC):
         sums = tile.rows * tile.columns // tile.threads
         self.sums = device.local(sums, "int32")
         for i in range(sums):
-            device.store(self.sums, device.constant(0, "int32"), [i])
+            tir.store(self.sums, tir.constant(0, "int32"), [i])
         self._fetch(0)
         chunks = self.layout.chunks
-        with device.loop(chunks) as chunk:
+        with tir.loop(chunks) as chunk:
             device.barrier()
             self._deposit()
             device.barrier()
-            with device.when(chunk + 1 < chunks):
+            with tir.when(chunk + 1 < chunks):
                 self._fetch(chunk + 1)
             self.multiply()
         self.finish()
@@ -253,14 +254,14 @@ class ProductEmitter(ABC):
         self.corner = device.local(2 * self.pieces, "int32")
         for i in range(self.pieces):
             # Behind the last pixel it is loaded again, and not stored.
-            pixel = device.smaller(self.first + self._piece(i)[0], self.total - 1)
+            pixel = tir.smaller(self.first + self._piece(i)[0], self.total - 1)
             place = pixel % (conv.out_height * conv.out_width)
             image = pixel // (conv.out_height * conv.out_width)
-            device.store(self.image, image * (conv.height * conv.width * conv.in_channels // self.unit), [i])
+            tir.store(self.image, image * (conv.height * conv.width * conv.in_channels // self.unit), [i])
             top = place // conv.out_width * conv.stride[0] - conv.padding[0]
             left = place % conv.out_width * conv.stride[1] - conv.padding[1]
-            device.store(self.corner, top, [2 * i])
-            device.store(self.corner, left, [2 * i + 1])
+            tir.store(self.corner, top, [2 * i])
+            tir.store(self.corner, left, [2 * i + 1])
 
     def _fetch(self, chunk: Expr) -> None:
         for i in range(self.pieces):
@@ -278,31 +279,29 @@ class ProductEmitter(ABC):
         data, dtype = self.buffers["data"], conv.input.dtype
         # Padding is the zero point. Places behind the last tap meet zero weights, whatever is loaded there.
         zero = np.full(4, conv.input.zero_point).astype(dtype).view(np.int32)[0]
-        inside = device.all_of(y >= 0, y < conv.height, x >= 0, x < conv.width)
-        with device.choose(inside) as (load, pad):
+        inside = tir.all_of(y >= 0, y < conv.height, x >= 0, x < conv.width)
+        with tir.choose(inside) as (load, pad):
             with load:
                 start = self.image[i] + pixel
                 if self.unit == 1:
                     self._gather(data, start, channel, i)
                 else:
                     # Counting in units and multiplying last shows TVM that the load is aligned.
-                    raw = device.load(self.data_words, [(start + channel // self.unit) * words], words)
-                    device.store(self.activations, raw, [words * i], words)
+                    raw = tir.load(self.data_words, [(start + channel // self.unit) * words], words)
+                    tir.store(self.activations, raw, [words * i], words)
             with pad:
                 for word in range(words):
-                    device.store(self.activations, device.constant(int(zero), "int32"), [words * i + word])
+                    tir.store(self.activations, tir.constant(int(zero), "int32"), [words * i + word])
 
     def _gather(self, data: Any, start: Expr, channel: Expr, i: int) -> None:
         """A word of single bytes; behind the last channel that one again, for it meets a zero weight."""
         total: Expr = None
         for byte in range(4):
-            place = device.smaller(channel + byte, self.conv.in_channels - 1)
-            value = device.cast(
-                device.cast(device.load(data, [*self.lead, start + place]), "uint8"), "uint32"
-            )
-            value = value << device.constant(8 * byte, "uint32")
+            place = tir.smaller(channel + byte, self.conv.in_channels - 1)
+            value = tir.cast(tir.cast(tir.load(data, [*self.lead, start + place]), "uint8"), "uint32")
+            value = value << tir.constant(8 * byte, "uint32")
             total = value if total is None else total | value
-        device.store(self.activations, device.reinterpret("int32", total), [i])
+        tir.store(self.activations, tir.reinterpret("int32", total), [i])
 
     def _weight_piece(self, i: int) -> tuple[Expr, Expr, Expr]:
         """Number, channel and place of the thread's i-th piece of 16 weights."""
@@ -310,7 +309,7 @@ class ProductEmitter(ABC):
         return number, number // 4, number % 4
 
     def _existing(self, number: Expr) -> Any:
-        return device.when(number < self.tile.columns * 4)
+        return tir.when(number < self.tile.columns * 4)
 
     def _fetch_weights(self, chunk: Expr, i: int) -> None:
         layout, weight = self.layout, self.buffers["weight"]
@@ -318,16 +317,14 @@ class ProductEmitter(ABC):
         start = (self.column_block * layout.chunks + chunk) * layout.tile_bytes + number * (2 * layout.bits)
         with self._existing(number):
             if layout.bits == 8:
-                device.store(self.weights, device.load(self.weight_words, [start // 4], 4), [4 * i], 4)
+                tir.store(self.weights, tir.load(self.weight_words, [start // 4], 4), [4 * i], 4)
                 return
             # Codes and, in the last word, the channel's lowest weight in every byte.
             for word in range(layout.bits // 2):
-                device.store(self.weights, self.weight_words[start // 4 + word], [4 * i + word])
+                tir.store(self.weights, self.weight_words[start // 4 + word], [4 * i + word])
             place = layout.code_bytes + self.column_block * layout.columns + channel
-            lowest = device.cast(device.load(weight, [place]), "uint32") * device.constant(
-                0x01010101, "uint32"
-            )
-            device.store(self.weights, device.reinterpret("int32", lowest), [4 * i + 3])
+            lowest = tir.cast(tir.load(weight, [place]), "uint32") * tir.constant(0x01010101, "uint32")
+            tir.store(self.weights, tir.reinterpret("int32", lowest), [4 * i + 3])
 
     def _unpacked(self, i: int, word: int) -> Expr:
         """Four weights out of the registers."""
@@ -335,25 +332,25 @@ class ProductEmitter(ABC):
         if bits == 8:
             return self.weights[4 * i + word]
         share = 8 // bits
-        source = device.reinterpret("uint32", self.weights[4 * i + word // share])
-        mask = device.constant(((1 << bits) - 1) * 0x01010101, "uint32")
-        codes = (source >> device.constant(bits * (word % share), "uint32")) & mask
-        lowest = device.reinterpret("uint32", self.weights[4 * i + 3])
+        source = tir.reinterpret("uint32", self.weights[4 * i + word // share])
+        mask = tir.constant(((1 << bits) - 1) * 0x01010101, "uint32")
+        codes = (source >> tir.constant(bits * (word % share), "uint32")) & mask
+        lowest = tir.reinterpret("uint32", self.weights[4 * i + 3])
         # Bytes are added without a carry from one to the next: codes leave the highest bit free.
-        low, sign = device.constant(0x7F7F7F7F, "uint32"), device.constant(0x80808080, "uint32")
-        return device.reinterpret("int32", (codes + (lowest & low)) ^ (lowest & sign))
+        low, sign = tir.constant(0x7F7F7F7F, "uint32"), tir.constant(0x80808080, "uint32")
+        return tir.reinterpret("int32", (codes + (lowest & low)) ^ (lowest & sign))
 
     def _deposit(self) -> None:
         for i in range(self.pieces):
             row, place = self._piece(i)
             where = row * PITCH + place * self.words
-            value = device.load(self.activations, [self.words * i], self.words)
-            device.store(self.left, value, [where], self.words)
+            value = tir.load(self.activations, [self.words * i], self.words)
+            tir.store(self.left, value, [where], self.words)
         for i in range(self.weight_pieces):
             number, channel, place = self._weight_piece(i)
             with self._existing(number):
                 for word in range(4):
-                    device.store(self.right, self._unpacked(i, word), [channel * PITCH + place * 4 + word])
+                    tir.store(self.right, self._unpacked(i, word), [channel * PITCH + place * 4 + word])
 
     def store(self, total: Expr, pixel: Expr, column: Expr) -> None:
         """The epilogue of the sum of one pixel and one column of the tile."""
@@ -364,5 +361,5 @@ class ProductEmitter(ABC):
         if conv.out_channels % self.tile.columns == 0:
             finish_sum(total, channel, self.buffers, conv.epilogue, outputs, where)
             return
-        with device.when(channel < conv.out_channels):
+        with tir.when(channel < conv.out_channels):
             finish_sum(total, channel, self.buffers, conv.epilogue, outputs, where)

@@ -13,15 +13,14 @@ Rows are read twice and written once; the second reading comes from the second-l
 
 from __future__ import annotations
 
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
 from tvm.tirx import PrimFunc
 
 from cat_plugin.errors import CompileError
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cluster_affine.cuda.emitter import SHARED, WARPS
 from tvm_backend.kernels.cluster_affine.cuda.row import RowKernel
 from tvm_backend.kernels.cluster_affine.cuda.tile import TileKernel, fits_tile
-from tvm_backend.kernels.cluster_affine.spec import ClusterAffineSpec
+from tvm_backend.kernels.cluster_affine.spec import OPAQUE, ClusterAffineSpec
 
 __all__ = ["FEW_ROWS", "build", "fits_tile"]
 
@@ -54,24 +53,20 @@ def build(spec: ClusterAffineSpec) -> PrimFunc:
             f"a row of {spec.width} values with {spec.n_clusters} distances takes {need} bytes of shared memory; "
             f"the CUDA kernel has {SHARED}"
         )
-    with IRBuilder() as builder, T.prim_func(s_tir=True, private=True):
-        batch = T.int64() if spec.batch is None else spec.batch
-        arg = {}
-        for name, shape, dtype in spec.arguments():
-            arg[name] = T.arg(
-                name, T.buffer([batch if extent is None else extent for extent in shape], dtype)
-            )
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
+    with tir.Function(private=True, op_pattern=OPAQUE) as function:
+        batch = tir.batch_extent(spec.batch)
+        arguments = spec.sized(batch)
+        buffers = function.buffers(arguments)
+        arg = {name: buffer for (name, _, _), buffer in zip(arguments, buffers, strict=True)}
         # With a sum for each warp of a narrow row TVM 0.27 wants to add barriers, which it cannot under a condition.
         narrow = spec.width < 32 and WARPS in (spec.n_components, spec.n_clusters)
         tile = fits_tile(spec) and not narrow
-        if spec.batch is not None or not tile:
-            many = tile and spec.batch is not None and spec.batch > FEW_ROWS
-            (TileKernel if many else RowKernel)(spec, arg, batch).emit()
-        else:
-            with T.If(batch <= FEW_ROWS):
-                with T.Then():
-                    RowKernel(spec, arg, batch).emit()
-                with T.Else():
-                    TileKernel(spec, arg, batch).emit()
-    return builder.get()
+
+        def few() -> None:
+            RowKernel(spec, arg, batch).emit()
+
+        def many() -> None:
+            TileKernel(spec, arg, batch).emit()
+
+        tir.branch(batch <= FEW_ROWS if tile else True, few, many)
+    return function.result

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
-from tvm_backend.kernels.cluster_affine.cuda.emitter import THREADS, WARPS, when
+from tvm_backend.kernels import tir
+from tvm_backend.kernels.cluster_affine.cuda.emitter import THREADS, WARPS
 from tvm_backend.kernels.cluster_affine.cuda.finish import FinishingEmitter
 from tvm_backend.kernels.cluster_affine.spec import OPS
+from tvm_backend.kernels.cuda import device
 
 __all__ = ["RowKernel"]
 
@@ -20,38 +20,35 @@ class RowKernel(FinishingEmitter):
 
     def emit(self) -> None:
         spec, arg, d = self.spec, self.arg, self.spec.n_components
-        with (
-            T.launch_thread("blockIdx.x", self.batch) as row,
-            T.launch_thread("threadIdx.x", THREADS) as thread,
-        ):
+        with device.threads([self.batch], THREADS) as ((row,), thread):
             warp, lane = thread // 32, thread % 32
-            inputs, cluster = self.shared(spec.width), self.shared(1, "int32")
-            distance = self.shared(spec.n_clusters)
-            points = self.shared(d) if d else inputs
-            with T.serial(-(-spec.width // THREADS)) as step:
+            inputs, cluster = device.shared(spec.width), device.shared(1, "int32")
+            distance = device.shared(spec.n_clusters)
+            points = device.shared(d) if d else inputs
+            with tir.loop(-(-spec.width // THREADS)) as step:
                 column = step * THREADS + thread
-                with when(column < spec.width):
+                with tir.when(column < spec.width):
                     value = self.source(row, column)
                     self.put(inputs, value - arg["mean"][column] if d else value, column)
-            self.barrier()
+            device.barrier()
             if d:
                 self._sums(
                     warp, lane, d, spec.width, points, lambda j, c: inputs[c] * arg["components"][j, c]
                 )
-                self.barrier()
+                device.barrier()
 
             def squared(j: Any, c: Any) -> Any:
                 difference = points[c] - arg["centroids"][j, c]
                 return difference * difference
 
             self._sums(warp, lane, spec.n_clusters, spec.distance_width, distance, squared)
-            self.barrier()
-            with when(warp == 0):
-                best, index = self.local(1), self.local(1, "int32")
+            device.barrier()
+            with tir.when(warp == 0):
+                best, index = device.local(1), device.local(1, "int32")
                 self.scan(best, index, lane, lambda k: distance[k])
-                with when(lane == 0):
+                with tir.when(lane == 0):
                     self.put(cluster, index[0], 0)
-            self.barrier()
+            device.barrier()
             reduced = self._reduced(points, cluster[0], warp, lane) if spec.rank else None
             self._map(row, cluster[0], thread, None if reduced is None else reduced.__getitem__)
 
@@ -65,17 +62,17 @@ class RowKernel(FinishingEmitter):
             else:
                 self.map_row(row, cluster, thread, THREADS, term)
             return
-        corrected = self.shared(spec.n_classes)
+        corrected = device.shared(spec.n_classes)
         if full:
             self._full(row, cluster, warp, lane, lambda j: (corrected, (j,)))
         else:
-            with T.serial(-(-spec.n_classes // THREADS)) as step:
+            with tir.loop(-(-spec.n_classes // THREADS)) as step:
                 column = step * THREADS + thread
-                with when(column < spec.n_classes):
+                with tir.when(column < spec.n_classes):
                     self.put(corrected, self.corrected(row, cluster, column, term), column)
-        self.barrier()
+        device.barrier()
         # Every warp needs the softmax's maximum and sum; the largest values are for one to find.
-        with nullcontext() if spec.finish == "softmax" else when(warp == 0):
+        with nullcontext() if spec.finish == "softmax" else tir.when(warp == 0):
             self.finish_row(row, corrected.__getitem__, lane, thread, THREADS)
 
     def _sums(
@@ -84,7 +81,7 @@ class RowKernel(FinishingEmitter):
         """``result[j] = sum_c term(j, c)`` for j < count, a warp for each j."""
 
         def store(j: Any, value: Any) -> None:
-            with when(lane == 0):
+            with tir.when(lane == 0):
                 self.put(result, value, j)
 
         self._each_sum(warp, lane, count, extent, term, store)
@@ -93,20 +90,23 @@ class RowKernel(FinishingEmitter):
         """``p @ core_k`` in shared memory."""
         spec, core = self.spec, self.arg["core"]
         steps = -(-spec.rank // WARPS)
-        totals, result = self.local(steps), self.shared(spec.rank)
+        totals, result = device.local(steps), device.shared(spec.rank)
         for step in range(steps):
-            j = T.min(step * WARPS + warp, spec.rank - 1)
-            self.put(totals, T.float32(0), step)
-            with T.serial(-(-spec.core_height // 32)) as piece, when(piece * 32 + lane < spec.core_height):
+            j = tir.smaller(step * WARPS + warp, spec.rank - 1)
+            self.put(totals, tir.float32(0), step)
+            with (
+                tir.loop(-(-spec.core_height // 32)) as piece,
+                tir.when(piece * 32 + lane < spec.core_height),
+            ):
                 c = piece * 32 + lane
                 self.put(totals, totals[step] + points[c] * core[cluster, c, j], step)
             self.warp_sum(totals, step)
         # TVM may give the result the memory of the points, which are not needed any more: wait for all readers.
-        self.barrier()
+        device.barrier()
         for step in range(steps):
-            with when(T.And(lane == 0, step * WARPS + warp < spec.rank)):
+            with tir.when(tir.all_of(lane == 0, step * WARPS + warp < spec.rank)):
                 self.put(result, totals[step], step * WARPS + warp)
-        self.barrier()
+        device.barrier()
         return result
 
     def _each_sum(
@@ -118,15 +118,15 @@ class RowKernel(FinishingEmitter):
         term: Callable[[Any, Any], Any],
         store: Callable[[Any, Any], None],
     ) -> None:
-        total = self.local(1)
-        with T.serial(-(-count // WARPS)) as step:
+        total = device.local(1)
+        with tir.loop(-(-count // WARPS)) as step:
             j = step * WARPS + warp
-            with when(j < count):
-                self.put(total, T.float32(0), 0)
-                with T.serial(extent // 32) as piece:
+            with tir.when(j < count):
+                self.put(total, tir.float32(0), 0)
+                with tir.loop(extent // 32) as piece:
                     self.put(total, total[0] + term(j, piece * 32 + lane), 0)
                 if extent % 32:
-                    with when(lane < extent % 32):
+                    with tir.when(lane < extent % 32):
                         self.put(total, total[0] + term(j, extent // 32 * 32 + lane), 0)
                 self.warp_sum(total)
                 store(j, total[0])
@@ -143,7 +143,7 @@ class RowKernel(FinishingEmitter):
         spec, arg = self.spec, self.arg
 
         def store(j: Any, value: Any) -> None:
-            with when(lane == 0):
+            with tir.when(lane == 0):
                 z = arg["logits"][row, j].astype("float32")
                 buffer, indices = place(j)
                 self.put(

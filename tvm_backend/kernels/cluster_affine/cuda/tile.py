@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
-from tvm_backend.kernels.cluster_affine.cuda.emitter import SHARED, THREADS, WARPS, when
+from tvm_backend.kernels import tir
+from tvm_backend.kernels.cluster_affine.cuda.emitter import SHARED, THREADS, WARPS
 from tvm_backend.kernels.cluster_affine.cuda.finish import FinishingEmitter
 from tvm_backend.kernels.cluster_affine.spec import OPS, ClusterAffineSpec
+from tvm_backend.kernels.cuda import device
 
 __all__ = ["TileKernel", "fits_tile"]
 
@@ -48,15 +48,12 @@ class TileKernel(FinishingEmitter):
         spec, d = self.spec, self.spec.n_components
         count = d or spec.n_clusters
         blocks = (self.batch + _ROWS - 1) // _ROWS
-        with (
-            T.launch_thread("blockIdx.x", blocks) as block,
-            T.launch_thread("threadIdx.x", THREADS) as thread,
-        ):
+        with device.threads([blocks], THREADS) as ((block,), thread):
             self.first, self.thread = block * _ROWS, thread
             self.warp, self.lane = thread // 32, thread % 32
-            self.pool = self.shared(_pool(count))
+            self.pool = device.shared(_pool(count))
             self.pitch = count | 1
-            self.result = self.shared(_ROWS * self.pitch)
+            self.result = device.shared(_ROWS * self.pitch)
             operand = self.arg["components"] if d else self.arg["centroids"]
             for start in range(0, count, 64):
                 self._tile(start, min(64, count - start), operand, squared=not d)
@@ -66,17 +63,17 @@ class TileKernel(FinishingEmitter):
 
     def row(self, index: Any) -> Any:
         """A row of the batch; behind its end the last one, which is not stored again."""
-        return T.min(self.first + index, self.batch - 1)
+        return tir.smaller(self.first + index, self.batch - 1)
 
     def _tile(self, start: int, count: int, operand: Any, squared: bool) -> None:
         """``result[r, start + j]`` for 32 rows and `count` columns."""
         columns, spec = _columns(count), self.spec
         width = spec.n_classes
-        sums = self.local(4 * columns)
+        sums = device.local(4 * columns)
         for i in range(4 * columns):
-            self.put(sums, T.float32(0), i)
+            self.put(sums, tir.float32(0), i)
         loads = -(-count // 16)
-        rows, others = self.local(8), self.local(4 * loads)
+        rows, others = device.local(8), device.local(4 * loads)
         group, offset = self.thread // 16, self.thread % 16 * 4
         second = _ROWS * _PITCH
 
@@ -86,32 +83,32 @@ class TileKernel(FinishingEmitter):
                 self._fetch(rows, 4 * i, column, width, self._centred(self.row(group + 16 * i), not squared))
             for i in range(loads):
                 # Behind the last column any row will do: its sums are not used.
-                j = T.min(start + group + 16 * i, start + count - 1)
+                j = tir.smaller(start + group + 16 * i, start + count - 1)
                 self._fetch(others, 4 * i, column, width, _row_of(operand, j))
 
         fetch(0)
         chunks = -(-width // _CHUNK)
-        with T.serial(chunks) as chunk:
-            self.barrier()
+        with tir.loop(chunks) as chunk:
+            device.barrier()
             for i in range(2):
                 self._deposit(rows, 4 * i, (group + 16 * i) * _PITCH + offset)
             for i in range(loads):
-                with when(group + 16 * i < 4 * columns):
+                with tir.when(group + 16 * i < 4 * columns):
                     self._deposit(others, 4 * i, second + (group + 16 * i) * _PITCH + offset)
-            self.barrier()
-            with when(chunk + 1 < chunks):
+            device.barrier()
+            with tir.when(chunk + 1 < chunks):
                 fetch(chunk + 1)
             for step in range(_CHUNK // WARPS // 4):
                 self._multiply(sums, columns, self.warp * (_CHUNK // WARPS) + 4 * step, second, squared)
         self._add_tiles(sums, columns)
-        with when(self.warp == 0):
+        with tir.when(self.warp == 0):
             for i in range(4):
                 for j in range(columns):
                     column = self.lane % 4 + 4 * j
-                    with when(column < count):
+                    with tir.when(column < count):
                         place = (self.lane // 4 + 8 * i) * self.pitch + start + column
                         self.put(self.result, sums[i * columns + j], place)
-        self.barrier()
+        device.barrier()
 
     def _centred(self, row: Any, mean: bool) -> Callable[[Any], Any]:
         def value(column: Any) -> Any:
@@ -123,27 +120,27 @@ class TileKernel(FinishingEmitter):
     def _fetch(self, held: Any, place: int, column: Any, width: int, value: Callable[[Any], Any]) -> None:
         """Four consecutive values into registers, zero behind the row's end."""
         if self.vector == 4:
-            with T.If(column < width):
-                with T.Then(), T.vectorized(4) as v:
+            with tir.choose(column < width) as (inside, behind):
+                with inside, tir.vectorized(4) as v:
                     self.put(held, value(column + v), place + v)
-                with T.Else(), T.vectorized(4) as v:
-                    self.put(held, T.float32(0), place + v)
+                with behind, tir.vectorized(4) as v:
+                    self.put(held, tir.float32(0), place + v)
             return
         for v in range(4):
-            self.put(held, T.if_then_else(column + v < width, value(column + v), T.float32(0)), place + v)
+            self.put(held, tir.if_else(column + v < width, value(column + v), tir.float32(0)), place + v)
 
     def _deposit(self, held: Any, place: int, where: Any) -> None:
-        with T.vectorized(4) as v:
+        with tir.vectorized(4) as v:
             self.put(self.pool, held[place + v], where + v)
 
     def _multiply(self, sums: Any, columns: int, k: Any, second: int, squared: bool) -> None:
         """Four steps along the long axis: four rows by `columns` columns for each lane."""
-        left, right = self.local(16), self.local(4)
+        left, right = device.local(16), device.local(4)
         for i in range(4):
-            with T.vectorized(4) as v:
+            with tir.vectorized(4) as v:
                 self.put(left, self.pool[(self.lane // 4 + 8 * i) * _PITCH + k + v], 4 * i + v)
         for j in range(columns):
-            with T.vectorized(4) as v:
+            with tir.vectorized(4) as v:
                 self.put(right, self.pool[second + (self.lane % 4 + 4 * j) * _PITCH + k + v], v)
             for i in range(4):
                 for v in range(4):
@@ -155,22 +152,22 @@ class TileKernel(FinishingEmitter):
         """Add the warps' tiles of sums, half of the warps to the other half at a time."""
         size = 4 * columns
         for half in (4, 2, 1):
-            self.barrier()
-            with when(T.And(self.warp >= half, self.warp < 2 * half)):
+            device.barrier()
+            with tir.when(tir.all_of(self.warp >= half, self.warp < 2 * half)):
                 for i in range(size):
                     self.put(self.pool, sums[i], ((self.warp - half) * size + i) * 32 + self.lane)
-            self.barrier()
-            with when(self.warp < half):
+            device.barrier()
+            with tir.when(self.warp < half):
                 for i in range(size):
                     self.put(sums, sums[i] + self.pool[(self.warp * size + i) * 32 + self.lane], i)
-        self.barrier()
+        device.barrier()
 
     def _nearest_of_tile(self) -> Any:
         """Clusters of the warp's four rows when the tile holds distances."""
-        best, index = self.local(1), self.local(4, "int32")
+        best, index = device.local(1), device.local(4, "int32")
         for i in range(4):
             row = self.warp * 4 + i
-            held = self.local(1, "int32")
+            held = device.local(1, "int32")
             self.scan(best, held, self.lane, self._distances_of(row))
             self.put(index, held[0], i)
         return index
@@ -185,29 +182,29 @@ class TileKernel(FinishingEmitter):
         pitch = width | 1
         staged = clusters * pitch <= _pool(spec.n_components)
         if staged:
-            with T.serial(-(-clusters * width // THREADS)) as step:
+            with tir.loop(-(-clusters * width // THREADS)) as step:
                 place = step * THREADS + self.thread
-                with when(place < clusters * width):
+                with tir.when(place < clusters * width):
                     k, i = place // width, place % width
                     self.put(self.pool, centroids[k, i], k * pitch + i)
-            self.barrier()
-        best, index = self.local(4), self.local(4, "int32")
+            device.barrier()
+        best, index = device.local(4), device.local(4, "int32")
         for i in range(4):
-            self.put(best, T.float32(float("inf")), i)
-            self.put(index, T.min(self.lane, T.int32(clusters - 1)), i)
-        with T.serial(-(-clusters // 32)) as step, when(step * 32 + self.lane < clusters):
+            self.put(best, tir.float32(float("inf")), i)
+            self.put(index, tir.smaller(self.lane, tir.int32(clusters - 1)), i)
+        with tir.loop(-(-clusters // 32)) as step, tir.when(step * 32 + self.lane < clusters):
             k = step * 32 + self.lane
-            sums, centroid = self.local(4), self.local(1)
+            sums, centroid = device.local(4), device.local(1)
             for i in range(4):
-                self.put(sums, T.float32(0), i)
-            with T.serial(width) as c:
+                self.put(sums, tir.float32(0), i)
+            with tir.loop(width) as c:
                 self.put(centroid, self.pool[k * pitch + c] if staged else centroids[k, c], 0)
                 for i in range(4):
                     difference = self.result[(self.warp * 4 + i) * self.pitch + c] - centroid[0]
                     self.put(sums, sums[i] + difference * difference, i)
             for i in range(4):
-                self.put(index, T.Select(sums[i] < best[i], k, index[i]), i)
-                self.put(best, T.min(best[i], sums[i]), i)
+                self.put(index, tir.select(sums[i] < best[i], k, index[i]), i)
+                self.put(best, tir.smaller(best[i], sums[i]), i)
         for i in range(4):
             self.warp_first_minimum(best, index, i)
         return index
@@ -215,16 +212,16 @@ class TileKernel(FinishingEmitter):
     def _reduced(self, cluster: Any) -> Any:
         """``p @ core_k`` of the warp's four rows, in shared memory."""
         spec, core = self.spec, self.arg["core"]
-        reduced = self.shared(_ROWS * spec.rank)
+        reduced = device.shared(_ROWS * spec.rank)
         # TVM may give it the memory of the pool, from which other warps still read centroids.
-        self.barrier()
+        device.barrier()
         for i in range(4):
             row = self.warp * 4 + i
-            with T.serial(-(-spec.rank // 32)) as step, when(step * 32 + self.lane < spec.rank):
+            with tir.loop(-(-spec.rank // 32)) as step, tir.when(step * 32 + self.lane < spec.rank):
                 j = step * 32 + self.lane
-                total = self.local(1)
-                self.put(total, T.float32(0), 0)
-                with T.serial(spec.core_height) as c:
+                total = device.local(1)
+                self.put(total, tir.float32(0), 0)
+                with tir.loop(spec.core_height) as c:
                     value = (
                         self.result[row * self.pitch + c]
                         if spec.n_components
@@ -232,7 +229,7 @@ class TileKernel(FinishingEmitter):
                     )
                     self.put(total, total[0] + value * core[cluster[i], c, j], 0)
                 self.put(reduced, total[0], row * spec.rank + j)
-        self.barrier()
+        device.barrier()
         return reduced
 
     def _map_rows(self, cluster: Any, reduced: Any) -> None:
@@ -241,7 +238,7 @@ class TileKernel(FinishingEmitter):
             term = None
             if reduced is not None:
                 term = self._reduced_term(reduced, row)
-            with when(self.first + row < self.batch):
+            with tir.when(self.first + row < self.batch):
                 self._map_row(self.first + row, cluster[i], term)
 
     def _map_row(self, row: Any, cluster: Any, term: Callable[[Any], Any] | None) -> None:

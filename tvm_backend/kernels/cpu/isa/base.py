@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.kernel import Machine
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["FourBytes", "InstructionSet"]
 
@@ -72,7 +73,7 @@ class InstructionSet(Machine):
 
     def weights(self, buffer: Any, indices: Sequence[Expr]) -> Expr:
         """One vector of int8 weights."""
-        return ir.load(buffer, indices, self.unit)
+        return tir.load(buffer, indices, self.unit)
 
     @abstractmethod
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
@@ -110,10 +111,10 @@ class FourBytes(InstructionSet):
 
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
         """A word of four in every lane."""
-        word = ir.reinterpret("int32", ir.load(buffer, indices, 4))
+        word = tir.reinterpret("int32", tir.load(buffer, indices, 4))
         if flip:
-            word = word ^ ir.constant(-0x7F7F7F80, "int32")
-        return ir.reinterpret(f"{self.operand}x{self.unit}", ir.broadcast(word, self.lanes))
+            word = word ^ tir.constant(-0x7F7F7F80, "int32")
+        return tir.reinterpret(f"{self.operand}x{self.unit}", tir.broadcast(word, self.lanes))
 
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         """The sums with the products added, by one instruction."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu.isa.base import InstructionSet
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Portable"]
 
@@ -27,9 +27,9 @@ class Portable(InstructionSet):
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:
         """One activation in every lane, widened."""
         assert not flip
-        return ir.broadcast(ir.cast(ir.load(buffer, indices), "int16"), self.lanes)
+        return tir.broadcast(tir.cast(tir.load(buffer, indices), "int16"), self.lanes)
 
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         """The sums with one product each added."""
-        product = activations * ir.cast(weights, "int16", self.lanes)
-        return sums + ir.cast(product, "int32", self.lanes)
+        product = activations * tir.cast(weights, "int16", self.lanes)
+        return sums + tir.cast(product, "int32", self.lanes)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.ir import Expr
 from tvm_backend.kernels.cpu.isa.base import FourBytes, InstructionSet
+from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Amx", "Avx2", "Avx2Bytes", "Avx512Vnni", "AvxVnni", "Sse41"]
 
@@ -41,9 +42,9 @@ class _Narrowing(InstructionSet):
         packed = ir.call(f"{dtype}x{4 * lanes}", f"{self.pack}{sign}wb{self.suffix}", *halves)
         if not in_order:
             return packed
-        words = ir.hold(ir.reinterpret(f"int32x{lanes}", packed), "int32", lanes)
+        words = ir.hold(tir.reinterpret(f"int32x{lanes}", packed), "int32", lanes)
         order = [lane * 4 + vector for vector in range(4) for lane in range(lanes // 4)]
-        return ir.reinterpret(f"{dtype}x{4 * lanes}", ir.shuffle([words], order))
+        return tir.reinterpret(f"{dtype}x{4 * lanes}", tir.shuffle([words], order))
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class _Zmm(_Narrowing):
     def round_to_int(self, value: Expr) -> Expr:
         """By ``vcvtps2dq`` in all lanes, with the current rounding mode."""
         zero, everywhere, current = (
-            ir.constant(0, "int32", 16),
-            ir.constant(-1, "int16"),
-            ir.constant(4, "int32"),
+            tir.constant(0, "int32", 16),
+            tir.constant(-1, "int16"),
+            tir.constant(4, "int32"),
         )
         return ir.call("int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", value, zero, everywhere, current)
 
@@ -129,16 +130,16 @@ class _TwoWords(InstructionSet):
         """Two activations in every lane; the sets take both signs, so nothing is offset."""
         assert not flip
         if buffer.dtype == "int16":
-            word = ir.reinterpret("int32", ir.load(buffer, indices, 2))
-            return ir.reinterpret(f"int16x{self.unit}", ir.broadcast(word, self.lanes))
+            word = tir.reinterpret("int32", tir.load(buffer, indices, 2))
+            return tir.reinterpret(f"int16x{self.unit}", tir.broadcast(word, self.lanes))
         # Broadcast first and widened then, both by vector instructions.
-        pair = ir.reinterpret("int16", ir.load(buffer, indices, 2))
-        bytes_ = ir.reinterpret(f"{buffer.dtype}x{self.unit}", ir.broadcast(pair, self.lanes))
-        return ir.cast(bytes_, "int16", self.unit)
+        pair = tir.reinterpret("int16", tir.load(buffer, indices, 2))
+        bytes_ = tir.reinterpret(f"{buffer.dtype}x{self.unit}", tir.broadcast(pair, self.lanes))
+        return tir.cast(bytes_, "int16", self.unit)
 
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         """The sums with pairs of products added."""
-        wide = ir.cast(weights, "int16", self.unit)
+        wide = tir.cast(weights, "int16", self.unit)
         return sums + ir.call(f"int32x{self.lanes}", self.instruction, activations, wide)
 
 
@@ -194,4 +195,4 @@ class Avx2Bytes(FourBytes, _Ymm):
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         """The sums with products added in pairs of bytes, then of words."""
         pairs = ir.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", activations, weights)
-        return sums + ir.call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ir.constant(1, "int16", 16))
+        return sums + ir.call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, tir.constant(1, "int16", 16))
