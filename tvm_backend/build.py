@@ -19,8 +19,9 @@ from tvm_backend import cache as cache_of
 from tvm_backend import compat, cuda_build, dialect, linker
 from tvm_backend.frontend import batch_variable, function_inputs, import_program
 from tvm_backend.kernels.spec import WeightedSpec
+from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.lower_kernels import LowerKernels
-from tvm_backend.passes.pipeline import INTEGER_PASSES, library_passes
+from tvm_backend.passes.pipeline import integer_kernels, library_passes
 from tvm_backend.report import CompileReport, KernelEntry
 from tvm_backend.runtime import FORMAT, VERSION
 from tvm_backend.target import is_cuda, machine_of, required_features, resolve
@@ -42,6 +43,7 @@ def compile(
     batch_sizes: Sequence[int] = (),
     cache: bool = True,
     progress: Progress | None = None,
+    dump_dir: str | os.PathLike[str] | None = None,
 ) -> CompileReport:
     """Compile a quantized model to a library that runs without PyTorch.
 
@@ -60,6 +62,9 @@ def compile(
         Whether to take the result from the cache when the same graph was compiled before, and to keep it there.
     progress : callable, optional
         Called as ``progress(done, total, what)`` before each step.
+    dump_dir : path, optional
+        A folder that takes the module after each pass as TVMScript; the passes that depend on the target write to a folder
+        within it for each variant.  Nothing is taken from the cache then.
 
     Returns
     -------
@@ -92,18 +97,20 @@ def compile(
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
     symbolic = compat.specialize_batch(imported, batch_sizes)
-    for rewrite in INTEGER_PASSES:
-        symbolic = rewrite(symbolic)
+    dump = None if dump_dir is None else Dump(Path(dump_dir))
+    symbolic = integer_kernels(symbolic, dump)
     _require_quantized(symbolic)
     with write_errors(CompileError, f"a library to {path}"), staged_files(path) as staging:
         name = cache_of.key(symbolic, [str(item) for item in variants.values()], batch_sizes) if cache else ""
-        manifest = cache_of.fetch(name, staging) if cache else None
+        manifest = cache_of.fetch(name, staging) if cache and dump is None else None
         cached = manifest is not None
         if manifest is None:
             manifest = _signatures(imported, _float_operators(symbolic), batch_sizes)
             for i, (variant, tvm_target) in enumerate(variants.items()):
                 step(2 + i, total, f"generating code for {variant or target}")
-                kernels = _build_library(symbolic, tvm_target, staging / f"{i}.so")
+                kernels = _build_library(
+                    symbolic, tvm_target, staging / f"{i}.so", None if dump is None else dump.variant(variant)
+                )
                 if not i:
                     manifest["kernels"] = [asdict(kernel) for kernel in kernels]
                 manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
@@ -169,11 +176,11 @@ def _check_batches(batch_sizes: Sequence[int], mod: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _build_library(mod: Any, target: Any, path: Path) -> list[KernelEntry]:
+def _build_library(mod: Any, target: Any, path: Path, dump: Dump | None) -> list[KernelEntry]:
     """Build a module of symbolic kernels; returns the kernels of ``main``."""
     lower = LowerKernels(target)
     try:
-        executable = tvm.compile(mod, target=target, relax_pipeline=library_passes(target, lower))
+        executable = tvm.compile(mod, target=target, relax_pipeline=library_passes(target, lower, dump))
     except CATError:
         raise
     except Exception as error:

@@ -82,3 +82,28 @@ def test_needs_neither_torch_nor_sklearn_nor_inc(compiled, images, tmp_path):
     ]
     subprocess.run(command, check=True, env={**os.environ, "TVM_USE_RUNTIME_LIB": "1"})
     assert_close(np.load(tmp_path / "y.npy"), expected(model, images))
+
+
+def test_dump_shows_every_pass_though_the_result_is_in_the_cache(tmp_path, monkeypatch):
+    from tests.tvm_backend import qdq_models as models
+
+    class Head(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.fc = models.Quantize(8), models.QLinear(torch.nn.Linear(6, 3), 4)
+
+        def forward(self, x):
+            return self.fc(self.q(x))
+
+    monkeypatch.setenv("CAT_CACHE_DIR", str(tmp_path / "cache"))
+    program, out, dump = models.exported(Head(), torch.randn(4, 6)), tmp_path / "model.so", tmp_path / "dump"
+    assert not tvm_backend.compile(program, out=out).cached
+    assert tvm_backend.compile(program, out=out).cached
+    assert not tvm_backend.compile(program, out=out, dump_dir=dump).cached
+    assert (
+        "nn.linear" in (dump / "00_Imported.py").read_text()
+        or "matmul" in (dump / "00_Imported.py").read_text()
+    )
+    assert "LinearSpec" in sorted(dump.glob("*.py"))[-1].read_text()
+    lowered = next((dump / "library").glob("*_LowerKernels.py"))
+    assert "linear_6_3" in lowered.read_text()

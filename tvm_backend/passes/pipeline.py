@@ -9,6 +9,7 @@ from tvm import relax
 
 from tvm_backend.passes.bound_outputs import BoundOutputs
 from tvm_backend.passes.commute_quantization import HoistQuantize, SinkDequantize
+from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.fold_bias import FoldBias
 from tvm_backend.passes.fold_border import FoldBorder
 from tvm_backend.passes.fold_concat import FoldConcat
@@ -26,7 +27,7 @@ from tvm_backend.passes.propagate_layout import PropagateLayout
 from tvm_backend.passes.unpack_tuples import UnpackTuples
 from tvm_backend.target import is_cuda
 
-__all__ = ["INTEGER_PASSES", "library_passes"]
+__all__ = ["INTEGER_PASSES", "integer_kernels", "library_passes"]
 
 INTEGER_PASSES: tuple[Any, ...] = (
     # Bring quantize and dequantize next to the operators they belong to.
@@ -57,6 +58,30 @@ INTEGER_PASSES: tuple[Any, ...] = (
 """From the imported QDQ graph to symbolic kernels."""
 
 
+def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None) -> tvm.IRModule:
+    """Run :data:`INTEGER_PASSES`.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        The imported graph.
+    dump : Dump, optional
+        Takes the module as it comes and after each pass.
+
+    Returns
+    -------
+    tvm.IRModule
+        The graph in symbolic kernels.
+    """
+    if dump is not None:
+        dump.write(mod, "Imported")
+    for step in INTEGER_PASSES:
+        mod = step(mod)
+        if dump is not None:
+            dump.write(mod, str(step.info.name))
+    return mod
+
+
 def _float_schedules() -> Any:
     """TVM's schedule for what is left in float on a CUDA device: a thread for each element of the result."""
     from tvm.s_tir import dlight
@@ -64,7 +89,9 @@ def _float_schedules() -> Any:
     return dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())
 
 
-def library_passes(target: tvm.target.Target, lower: LowerKernels) -> Any:
+def library_passes(
+    target: tvm.target.Target, lower: LowerKernels, dump: Dump | None = None
+) -> tvm.transform.Pass:
     """From symbolic kernels, and whatever is left in float, to what the virtual machine runs.
 
     Parameters
@@ -73,6 +100,8 @@ def library_passes(target: tvm.target.Target, lower: LowerKernels) -> Any:
         The target.
     lower : LowerKernels
         The pass that puts the kernels in; it knows them afterwards.
+    dump : Dump, optional
+        Takes the module after each pass.
 
     Returns
     -------
@@ -106,7 +135,10 @@ def library_passes(target: tvm.target.Target, lower: LowerKernels) -> Any:
         transform.AttachGlobalSymbol(),
     ]
 
-    def pipeline(mod: Any, _context: Any) -> Any:
+    if dump is not None:
+        steps = [each for step in steps for each in (step, dump.after(step))]
+
+    def pipeline(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         with target:
             return tvm.transform.Sequential(steps)(mod)
 
