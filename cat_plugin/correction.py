@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from cat_plugin.calls import as_calls, collect_logits
 from cat_plugin.errors import CalibrationError, CATTypeError
+from cat_plugin.models import device_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -27,46 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CorrectedModule",
-    "ModelCall",
-    "as_calls",
-    "check_logits",
-    "collect_logits",
     "correct",
-    "evaluating",
     "fit_correction",
 ]
 
 _log = logging.getLogger("cat_plugin")
-
-
-@dataclass(frozen=True)
-class ModelCall:
-    """One call of a model: what it was given, kept so that another model can be given the same.
-
-    Parameters
-    ----------
-    args : tuple
-        Positional arguments.
-    kwargs : dict, optional
-        Keyword arguments.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def to(self, device: torch.device) -> ModelCall:
-        """The same call with every tensor on `device`."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return value.to(device)
-            if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-                return type(value)(move(item) for item in value)
-            if isinstance(value, dict):
-                return {key: move(item) for key, item in value.items()}
-            return value
-
-        return ModelCall(tuple(move(arg) for arg in self.args), {k: move(v) for k, v in self.kwargs.items()})
 
 
 class CorrectedModule(nn.Module):
@@ -127,163 +92,6 @@ class CorrectedModule(nn.Module):
         return self
 
 
-def as_calls(calibration: Iterable[Any]) -> Iterator[ModelCall]:
-    """Read calibration batches as calls of a model.
-
-    Parameters
-    ----------
-    calibration : iterable
-        Of batches: a tensor; a tuple or list whose first item is the input; a mapping of keyword
-        arguments; or a :class:`ModelCall`.
-
-    Yields
-    ------
-    ModelCall
-
-    Raises
-    ------
-    CATTypeError
-        When `calibration` is not iterable, or a batch is none of these.
-    """
-    try:
-        batches = iter(calibration)
-    except TypeError:
-        raise CATTypeError(
-            f"calibration is a {type(calibration).__name__}, which cannot be iterated; give a DataLoader or a list "
-            "of input batches"
-        ) from None
-    for number, batch in enumerate(batches):
-        if isinstance(batch, ModelCall):
-            yield batch
-        elif isinstance(batch, torch.Tensor):
-            yield ModelCall((batch,))
-        elif isinstance(batch, Mapping):
-            yield ModelCall((), dict(batch))
-        elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], torch.Tensor):
-            yield ModelCall((batch[0],))
-        else:
-            raise CATTypeError(
-                f"calibration batch {number} is a {type(batch).__name__}; expected a tensor, or a tuple or list whose "
-                "first item is the input tensor"
-            )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put `model` in evaluation mode for a while, and every submodule back as it was afterwards.
-
-    Exported modules refuse to change mode; they are left as they are.
-    """
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-    except NotImplementedError:
-        modes = {}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def check_logits(output: Any, batch: int, role: str, n_classes: int | None = None) -> torch.Tensor:
-    """The output of a model as logits, or an error that names the batch.
-
-    Parameters
-    ----------
-    output : object
-        What the model returned.
-    batch : int
-        Number of the batch, from 0, for the message.
-    role : str
-        Which model it was, for the message.
-    n_classes : int, optional
-        The number of columns that earlier batches had.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (N, C), floating point, finite, detached.
-
-    Raises
-    ------
-    CalibrationError
-        When it is not a tensor, not (N, C), of another C than before, not floating point, or not finite.
-    """
-    if not isinstance(output, torch.Tensor):
-        raise CalibrationError(
-            f"the {role} model returned a {type(output).__name__} for calibration batch {batch}; the cluster-affine "
-            "step works on logits, one tensor of shape (N, C). Wrap the model so that it returns them."
-        )
-    if output.ndim != 2 or not output.is_floating_point():
-        raise CalibrationError(
-            f"the {role} model returned a {output.dtype} tensor of shape {tuple(output.shape)} for calibration batch "
-            f"{batch}; expected floating-point logits of shape (N, C). Wrap the model so that it returns them."
-        )
-    if n_classes is not None and output.shape[1] != n_classes:
-        raise CalibrationError(
-            f"the {role} model returned {output.shape[1]} columns for calibration batch {batch} and {n_classes} for "
-            "the batches before; the number of classes must not change"
-        )
-    logits = output.detach()
-    finite = torch.isfinite(logits)
-    if not bool(finite.all()):
-        rows = torch.nonzero(~finite.all(dim=1)).flatten().tolist()
-        raise CalibrationError(
-            f"the {role} model returned NaN or infinite logits for calibration batch {batch}, in {len(rows)} of "
-            f"{len(logits)} rows (the first is row {rows[0]}); check that batch for broken inputs, or the "
-            "quantization for an overflow"
-        )
-    return logits
-
-
-def collect_logits(
-    model: nn.Module, calls: Iterable[ModelCall], role: str, progress: Any | None = None
-) -> np.ndarray:
-    """Run a model over calibration calls and gather its logits.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Run in evaluation mode, without gradients, on the device that its parameters are on.
-    calls : iterable of ModelCall
-        The inputs.
-    role : str
-        ``"full-precision"`` or ``"quantized"``, for messages.
-    progress : object with ``update(n)``, optional
-        Told of every batch done.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape (N, C), float32 (float64 where the model computes in it).
-
-    Raises
-    ------
-    CalibrationError
-        When there is no batch, or one yields what :func:`check_logits` refuses.
-    """
-    parts: list[np.ndarray] = []
-    n_classes: int | None = None
-    place = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
-    with torch.no_grad(), evaluating(model):
-        for number, call in enumerate(calls):
-            here = call.to(place) if place is not None else call
-            logits = check_logits(model(*here.args, **here.kwargs), number, role, n_classes)
-            n_classes = logits.shape[1]
-            if logits.dtype not in (torch.float32, torch.float64):
-                logits = logits.float()
-            parts.append(logits.cpu().numpy())
-            if progress is not None:
-                progress.update(1)
-    if not sum(len(part) for part in parts):
-        raise CalibrationError(
-            "the calibration data yielded no sample; give an iterable with at least one batch (a generator that was "
-            "read before is empty the second time)"
-        )
-    return np.concatenate(parts)
-
-
 def fit_correction(
     z_q: np.ndarray,
     z_fp: np.ndarray,
@@ -338,7 +146,8 @@ def correct(
     reference : torch.nn.Module
         The full-precision model that it was made from.
     calibration : iterable
-        Input batches: tensors, or tuples and lists whose first item is the input. No labels are used.
+        Input batches: tensors or arrays (N, ...), tuples and lists whose first item is the inputs, or mappings of
+        keyword arguments; or one tensor of all inputs. No labels are used. See :mod:`cat_plugin.batches`.
     estimator : ClusterAffine, optional
         What to fit, ``ClusterAffine(random_state=0)`` by default; fitted in place.
     tuned_mask : array-like of shape (N,), bool, optional
@@ -354,7 +163,7 @@ def correct(
     Raises
     ------
     CalibrationError
-        When calibration is empty, or a model returns anything but finite logits of shape (N, C); the
+        When calibration is empty, or a model fails or returns anything but finite logits of shape (N, C); the
         message names the batch.
     CATTypeError
         When an argument is of a wrong type.
@@ -377,7 +186,4 @@ def correct(
     mask = None if tuned_mask is None else np.asarray(tuned_mask)
     step, fitted = fit_correction(z_q, z_fp, estimator, mask)
     _log.info("fitted the cluster-affine step to %d samples of %d classes", *z_q.shape)
-    step = step.to(
-        next((t.device for t in [*quantized.parameters(), *quantized.buffers()]), torch.device("cpu"))
-    )
-    return CorrectedModule(quantized, step, fitted)
+    return CorrectedModule(quantized, step.to(device_of(quantized)), fitted)

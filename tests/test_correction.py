@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cat_plugin.cluster_affine import ClusterAffine
-from cat_plugin.correction import CorrectedModule, ModelCall, as_calls, correct
+from cat_plugin.correction import CorrectedModule, correct
 from cat_plugin.errors import CalibrationError, CATTypeError
 
 
@@ -119,9 +119,32 @@ def test_one_shot_iterator_feeds_both_models(pair, batches):
     assert torch.equal(made(batches[0]), correct(quantized, reference, batches)(batches[0]))
 
 
-def test_mappings_become_keyword_arguments():
-    x = torch.ones(2, 3)
-    assert list(as_calls([{"x": x}])) == [ModelCall((), {"x": x})]
+@pytest.mark.parametrize("form", ["arrays", "one tensor", "one array", "keywords"])
+def test_forms_of_calibration(pair, batches, form):
+    reference, quantized = pair
+    whole = torch.cat(batches)
+    given = {
+        "arrays": [x.numpy() for x in batches],
+        "one tensor": whole,
+        "one array": whole.numpy(),
+        "keywords": [{"x": x} for x in batches],
+    }[form]
+    made = correct(quantized, reference, given, seeded())
+    torch.testing.assert_close(made(whole), correct(quantized, reference, batches, seeded())(whole))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.ones(7), "quantized|full-precision model.*shape"),
+        ([torch.ones(4, 6)], r"full-precision model raised RuntimeError.*batch 0.*float32 \(4, 6\)"),
+        ([torch.ones(4, 7).double()], r"raised RuntimeError.*float64 \(4, 7\)"),
+        ([torch.ones(7)], r"of shape \(5,\) for calibration batch 0"),
+    ],
+)
+def test_inputs_that_the_model_does_not_take(pair, given, message):
+    with pytest.raises(CalibrationError, match=message):
+        correct(*reversed(pair), given)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -15,7 +15,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
+from cat_plugin.batches import read_batch
 from cat_plugin.errors import CATTypeError, ExportError
+from cat_plugin.models import evaluating
 
 __all__ = ["export_program", "fold_weights"]
 
@@ -24,13 +26,12 @@ _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
 def _example(example_inputs: Any) -> Tensor:
-    inputs = example_inputs
-    while isinstance(inputs, list | tuple) and inputs:
-        inputs = inputs[0]
-    if not isinstance(inputs, Tensor):
+    call = read_batch(example_inputs, "example_inputs")
+    if len(call.args) != 1 or not isinstance(call.args[0], Tensor):
         raise CATTypeError(
-            f"example_inputs is a {type(example_inputs).__name__}; expected a tensor (N, ...) or a tuple of one."
+            f"example_inputs gives the model {call}; expected a tensor (N, ...) or a tuple of one."
         )
+    inputs = call.args[0]
     if inputs.ndim < 1 or len(inputs) == 0:
         raise ExportError(
             f"example_inputs has shape {tuple(inputs.shape)}; expected a batch (N, ...) with N >= 1."
@@ -67,20 +68,14 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     if obstacle is not None:
         raise ExportError(f"{type(module).__name__} cannot be exported: {obstacle}")
     example = _example(example_inputs)
-    modes = [(m, m.training) for m in module.modules()]
-    for child, _ in modes:
-        child.training = False
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(module):
             program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:
         raise ExportError(
             f"{type(module).__name__} cannot be exported for any batch size: {_reason(module, error)}"
         ) from error
-    finally:
-        for child, training in modes:
-            child.training = training
     program.example_inputs = None
     return fold_weights(program)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from cat_plugin.correction import CorrectedModule, ModelCall, collect_logits, evaluating, fit_correction
+from cat_plugin.calls import ModelCall, collect_logits, evaluating
+from cat_plugin.correction import CorrectedModule, fit_correction
 from cat_plugin.errors import CalibrationError
 from cat_plugin.hosts.progress import TrialProgress, current_watch
+from cat_plugin.models import device_of, fingerprint
 from cat_plugin.recipe.options import make_estimator, make_spec, quantization_key
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ __all__ = [
     "CalibrationRecord",
     "TuningSession",
     "describe",
-    "fingerprint",
     "quantize_and_correct",
     "rows_for_engine",
 ]
@@ -54,18 +54,6 @@ class _Quantized:
     z_q: np.ndarray
     report: dict[str, Any] | None
     tuned: int  # the first so many rows are what it was tuned on
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's structure and of every value in its state."""
-    digest = hashlib.sha256(f"{type(model).__qualname__}\n{model!r}".encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(tensor, torch.Tensor):
-            plain = tensor.detach().cpu().contiguous()
-            digest.update(f"{plain.dtype}{tuple(plain.shape)}".encode())
-            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return digest.hexdigest()
 
 
 @dataclass
@@ -143,7 +131,7 @@ def _engine_inputs(calls: list[ModelCall]) -> list[torch.Tensor]:
 def _state_of(key: str) -> Path | None:
     """Where the engine keeps the state of one quantization, when it is to keep any."""
     root = current_watch().resume
-    return None if root is None else root / hashlib.sha256(key.encode()).hexdigest()[:16]
+    return None if root is None else root / fingerprint(key)[:16]
 
 
 def rows_for_engine(rows: int, num_samples: int, holdout: float) -> int:
@@ -240,8 +228,7 @@ def quantize_and_correct(
                 len(mask),
             )
         step, estimator = fit_correction(quantized.z_q, record.z_fp, make_estimator(params), mask)
-    place = next((t.device for t in [*quantized.module.parameters(), *quantized.module.buffers()]), None)
-    corrected = CorrectedModule(quantized.module, step.to(place) if place is not None else step, estimator)
+    corrected = CorrectedModule(quantized.module, step.to(device_of(quantized.module)), estimator)
     corrected.config = dict(params)
     corrected.report = quantized.report
     return corrected

@@ -9,21 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from cat_plugin.correction import ModelCall, check_logits, evaluating
+from cat_plugin.calls import ModelCall, evaluating, logits_array
 from cat_plugin.errors import CalibrationError, CATTypeError
 
 __all__ = ["InputRecorder", "record_run"]
-
-
-def _kept(value: Any) -> Any:
-    """A copy that later changes of the original do not reach (loaders may refill one buffer)."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_kept(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _kept(item) for key, item in value.items()}
-    return value
 
 
 class InputRecorder:
@@ -37,7 +26,8 @@ class InputRecorder:
         self.calls: list[ModelCall] = []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.calls.append(ModelCall(_kept(args), _kept(kwargs)))
+        # A copy: loaders may fill one buffer again and again.
+        self.calls.append(ModelCall(args, kwargs).copied())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InputRecorder:
         return self
@@ -88,10 +78,7 @@ def record_run(
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         n_classes = parts[0].shape[1] if parts else None
-        logits = check_logits(output, len(parts), "full-precision", n_classes)
-        if logits.dtype not in (torch.float32, torch.float64):
-            logits = logits.float()
-        parts.append(logits.cpu().numpy().copy())
+        parts.append(logits_array(output, len(parts), "full-precision", n_classes))
 
     handle = model.register_forward_hook(keep)
     recorder.attach(model)

@@ -8,22 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cat_plugin.batches import ModelCall, as_calls
 from cat_plugin.errors import CalibrationError
 
 __all__ = ["gather_inputs"]
 
 
-def _first_tensor(batch: Any, index: int) -> Tensor:
-    item = batch
-    while isinstance(item, list | tuple) and item:
-        item = item[0]
-    if isinstance(item, dict) and len(item) == 1:
-        item = next(iter(item.values()))
-    if not isinstance(item, Tensor):
+def _only_tensor(call: ModelCall, index: int) -> Tensor:
+    given = [*call.args, *call.kwargs.values()]
+    if len(given) != 1 or not isinstance(given[0], Tensor):
         raise CalibrationError(
-            f"calibration batch {index} is a {type(batch).__name__} without a leading tensor; expected a tensor, "
-            "or a tuple whose first item is the model's input."
+            f"calibration batch {index} gives the model {call}; the engine takes models of one input tensor. Wrap the "
+            "model in a module of one input."
         )
+    item = given[0]
     if item.ndim < 2:
         raise CalibrationError(
             f"calibration batch {index} has shape {tuple(item.shape)}; expected (N, ...) with a batch axis."
@@ -36,8 +34,8 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Tens
 
     Parameters
     ----------
-    calibration : iterable of Tensor, or of tuples whose first item is a Tensor, or Tensor
-        Input batches (N_i, ...); all of one shape apart from N_i.
+    calibration : iterable or Tensor
+        Input batches (N_i, ...) as :func:`cat_plugin.batches.as_calls` reads them; all of one shape apart from N_i.
     num_samples : int
         Inputs wanted; fewer are used when there are no more.
 
@@ -49,14 +47,14 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Tens
     Raises
     ------
     CalibrationError
-        If there is nothing, a batch is no tensor, shapes differ, or a value is not finite.
+        If there is nothing, a batch is not of one tensor, shapes differ, or a value is not finite.
+    CATTypeError
+        If `calibration` or a batch cannot be read.
     """
-    if isinstance(calibration, Tensor):
-        calibration = [calibration]
     batches: list[Tensor] = []
     count = 0
-    for index, batch in enumerate(calibration):
-        inputs = _first_tensor(batch, index).detach()
+    for index, call in enumerate(as_calls(calibration)):
+        inputs = _only_tensor(call, index).detach()
         if batches and inputs.shape[1:] != batches[0].shape[1:]:
             raise CalibrationError(
                 f"calibration batch {index} holds inputs of shape {tuple(inputs.shape[1:])}, batch 0 of shape "

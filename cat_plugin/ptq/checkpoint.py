@@ -7,7 +7,6 @@ against going on with another run's numbers.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,31 +14,16 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.files import PART, checked, locked, read_json, sha256_of, sync, write_errors, write_text
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
-__all__ = ["Checkpoint", "fingerprint"]
+__all__ = ["Checkpoint"]
 
 _LIMIT = 2**25
-
-
-def _bytes(value: Tensor) -> bytes:
-    return bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-
-
-def fingerprint(model: nn.Module, spec: dict[str, Any], inputs: Tensor) -> str:
-    """SHA-256 over everything that decides the result."""
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
-    digest.update(torch.__version__.encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(_bytes(value))
-    digest.update(_bytes(inputs))
-    return digest.hexdigest()
 
 
 class Checkpoint:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CATTypeError
+from cat_plugin.models import device_of, evaluating, fingerprint
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
-from cat_plugin.ptq.checkpoint import Checkpoint, fingerprint
-from cat_plugin.ptq.graph.trace import eval_mode
+from cat_plugin.ptq.checkpoint import Checkpoint
 from cat_plugin.ptq.pipeline import run_stages
 from cat_plugin.ptq.progress import Progress, Reporter
 from cat_plugin.ptq.report import QuantReport
@@ -75,14 +75,16 @@ def quantize(
         raise CATTypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module.")
     started = time.perf_counter()
     inputs = gather_inputs(calibration, spec.num_samples)
-    home = next((parameter.device for parameter in model.parameters()), inputs.device)
+    home = device_of(model) or inputs.device
     with contextlib.ExitStack() as stack:
-        stack.enter_context(eval_mode(model))
+        stack.enter_context(evaluating(model, warn=True))
         stack.enter_context(torch.no_grad())
         store = stack.enter_context(TensorStore(None if spec.memory_mb is None else spec.memory_mb << 20))
         checkpoint = None
         if resume is not None:
-            checkpoint = Checkpoint(Path(resume), fingerprint(model, spec.to_dict(), inputs))
+            checkpoint = Checkpoint(
+                Path(resume), fingerprint(model, spec.to_dict(), inputs, torch.__version__)
+            )
             stack.callback(checkpoint.close)
         state = State(
             model=model,

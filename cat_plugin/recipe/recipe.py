@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cat_plugin.correction import ModelCall, as_calls
+from cat_plugin.calls import ModelCall, as_calls
 from cat_plugin.errors import CalibrationError, CATError, CATTypeError, HostError, RecipeError
 from cat_plugin.hosts.progress import current_watch, watching
 from cat_plugin.recipe import options
@@ -176,17 +176,13 @@ class Recipe:
         return f"Recipe({str(self.path)!r}, {self.configurations})"
 
     def _calls(self, calibration: Iterable[Any]) -> list[ModelCall]:
-        """The calibration calls, cut to the sampling size."""
+        """The calibration calls, up to the sampling size."""
         left = self.sampling_size
         calls: list[ModelCall] = []
         for call in as_calls(calibration):
             if left is not None:
-                first = next(iter([*call.args, *call.kwargs.values()]))
-                if len(first) > left:
-                    call = ModelCall(
-                        tuple(arg[:left] for arg in call.args), {k: v[:left] for k, v in call.kwargs.items()}
-                    )
-                left -= min(left, len(first))
+                call = call.first(left)
+                left -= call.rows
             calls.append(call)
             if left == 0:
                 break

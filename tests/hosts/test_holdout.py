@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from cat_plugin.calls import ModelCall, collect_logits
 from cat_plugin.cluster_affine import ClusterAffine
-from cat_plugin.correction import collect_logits, correct
+from cat_plugin.correction import correct
 from cat_plugin.errors import CATValueError, RecipeError
-from cat_plugin.hosts.pipeline import CalibrationRecord, ModelCall, quantize_and_correct, rows_for_engine
+from cat_plugin.hosts.pipeline import CalibrationRecord, quantize_and_correct, rows_for_engine
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.recipe import options
 

@@ -189,12 +189,24 @@ def test_unknown_options_name_the_nearest():
         ([], "no inputs"),
         ([small_inputs(4, 3, 12, 12) * float("nan")], "batch 0"),
         ([small_inputs(4, 3, 12, 12), small_inputs(4, 3, 10, 10)], "batch 1"),
-        ([["text"]], "tensor"),
     ],
 )
 def test_calibration_sets_that_cannot_be_used_are_refused(batches, message):
     with pytest.raises(CalibrationError, match=message):
         quantize(randomise(SmallResNet()), _spec(), batches)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"), [([["text"]], "batch 0 is a list"), (5, "int, which cannot"), (None, "NoneType")]
+)
+def test_calibration_of_a_wrong_type_is_refused(batches, message):
+    with pytest.raises(CATTypeError, match=message):
+        quantize(randomise(SmallResNet()), _spec(), batches)
+
+
+def test_what_the_model_itself_raises_is_told_with_what_it_was_given():
+    with pytest.raises(CalibrationError, match=r"float32 \(8, 4, 12, 12\).*channels"):
+        quantize(randomise(SmallResNet()), _spec(), small_inputs(8, 4, 12, 12))
 
 
 def test_models_that_cannot_be_used_are_refused():

@@ -14,7 +14,8 @@ from neural_compressor.config import AccuracyCriterion, TuningCriterion
 from neural_compressor.config import options as host_options
 from torch import nn
 
-from cat_plugin.correction import CorrectedModule, ModelCall
+from cat_plugin.calls import ModelCall
+from cat_plugin.correction import CorrectedModule
 from cat_plugin.errors import CATError, HostError, RecipeError
 from cat_plugin.hosts import is_registered, register, unregister
 from cat_plugin.recipe import options

@@ -39,7 +39,8 @@ except ImportError as error:
 import torch
 from torch import nn
 
-from cat_plugin.correction import CorrectedModule, collect_logits
+from cat_plugin.calls import collect_logits
+from cat_plugin.correction import CorrectedModule
 from cat_plugin.hosts import is_registered
 from cat_plugin.hosts._patching import Patches
 from cat_plugin.hosts.config import FRAMEWORK, KEY, NAME, CATConfig, as_base

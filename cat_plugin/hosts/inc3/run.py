@@ -9,7 +9,7 @@ import torch
 from neural_compressor.torch import quantization as host
 from torch import nn
 
-from cat_plugin.correction import ModelCall
+from cat_plugin.calls import ModelCall
 from cat_plugin.hosts import is_registered
 from cat_plugin.hosts.config import CATConfig
 from cat_plugin.hosts.inc3 import algorithm as inc3

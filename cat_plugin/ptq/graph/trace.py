@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,28 +16,10 @@ from torch import Tensor, fx, nn
 from cat_plugin.errors import CATTypeError, QuantizationError
 from cat_plugin.ptq.graph.ops import INPLACE, MOVING, is_call
 
-__all__ = ["eval_mode", "trace"]
+__all__ = ["trace"]
 
 _log = logging.getLogger("cat_plugin")
 _aten = torch.ops.aten
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block, with a warning if it was not; each module's mode is restored."""
-    modes = [(m, m.training) for m in model.modules()]
-    if any(training for _, training in modes):
-        warnings.warn(
-            "the model is in training mode; it is quantized in evaluation mode (BatchNorm uses its running "
-            "statistics, dropout is off). Call model.eval() first to silence this.",
-            stacklevel=3,
-        )
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _export(model: nn.Module, example: Tensor) -> fx.GraphModule:

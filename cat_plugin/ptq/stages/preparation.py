@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from cat_plugin.batches import ModelCall
 from cat_plugin.errors import CalibrationError
+from cat_plugin.models import run_call
 from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.lower import lower
@@ -35,7 +37,8 @@ class Trace(_Always):
         inputs, rows = state.inputs, state.spec.batch_size
         for index, start in enumerate(range(0, len(inputs), rows)):
             batch = inputs[start : start + rows]
-            logits = state.model(batch)
+            name = f"calibration inputs from row {start} on"
+            logits = run_call(state.model, ModelCall((batch,)), name, "full-precision")
             if isinstance(logits, Tensor) and not bool(torch.isfinite(logits).all()):
                 raise CalibrationError(
                     f"the full-precision model gives NaN or infinite logits on calibration batch {index} "
