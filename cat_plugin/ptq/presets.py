@@ -27,6 +27,11 @@ class Plan:
     model_steps: int
     refinement_steps: int
 
+    @property
+    def trains(self) -> bool:
+        """Whether any stage trains; the closed form then leaves the rows alone that training is judged on."""
+        return max(self.unit_steps, self.model_steps, self.refinement_steps) > 0
+
 
 _PRESETS = {
     "fast": Plan(0, 0, 0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,10 +102,4 @@ class QuantReport:
     @property
     def weight_bits_total(self) -> int:
         """Size of all quantized weights in bits."""
-        total = 0
-        for layer in self.layers:
-            count = 1
-            for size in layer.weight_shape:
-                count *= size
-            total += count * layer.w_bits
-        return total
+        return sum(math.prod(layer.weight_shape) * layer.w_bits for layer in self.layers)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.closed_form import layer_fit
-from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_cut
+from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.closed_form.moments import Moments, input_patches, measure
 from cat_plugin.ptq.graph.modules import QuantOp
@@ -335,11 +335,11 @@ def test_a_single_batch_does_not_tell_that_samples_are_few(monkeypatch):
 
 
 @pytest.mark.parametrize("high", [6.0, float("inf")])
-def test_the_shift_behind_a_cut_minimises_its_weighted_error_and_lowers_the_real_one(high):
+def test_the_shift_behind_a_clip_minimises_its_weighted_error_and_lowers_the_real_one(high):
     rng = np.random.default_rng(4)
     wanted = rng.normal(1.0, 3.0, (5, 4000))
     outputs = 0.7 * wanted - 0.4 + rng.normal(0.0, 0.3, wanted.shape)  # shrunk and too low
-    found = shift_behind_cut(torch.tensor(outputs), torch.tensor(wanted), 0.0, high).numpy()
+    found = shift_behind_clip(torch.tensor(outputs), torch.tensor(wanted), 0.0, high).numpy()
     mask = ~(((outputs <= 0) & (wanted <= 0)) | ((outputs >= high) & (wanted >= high)))
     clipped = np.clip(wanted, 0.0, high)
     for channel in range(5):

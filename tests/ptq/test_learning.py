@@ -19,11 +19,12 @@ from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.graph.units import find_units, whole_model
 from cat_plugin.ptq.learned.augment import mirrored_and_shifted, with_patches
+from cat_plugin.ptq.learned.descent import Outcome, held_out_rows
 from cat_plugin.ptq.learned.logit_training import LogitTraining, divergence
 from cat_plugin.ptq.learned.losses import fisher_weights, loss_gradient, prediction_difference
-from cat_plugin.ptq.learned.reconstruction import Outcome, Reconstruction, reconstruct, watched_rows
+from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct
 from cat_plugin.ptq.learned.refinement import refine
-from cat_plugin.ptq.learned.rounding import SoftLayer
+from cat_plugin.ptq.learned.rounding import AdaRound, Rates, StraightThrough
 from cat_plugin.ptq.learned.soft_unit import float_call, run_float, run_nodes
 from cat_plugin.ptq.learned.steps import DropMask, quantize_with_step
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
@@ -85,7 +86,7 @@ def _layer(bits=2):
 def test_straight_through_starts_from_the_integers_given():
     layer = _layer()
     before = layer.dequantized().clone()
-    soft = SoftLayer(layer, "straight_through")
+    soft = StraightThrough(layer)
     torch.testing.assert_close(soft.weight(), before)
     soft.harden()
     torch.testing.assert_close(layer.dequantized(), before)
@@ -94,9 +95,12 @@ def test_straight_through_starts_from_the_integers_given():
 def test_adaround_starts_near_the_integers_and_hardens_to_neighbours():
     layer = _layer()
     q0, before = layer.q_weight.clone(), layer.dequantized().clone()
-    soft = SoftLayer(layer, "adaround")
+    soft = AdaRound(layer)
     assert float((soft.weight().detach() - before).abs().max()) < 0.7 * 0.7
-    assert float(soft.regularizer(2.0).detach()) > 0
+    assert float(soft.regularizer(1.0).detach()) > 0
+    assert soft.regularizer(0.05) is None
+    with torch.no_grad():
+        torch.testing.assert_close(soft.weight(), before)  # judged as the integers that it would write
     soft.harden()
     assert torch.equal(layer.q_weight, q0)
     with torch.no_grad():
@@ -115,7 +119,7 @@ def _prepared(**options):
     return model, module, prepared, spec, x
 
 
-_SHORT = Reconstruction(steps=120, batch_size=16, weight_rate=0.02, drop_probability=0.0, input_mix=0.0)
+_SHORT = Reconstruction(steps=120, batch_size=16, rates=Rates(weight=0.02))
 
 
 def _fitted(prepared, x, spec):
@@ -167,9 +171,9 @@ def test_activations_of_a_step_go_without_the_garbage_collector():
         gc.enable()
 
 
-@pytest.mark.parametrize("method", ["straight_through", "adaround"])
-def test_reconstruction_lowers_the_loss_of_every_block(method):
-    settings = dataclasses.replace(_SHORT, method=method, weight_rate=0.05)
+@pytest.mark.parametrize("rounding", [StraightThrough, AdaRound])
+def test_reconstruction_lowers_the_loss_of_every_block(rounding):
+    settings = dataclasses.replace(_SHORT, rounding=rounding, rates=Rates(weight=0.05))
     outcomes, prepared = _train_units(settings)
     for name in ("block1", "block2"):
         assert outcomes[name].after <= outcomes[name].before
@@ -192,7 +196,7 @@ def test_same_seed_same_bits_with_every_loss(extra):
 
 def test_a_loss_that_turns_nan_keeps_the_initial_values():
     plain, _ = _train_units(dataclasses.replace(_SHORT, steps=0))
-    outcomes, prepared = _train_units(dataclasses.replace(_SHORT, scale_rate=float("inf")))
+    outcomes, prepared = _train_units(dataclasses.replace(_SHORT, rates=Rates(scale=float("inf"))))
     assert "NaN" in outcomes["block1"].note
     assert outcomes["block1"].after == plain["block1"].before
     for layer in prepared.layers:
@@ -200,7 +204,7 @@ def test_a_loss_that_turns_nan_keeps_the_initial_values():
 
 
 def test_training_that_gains_nothing_skips_to_the_end_of_its_schedule():
-    frozen = dataclasses.replace(_SHORT, weight_rate=0.0, scale_rate=0.0, step_rate=0.0, bias_rate=0.0)
+    frozen = dataclasses.replace(_SHORT, rates=Rates(weight=0.0, scale=0.0, step=0.0, bias=0.0))
     outcomes, _ = _train_units(frozen)
     assert outcomes["block1"].steps == 36 + 36  # three looks, a tenth of 120 apart; then the last 30 %
     assert "did not improve" in outcomes["block1"].note
@@ -208,8 +212,8 @@ def test_training_that_gains_nothing_skips_to_the_end_of_its_schedule():
 
 def test_training_is_judged_on_inputs_that_the_closed_form_has_not_seen(monkeypatch):
     model, x = randomise(SmallResNet()), small_inputs(160, 3, 12, 12)
-    watched = watched_rows(len(x))
-    assert watched == 10
+    held = held_out_rows(len(x))
+    assert held == 10
     monkeypatch.setattr(stages, "reconstruct", lambda *_, **__: Outcome(1.0, 1.0, 0))
 
     def closed(inputs, preset="balanced"):
@@ -219,10 +223,10 @@ def test_training_is_judged_on_inputs_that_the_closed_form_has_not_seen(monkeypa
     def same(first, second):
         return all(torch.equal(first[name], second[name]) for name in first)
 
-    others = torch.cat([x[:-watched], 3 * small_inputs(watched, 3, 12, 12, seed=8)])
+    others = torch.cat([x[:-held], 3 * small_inputs(held, 3, 12, 12, seed=8)])
     assert same(closed(x), closed(others))
     assert not same(closed(x, "fast"), closed(others, "fast"))
-    others[len(x) - watched - 1] *= 3
+    others[len(x) - held - 1] *= 3
     assert not same(closed(x), closed(others))
 
 

@@ -5,7 +5,7 @@ both means over the calibration set (Nagel et al., "Data-Free Quantization Throu
 Correction", arXiv 1906.04721, section 4.2, equation 17; here with measured instead of analytic means).  Default: on.
 
 A weight that was fitted to too few samples is pulled towards less than it should give.  Where ReLU or ReLU6 follows, that
-shows behind it: :func:`shift_behind_cut` gives the bias of least squared error there, where what is cut off in full
+shows behind it: :func:`shift_behind_clip` gives the bias of least squared error there, where what is clipped in full
 precision and quantized alike is no error (the non-linear reconstruction of Zhang et al., "Accelerating Very Deep
 Convolutional Networks for Classification and Detection", arXiv 1505.06798, section 3.2, of which only the bias is fitted).
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from cat_plugin.ptq.closed_form.moments import Moments
 from cat_plugin.ptq.graph.modules import QuantOp
 
-__all__ = ["corrected_bias", "shift_behind_cut"]
+__all__ = ["corrected_bias", "shift_behind_clip"]
 
 _PULL = 0.1  # towards no shift, as a share of the positions: a channel that is rarely active shows little of its error
 
@@ -44,16 +44,16 @@ def corrected_bias(layer: QuantOp, moments: Moments) -> Tensor:
     return bias.reshape(-1).to(layer.weight.dtype)
 
 
-def shift_behind_cut(outputs: Tensor, wanted: Tensor, low: float, high: float) -> Tensor:
-    """What to add to the bias for less squared error behind a cut to [low, high].
+def shift_behind_clip(outputs: Tensor, wanted: Tensor, low: float, high: float) -> Tensor:
+    """What to add to the bias for less squared error behind a clip to [low, high].
 
     Minimises ``sum_p m_p (clip(y_p) - u_p - b)^2 + 0.1 P b^2`` for each channel, ``m_p`` being 0 where ``u`` and ``y``
-    are cut at the same end and 1 elsewhere.
+    are clipped at the same end and 1 elsewhere.
 
     Parameters
     ----------
     outputs, wanted : Tensor
-        (O, P) quantized and full-precision outputs ``u`` and ``y`` of the layer, before the cut.
+        (O, P) quantized and full-precision outputs ``u`` and ``y`` of the layer, before it.
     low, high : float
         Its ends; infinity where there is none.
 

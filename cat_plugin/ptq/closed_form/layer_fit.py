@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
-from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_cut
+from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.closed_form.moments import measure
 from cat_plugin.ptq.graph.executor import Executor, first_inputs
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.ops import is_batch_size, is_batched, is_call, is_relu6
+from cat_plugin.ptq.graph.ops import arguments, is_batch_size, is_batched, is_call, is_relu6, operand
 from cat_plugin.ptq.quantizers.observers import search_weight_range
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
@@ -37,22 +37,24 @@ _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 _SCARCE = 10.0
 
 
-def _known(node: Any, values: Executor) -> bool:
+def _known(node: fx.Node, values: Executor) -> bool:
     """Whether a node's value can be had without running what has not been fitted yet."""
     if node in values.values or node.op == "get_attr" or is_batch_size(node):
         return True
     return node.op == "call_function" and all(_known(n, values) for n in node.all_input_nodes)
 
 
-def _shortcut(node: Any, full: Executor, quantized: Executor) -> Any:
+def _shortcut(node: fx.Node, full: Executor, quantized: Executor) -> fx.Node | None:
     """What is added to the layer's output, by an addition that alone reads it; None if there is none, or not yet."""
     while len(node.users) == 1:
         (user,) = node.users
         if is_call(user, {torch.ops.aten.add.Tensor}):
-            others = [n for n in user.args if n is not node]
+            others = [n for n in arguments(user) if n is not node]
             if len(others) != 1 or len(user.args) != 2 or user.kwargs or not is_batched(node):
                 return None
             other = others[0]
+            if not isinstance(other, fx.Node):  # a number
+                return None
             same = is_batched(other) and other.meta["val"].shape[1:] == node.meta["val"].shape[1:]
             return other if same and _known(other, full) and _known(other, quantized) else None
         if user.op != "call_module" or not isinstance(
@@ -63,7 +65,7 @@ def _shortcut(node: Any, full: Executor, quantized: Executor) -> Any:
     return None
 
 
-def _target(node: Any, full: Executor, quantized: Executor) -> Tensor:
+def _target(node: fx.Node, full: Executor, quantized: Executor) -> Tensor:
     """(N, ...) what the layer should give; to be released to the store if it is not the executor's own."""
     reference = full.gathered(node)
     other = _shortcut(node, full, quantized) if node in full.values else None
@@ -76,7 +78,7 @@ def _target(node: Any, full: Executor, quantized: Executor) -> Tensor:
     return target
 
 
-def _cut(node: Any, module: Any) -> tuple[float, float] | None:
+def _clip(node: fx.Node, module: fx.GraphModule) -> tuple[float, float] | None:
     """Ends of the ReLU or ReLU6 that alone reads a node; None if there is none."""
     if len(node.users) != 1:
         return None
@@ -88,11 +90,16 @@ def _cut(node: Any, module: Any) -> tuple[float, float] | None:
 
 
 def _shift_bias(
-    node: Any, layer: QuantOp, quantized: Executor, reference: Tensor, generator: torch.Generator, fitted: int
+    node: fx.Node,
+    layer: QuantOp,
+    quantized: Executor,
+    reference: Tensor,
+    generator: torch.Generator,
+    fitted: int,
 ) -> None:
-    """Bring the bias, and the outputs that are there already, nearer to what shows behind a cut."""
-    cut, outputs = _cut(node, quantized.module), quantized.values.get(node)
-    if cut is None or outputs is None or layer.bias is None:
+    """Bring the bias, and the outputs that are there already, nearer to what shows behind a clip."""
+    ends, outputs = _clip(node, quantized.module), quantized.values.get(node)
+    if ends is None or outputs is None or layer.bias is None:
         return
     axis = outputs.ndim - 1 if layer.kind == "linear" else 1
     count = outputs[0].numel() // outputs.shape[axis]
@@ -104,14 +111,14 @@ def _shift_bias(
         for values, some in ((outputs, given), (reference, wanted)):
             channels = values[rows].movedim(axis, 0).reshape(outputs.shape[axis], -1, count)
             some.append(channels.index_select(2, positions.to(values.device)).flatten(1))
-    shift = shift_behind_cut(torch.cat(given, 1), torch.cat(wanted, 1), *cut)
+    shift = shift_behind_clip(torch.cat(given, 1), torch.cat(wanted, 1), *ends)
     layer.bias = layer.bias + shift.to(layer.bias.device)
     shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
     for start in range(0, len(outputs), quantized.batch_size):
         outputs[start : start + quantized.batch_size] += shift.reshape(shape)
 
 
-def _relative_error(node: Any, full: Executor, quantized: Executor, reference: Tensor) -> float:
+def _relative_error(node: fx.Node, full: Executor, quantized: Executor, reference: Tensor) -> float:
     """Squared error of the layer as it stands over the reference's power, on the first batch."""
     y = quantized.value(node, slice(0, min(quantized.batch_size, quantized.count)))
     if node not in full.values:  # rows of the last axis, see Executor.gathered
@@ -123,7 +130,7 @@ def _relative_error(node: Any, full: Executor, quantized: Executor, reference: T
 
 
 def fit_layer(
-    node: Any,
+    node: fx.Node,
     layer: QuantOp,
     full: Executor,
     quantized: Executor,
@@ -161,7 +168,7 @@ def fit_layer(
     before = _relative_error(node, full, quantized, reference)
     scarce = False
     if spec.compensation or spec.bias_correction:
-        source = quantized.gathered(node.args[0])
+        source = quantized.gathered(operand(node))
         x, y = (first_inputs(value, fitted, quantized.count) for value in (source, reference))
         moments = measure(layer, x, y, _ROWS, spec.batch_size, generator)
         if spec.compensation:

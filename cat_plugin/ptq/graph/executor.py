@@ -46,17 +46,17 @@ class Executor:
         self.module, self.batch_size, self.store, self.call = module, batch_size, store, call
         self.count, self.device = len(inputs), inputs.device
         placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
-        self.values: dict[Any, Tensor] = {placeholder: inputs}
+        self.values: dict[fx.Node, Tensor] = {placeholder: inputs}
 
     def _batches(self) -> list[slice]:
         starts = range(0, self.count, self.batch_size)
         return [slice(start, min(start + self.batch_size, self.count)) for start in starts]
 
-    def value(self, node: Any, rows: slice) -> Any:
+    def value(self, node: fx.Node, rows: slice) -> Any:
         """Value of ``node`` for some rows; what is not kept is recomputed from what is."""
         return self._value(node, rows, {})
 
-    def _value(self, node: Any, rows: slice, memo: dict[Any, Any]) -> Any:
+    def _value(self, node: fx.Node, rows: slice, memo: dict[fx.Node, Any]) -> Any:
         if node in self.values:
             return self.values[node][rows].to(self.device)
         if node in memo:
@@ -65,20 +65,21 @@ class Executor:
             return rows.stop - rows.start
         if node.op == "get_attr":
             return getattr(self.module, str(node.target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, rows, memo))
+        arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: self._value(n, rows, memo))
+        target: Any = node.target
         if node.op == "call_module":
-            result = self.call(self.module.get_submodule(str(node.target)), args[0])
+            result = self.call(self.module.get_submodule(target), arguments[0][0])
         else:
-            result = node.target(*args, **kwargs)
+            result = target(*arguments[0], **arguments[1])
         memo[node] = result
         return result
 
-    def set(self, node: Any, value: Tensor) -> None:
+    def set(self, node: fx.Node, value: Tensor) -> None:
         """Keep a tensor, which may be another node's, as the node's value."""
         self.values[node] = value
 
     @torch.no_grad()
-    def run(self, node: Any, dying: Sequence[Any] = ()) -> None:
+    def run(self, node: fx.Node, dying: Sequence[fx.Node] = ()) -> None:
         """Compute and keep a node's value for all rows (nothing is kept if its first axis is not the batch).
 
         Parameters
@@ -110,7 +111,7 @@ class Executor:
             del self.values[other]
         self.values[node] = kept
 
-    def _fits(self, place: Any, node: Any, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    def _fits(self, place: fx.Node, node: fx.Node, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
         """Whether the value of ``place`` may be overwritten by that of ``node``: rows of one depend on the same rows of
         the other only, it is no one else's, and it is not the caller's."""
         value = self.values.get(place)
@@ -120,14 +121,14 @@ class Executor:
         return owners == [place] and value.shape == shape and value.dtype == dtype
 
     @torch.no_grad()
-    def gathered(self, node: Any) -> Tensor:
+    def gathered(self, node: fx.Node) -> Tensor:
         """All of a node's value; where the batch is not the first axis, as rows of the last axis."""
         if node in self.values:
             return self.values[node]
         parts = [self.value(node, rows) for rows in self._batches()]
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
-    def run_stretch(self, nodes: list[Any], output: Any) -> None:
+    def run_stretch(self, nodes: Sequence[fx.Node], output: fx.Node) -> None:
         """Compute ``output`` anew from what stands before ``nodes``; of what lies between, only what others will read is
         kept (a quantizer that a shortcut shares with the layer behind it, when layers are units)."""
         inside = set(nodes)
@@ -138,7 +139,7 @@ class Executor:
                 self.run(node)
         self.run(output)
 
-    def drop(self, nodes: list[Any]) -> None:
+    def drop(self, nodes: Sequence[fx.Node]) -> None:
         """Forget values."""
         for node in nodes:
             value = self.values.pop(node, None)
@@ -151,7 +152,7 @@ def first_inputs(value: Tensor, count: int, total: int) -> Tensor:
     return value[: len(value) * count // total]
 
 
-def last_uses(graph: fx.Graph, extended: dict[Any, Any]) -> dict[Any, list[Any]]:
+def last_uses(graph: fx.Graph, extended: dict[fx.Node, fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """Node -> nodes whose kept values nobody needs after it.
 
     Parameters
@@ -161,10 +162,10 @@ def last_uses(graph: fx.Graph, extended: dict[Any, Any]) -> dict[Any, list[Any]]
     extended : dict
         Node -> another node whose value must live until then.
     """
-    final: dict[Any, Any] = {}
-    behind: dict[Any, set[Any]] = {}
+    final: dict[fx.Node, fx.Node] = {}
+    behind: dict[fx.Node, set[fx.Node]] = {}
     for node in graph.nodes:
-        direct: set[Any] = set() if is_batch_size(node) else set(node.all_input_nodes)
+        direct: set[fx.Node] = set() if is_batch_size(node) else set(node.all_input_nodes)
         for source in list(direct):
             direct |= behind.get(source, set())
         if node in extended:
@@ -173,7 +174,7 @@ def last_uses(graph: fx.Graph, extended: dict[Any, Any]) -> dict[Any, list[Any]]
         behind[node] = set() if is_batched(node) else direct
         for source in direct:
             final[source] = node
-    out: dict[Any, list[Any]] = {}
+    out: dict[fx.Node, list[fx.Node]] = {}
     for source, node in final.items():
         out.setdefault(node, []).append(source)
     return out

@@ -7,6 +7,7 @@ with the same bits are shared, those with different bits stand side by side, eac
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +23,12 @@ from cat_plugin.ptq.graph.ops import (
     MOVING,
     PRODUCTS,
     WEIGHTED,
+    arguments,
+    constant,
     is_call,
     layer_name,
+    operand,
+    weight_of,
 )
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
@@ -79,16 +84,16 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     return [a for a in items if _is_tensor(a) and a.op != "get_attr" and a.meta["val"].is_floating_point()]
 
 
-def _hoisted(operand: Any) -> tuple[Any, Any]:
-    """Source to quantize instead of ``operand``, and the node that reads it: past what only moves values."""
-    reader, source = operand, operand
+def _hoisted(value: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Source to quantize instead of ``value``, and the node that reads it: past what only moves values."""
+    reader, source = value, value
     while (
         is_call(source, MOVING)
         and len(source.users) == 1
         and _is_tensor(source.args[0])
-        and source.args[0].op != "get_attr"
+        and operand(source).op != "get_attr"
     ):
-        reader, source = source, source.args[0]
+        reader, source = source, operand(source)
     return source, reader
 
 
@@ -124,70 +129,18 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
     QuantizationError
         If the model has nothing to quantize.
     """
-    graph = module.graph
-    prepared = Prepared(module)
-    candidates: list[Any] = [n for n in graph.nodes if is_call(n, WEIGHTED)]
-    weighted = [n for n in candidates if n.args[1].op == "get_attr"]
-    first, last = _ends(graph, weighted)
-    placer = _Placer(module)
-    names: dict[str, int] = {}
-    for node in candidates:
-        name = layer_name(node)
-        if node not in weighted:
-            prepared.unquantized.append(
-                f"{name} ({KIND[node.target]}): its weight is computed, not a parameter"
-            )
-            continue
-        names[name] = names.get(name, 0) + 1
-        if names[name] > 1:  # one module called several times: each call has its own integers
-            name = f"{name}@{names[name]}"
-        bits = spec.layer_bits(name, first=node in first, last=node in last)
-        if bits is None:
-            prepared.unquantized.append(f"{name} ({KIND[node.target]}): left in float by the specification")
-            continue
-        bias = node.args[2] if len(node.args) > 2 else None
-        layer = QuantOp(
-            name,
-            node.target,
-            getattr(module, node.args[1].target),
-            getattr(module, bias.target) if bias is not None else None,
-            tuple(node.args[3:]),
-            *bits,
-        )
-        prepared.layers.append(layer)
-        module.add_submodule(f"op_{node.name}", layer)
-        with graph.inserting_before(node):
-            new = graph.call_module(f"op_{node.name}", (placer.quantized(node.args[0], bits[1]),))
-        new.meta = dict(node.meta)
-        node.replace_all_uses_with(new)
-        # a source may be a weighted node met earlier; the cache is keyed by live nodes only
-        graph.erase_node(node)
+    graph, prepared, placer = module.graph, Prepared(module), _Placer(module)
+    _replace_layers(prepared, placer, spec)
     if not prepared.layers:
         raise QuantizationError(
             "the model has no convolution or linear layer to quantize; check the model and the patterns in "
             "'skip' and 'overrides'."
         )
-    input_bits = {source: width for source, width in placer.cache if source.op == "placeholder"}
-    for node in list(graph.nodes):
-        if not is_call(node, JOINING):
-            continue
-        for operand in _operands(node):
-            source, reader = _hoisted(operand)
-            if source.op == "call_module" and isinstance(
-                module.get_submodule(str(source.target)), ActQuantizer
-            ):
-                continue
-            own = source.op == "call_module" or is_call(source, WEIGHTED)
-            width = input_bits.get(source, spec.branch_bits if own else spec.residual_bits)
-            quantizer = placer.quantized(source, width)
-            if reader is source:
-                node.replace_input_with(source, quantizer)
-            else:
-                reader.replace_input_with(source, quantizer)
+    _quantize_joined(module, placer, spec)
     for node in list(graph.nodes):
         if is_call(node, PRODUCTS) and spec.attention_bits is not None:
-            for operand in dict.fromkeys(node.args[: PRODUCTS[node.target]]):
-                node.replace_input_with(operand, placer.quantized(operand, spec.attention_bits))
+            for factor in dict.fromkeys(arguments(node)[: PRODUCTS[node.target]]):
+                node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits))
         elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
             prepared.unquantized.append(f"{layer_name(node)} ({node.target}): computed in float")
     prepared.unquantized += [
@@ -200,3 +153,57 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
     graph.lint()
     module.recompile()
     return prepared
+
+
+def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> None:
+    """A :class:`QuantOp` behind a quantizer of its input in the place of every layer that is to have bits."""
+    module, graph = prepared.module, prepared.module.graph
+    candidates = [n for n in graph.nodes if is_call(n, WEIGHTED)]
+    weighted = [n for n in candidates if operand(n, 1).op == "get_attr"]
+    first, last = _ends(graph, weighted)
+    calls: Counter[str] = Counter()
+    for node in candidates:
+        name = layer_name(node)
+        if node not in weighted:
+            prepared.unquantized.append(
+                f"{name} ({KIND[node.target]}): its weight is computed, not a parameter"
+            )
+            continue
+        calls[name] += 1
+        if calls[name] > 1:  # one module called several times: each call has its own integers
+            name = f"{name}@{calls[name]}"
+        bits = spec.layer_bits(name, first=node in first, last=node in last)
+        if bits is None:
+            prepared.unquantized.append(f"{name} ({KIND[node.target]}): left in float by the specification")
+            continue
+        bias = constant(module, node.args[2]) if len(node.args) > 2 else None
+        layer = QuantOp(name, node.target, weight_of(module, node), bias, arguments(node)[3:], *bits)
+        prepared.layers.append(layer)
+        module.add_submodule(f"op_{node.name}", layer)
+        with graph.inserting_before(node):
+            new = graph.call_module(f"op_{node.name}", (placer.quantized(operand(node), bits[1]),))
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        # a source may be a weighted node met earlier; the cache is keyed by live nodes only
+        graph.erase_node(node)
+
+
+def _quantize_joined(module: fx.GraphModule, placer: _Placer, spec: QuantSpec) -> None:
+    """A quantizer for every tensor that enters an operation that joins."""
+    input_bits = {source: width for source, width in placer.cache if source.op == "placeholder"}
+    for node in list(module.graph.nodes):
+        if not is_call(node, JOINING):
+            continue
+        for value in _operands(node):
+            source, reader = _hoisted(value)
+            if source.op == "call_module" and isinstance(
+                module.get_submodule(str(source.target)), ActQuantizer
+            ):
+                continue
+            own = source.op == "call_module" or is_call(source, WEIGHTED)
+            width = input_bits.get(source, spec.branch_bits if own else spec.residual_bits)
+            quantizer = placer.quantized(source, width)
+            if reader is source:
+                node.replace_input_with(source, quantizer)
+            else:
+                reader.replace_input_with(source, quantizer)

@@ -95,7 +95,7 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
 def _activation(
     graph: fx.Graph, source: fx.Node, quantizer: ActQuantizer, pairs: dict[tuple[Any, ...], fx.Node]
 ) -> fx.Node:
-    if not (quantizer.enabled and quantizer.ready):
+    if not quantizer.ready:
         return source
     dtype = torch.int8 if quantizer.signed else torch.uint8
     grid = (float(quantizer.scale), quantizer.zero_point, *quantizer.qrange, dtype)

@@ -191,7 +191,7 @@ def is_relu6(node: Any) -> bool:
     )
 
 
-def is_batched(node: Any) -> bool:
+def is_batched(node: Node) -> bool:
     """Whether the first axis of the node's value is the batch, and nothing but the batch."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor) or value.ndim == 0 or node.op == "get_attr":
@@ -200,9 +200,11 @@ def is_batched(node: Any) -> bool:
     return not isinstance(first, int) and str(first).isidentifier()
 
 
-def is_batch_size(node: Any) -> bool:
+def is_batch_size(node: Node) -> bool:
     """Whether the node's value is the number of rows in the batch."""
-    return is_call(node, {torch.ops.aten.sym_size.int}) and node.args[1] == 0 and is_batched(node.args[0])
+    return (
+        is_call(node, {torch.ops.aten.sym_size.int}) and arguments(node)[1] == 0 and is_batched(operand(node))
+    )
 
 
 def layer_name(node: Node) -> str:

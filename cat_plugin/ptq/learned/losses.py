@@ -7,7 +7,6 @@ given.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from cat_plugin.ptq.learned.soft_unit import run_float
 __all__ = ["fisher_weights", "loss_gradient", "nodes_after", "prediction_difference", "tail_losses"]
 
 
-def nodes_after(module: fx.GraphModule, unit: Unit) -> tuple[list[Any], Any]:
+def nodes_after(module: fx.GraphModule, unit: Unit) -> tuple[list[fx.Node], fx.Node]:
     """The nodes behind a unit, and the one that holds the logits."""
     order = [n for n in module.graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
     logits = next(n for n in module.graph.nodes if n.op == "output").args[0]

@@ -17,40 +17,45 @@ from torch import Tensor
 
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.units import Unit
+from cat_plugin.ptq.learned.descent import Outcome
 from cat_plugin.ptq.learned.logit_training import LogitTraining, train_on_logits
-from cat_plugin.ptq.learned.reconstruction import Outcome
 from cat_plugin.ptq.learned.rounding import round_through
+from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
-from cat_plugin.ptq.learned.steps import SoftActivation
-from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
 __all__ = ["GridLayer", "refine"]
 
 
-class GridLayer:
-    """A layer with fixed integers whose grid is refined."""
+class GridLayer(SoftLayer):
+    """A layer with fixed integers whose grid is refined.
+
+    Attributes
+    ----------
+    zero : Tensor or None
+        (O,) zero points that are trained; None for symmetric weights, which have none to refine.
+    """
 
     def __init__(self, layer: QuantOp) -> None:
-        if layer.q_weight is None:
-            raise ValueError(f"layer {layer.name} has no integers to start from")
-        self.layer = layer
-        self.integers = layer.q_weight.float()
-        self.initial = layer.scale.detach().log()
-        self.log_scale = self.initial.clone().requires_grad_()
+        super().__init__(layer)
         self.bias = layer.bias
-        self.zero0 = layer.zero_point.float()
-        # symmetric weights have no zero point to refine
-        self.zero = self.zero0.clone().requires_grad_() if bool(self.zero0.any()) else None
+        self.initial_scale = self.log_scale.detach().clone()
+        self.initial_zero = layer.zero_point.float()
+        self.zero = self.initial_zero.clone().requires_grad_() if bool(self.initial_zero.any()) else None
+
+    def trained(self) -> list[Tensor]:
+        return [self.log_scale] if self.zero is None else [self.log_scale, self.zero]
 
     def _zero_point(self) -> Tensor:
-        low, high = self.layer.qrange
-        return self.zero0 if self.zero is None else round_through(self.zero, low, high)
+        return self.initial_zero if self.zero is None else round_through(self.zero, *self.layer.qrange)
 
     def weight(self) -> Tensor:
-        """(O, ...) weight, differentiable in scale and zero point."""
-        return (self.integers - self.layer.per_channel(self._zero_point())) * self.layer.per_channel(
-            self.log_scale.exp()
-        )
+        scale, zero = self.layer.per_channel(self.log_scale.exp()), self.layer.per_channel(self._zero_point())
+        return (self.start - zero) * scale
+
+    def distance(self) -> Tensor:
+        """() squared distance of scales and zero points from the initial ones."""
+        moved = (self.log_scale - self.initial_scale).square().sum()
+        return moved if self.zero is None else moved + (self.zero - self.initial_zero).square().sum()
 
     @torch.no_grad()
     def harden(self) -> None:
@@ -59,7 +64,6 @@ class GridLayer:
         self.layer.zero_point = self._zero_point().long()
 
 
-@torch.enable_grad()
 def refine(
     module: torch.fx.GraphModule,
     unit: Unit,
@@ -103,22 +107,15 @@ def refine(
         Divergence of the logits before and after.
     """
     soft = SoftUnit(module, unit, GridLayer, bf16=bf16)
-    layers: list[GridLayer] = list(soft.layers.values())
-    steps: dict[ActQuantizer, SoftActivation] = soft.activations
-    start = [activation.log_scale.detach().clone() for activation in steps.values()]
-    groups = [{"params": [x.log_scale for x in layers] + [x.log_scale for x in steps.values()], "lr": rate}]
+    layers, steps = list(soft.layers.values()), list(soft.activations.values())
+    initial = [step.log_scale.detach().clone() for step in steps]
+    groups = [{"params": [x.log_scale for x in layers] + [x.log_scale for x in steps], "lr": rate}]
     zeros = [layer.zero for layer in layers if layer.zero is not None]
     if zeros:
         groups.append({"params": zeros, "lr": zero_rate})
 
     def distance() -> Tensor:
-        moved = torch.stack(
-            [(a.log_scale - s).square() for a, s in zip(steps.values(), start, strict=True)]
-        ).sum()
-        for layer in layers:
-            moved = moved + (layer.log_scale - layer.initial).square().sum()
-            if layer.zero is not None:
-                moved = moved + (layer.zero - layer.zero0).square().sum()
-        return penalty * moved
+        moved = [(step.log_scale - s).square() for step, s in zip(steps, initial, strict=True)]
+        return penalty * torch.stack(moved + [layer.distance() for layer in layers]).sum()
 
     return train_on_logits(soft, groups, inputs, logits, settings, generator, penalty=distance, tick=tick)

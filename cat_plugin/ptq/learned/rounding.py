@@ -1,31 +1,37 @@
-"""Learned rounding of a layer's weights, in two forms.
+"""Learned rounding of a layer's weights: one class for each way, by name in :data:`ROUNDINGS`.
 
-``adaround``: ``q = floor(v) + h(V)`` with the rectified sigmoid ``h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1)`` and the
-regulariser ``sum 1 - |2 h(V) - 1|^beta``, whose ``beta`` falls while training until every ``h`` is 0 or 1 (Nagel et
-al., "Up or Down?", arXiv 2004.10568, equations 23 and 24).  A weight moves to one of two neighbours.
-
-``straight_through``: ``q = round(u)`` with the gradient passed through the rounding (Bengio et al., arXiv 1308.3432;
-Esser et al., arXiv 1902.08153).  A weight may move further, and the loss is at all times that of integers, so that
-training may stop anywhere.
-
-Both start from integers given (those of the closed form), at the real-valued weight's side of the cell.  The weight's
-scale and the bias are learned with it.  Default: ``straight_through``.
+All start from integers given (those of the closed form), on the side of the cell on which the real-valued weight lies.
+The weight's scale and the bias are trained with the rounding.  Default: ``straight_through``.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.learned.soft_layer import SoftLayer
+from cat_plugin.ptq.learned.soft_unit import SoftUnit
 
-__all__ = ["SoftLayer", "round_through"]
+__all__ = [
+    "ROUNDINGS",
+    "AdaRound",
+    "FixedIntegers",
+    "Rates",
+    "Rounding",
+    "StraightThrough",
+    "parameter_groups",
+    "round_through",
+]
 
 _inside = torch.ops.aten.hardtanh_backward.default
-_STRETCH = 1.2
-_SHIFT = 0.1
+_MARGIN = 0.4  # how near to its cell's border, at 0.5, a latent weight may start
+_STRETCH, _SHIFT = 1.2, 0.1  # of AdaRound's sigmoid
+_WARM_UP, _PULL = 0.1, 1e-4  # share of the steps without AdaRound's regulariser, and its weight
 
 
 class _RoundClamp(torch.autograd.Function):
@@ -47,73 +53,159 @@ def round_through(u: Tensor, low: float, high: float) -> Tensor:
     return out
 
 
-def _rectified_sigmoid(v: Tensor) -> Tensor:
-    return (torch.sigmoid(v) * _STRETCH - _SHIFT).clamp(0.0, 1.0)
-
-
-class SoftLayer:
-    """What is learned of one layer.
+class Rounding(SoftLayer):
+    """A layer whose rounding, scale and bias are trained.
 
     Parameters
     ----------
     layer : QuantOp
         With integers chosen.
-    method : {"straight_through", "adaround"}
-        How the rounding is relaxed.
-    margin : float
-        How near to the cell's border a latent weight may start; 0.5 is the border.
 
     Attributes
     ----------
-    latent : Tensor
-        Weight in units of the grid, or the ``V`` of AdaRound.
-    log_scale : Tensor
-        (O,) logarithm of the weight's scale.
-    bias : Tensor or None
-        (O,).
+    latent : Tensor or None
+        What the integers are rounded from; None if they stay as they are.
     """
 
-    def __init__(self, layer: QuantOp, method: str, margin: float = 0.4) -> None:
-        if layer.q_weight is None:
-            raise ValueError(f"layer {layer.name} has no integers to start from")
-        self.layer, self.method = layer, method
-        low, high = layer.qrange
-        q = layer.q_weight.float()
-        self.zero = layer.per_channel(layer.zero_point).float()
-        self.log_scale = layer.scale.detach().log().requires_grad_()
-        self.bias = None if layer.bias is None else layer.bias.detach().clone().requires_grad_()
-        grid = layer.weight / layer.per_channel(layer.scale) + self.zero
-        if method == "adaround":
-            self.floor = torch.where(grid >= q, q, q - 1).clamp(low, high - 1)
-            soft = 0.7 * (q - self.floor) + 0.3 * (grid - self.floor).clamp(0, 1)
-            soft = soft.clamp(0.05, 0.95)
-            self.latent = -torch.log(_STRETCH / (soft + _SHIFT) - 1)
-        else:
-            self.latent = q + (grid - q).clamp(-margin, margin)
-        self.latent.requires_grad_()
+    latent: Tensor | None = None
 
-    def _integers(self) -> Tensor:
-        low, high = self.layer.qrange
-        if self.method == "adaround":
-            return self.floor + _rectified_sigmoid(self.latent)
-        return round_through(self.latent, low, high)
+    def __init__(self, layer: QuantOp) -> None:
+        super().__init__(layer)
+        self.zero = layer.per_channel(layer.zero_point).float()
+        self.bias = None if layer.bias is None else layer.bias.detach().clone().requires_grad_()
+
+    @property
+    def grid(self) -> Tensor:
+        """(O, ...) the real-valued weight in units of the grid."""
+        return self.layer.weight / self.layer.per_channel(self.layer.scale) + self.zero
+
+    @abstractmethod
+    def integers(self) -> Tensor:
+        """(O, ...) float integers that would be written now; differentiable if the method trains with them."""
+
+    def relaxed_integers(self) -> Tensor:
+        """(O, ...) what stands for the integers while gradients are taken."""
+        return self.integers()
+
+    def trained(self) -> list[Tensor]:
+        return [value for value in (self.latent, self.log_scale, self.bias) if value is not None]
 
     def weight(self) -> Tensor:
-        """(O, ...) weight as the layer computes with it now, differentiable."""
-        return (self._integers() - self.zero) * self.layer.per_channel(self.log_scale.exp())
-
-    def regularizer(self, beta: float) -> Tensor | None:
-        """AdaRound's pull towards 0 and 1, summed; None where rounding is hard anyway."""
-        if self.method != "adaround":
-            return None
-        return (1 - (2 * _rectified_sigmoid(self.latent) - 1).abs().pow(beta)).sum()
+        integers = self.relaxed_integers() if torch.is_grad_enabled() else self.integers()
+        return (integers - self.zero) * self.layer.per_channel(self.log_scale.exp())
 
     @torch.no_grad()
     def harden(self) -> None:
         """Write integers, scale and bias into the layer."""
-        low, high = self.layer.qrange
-        q = self._integers() if self.method != "adaround" else self.floor + (self.latent > 0)
-        self.layer.q_weight = q.round().clamp(low, high).to(torch.int8)
-        self.layer.scale = self.log_scale.detach().exp()
+        self.layer.q_weight = self.integers().round().clamp(*self.layer.qrange).to(torch.int8)
+        self.layer.scale = self.log_scale.exp()
         if self.bias is not None:
-            self.layer.bias = self.bias.detach().clone()
+            self.layer.bias = self.bias.clone()
+
+
+class StraightThrough(Rounding):
+    """``q = round(u)`` with the gradient passed through the rounding.
+
+    A weight may move further than to its neighbour, and the loss is at all times that of integers, so that training may
+    stop anywhere (Bengio et al., arXiv 1308.3432; Esser et al., arXiv 1902.08153).
+    """
+
+    latent: Tensor
+
+    def __init__(self, layer: QuantOp) -> None:
+        super().__init__(layer)
+        self.latent = self.start + (self.grid - self.start).clamp(-_MARGIN, _MARGIN)
+        self.latent.requires_grad_()
+
+    def integers(self) -> Tensor:
+        return round_through(self.latent, *self.layer.qrange)
+
+
+class AdaRound(Rounding):
+    """``q = floor(v) + h(V)`` with the rectified sigmoid ``h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1)``.
+
+    The regulariser ``sum 1 - |2 h(V) - 1|^beta``, whose ``beta`` falls while training, pulls every ``h`` to 0 or 1 (Nagel
+    et al., "Up or Down?", arXiv 2004.10568, equations 23 and 24).  A weight moves to one of two neighbours.
+    """
+
+    relaxed = True
+    latent: Tensor
+
+    def __init__(self, layer: QuantOp) -> None:
+        super().__init__(layer)
+        low, high = layer.qrange
+        q, grid = self.start, self.grid
+        self.floor = torch.where(grid >= q, q, q - 1).clamp(low, high - 1)
+        soft = 0.7 * (q - self.floor) + 0.3 * (grid - self.floor).clamp(0, 1)
+        self.latent = -torch.log(_STRETCH / (soft.clamp(0.05, 0.95) + _SHIFT) - 1)
+        self.latent.requires_grad_()
+
+    def integers(self) -> Tensor:
+        return self.floor + (self.latent > 0)
+
+    def relaxed_integers(self) -> Tensor:
+        return self.floor + self._up()
+
+    def _up(self) -> Tensor:
+        """(O, ...) share, 0..1, of the way from the lower to the upper neighbour."""
+        return (torch.sigmoid(self.latent) * _STRETCH - _SHIFT).clamp(0.0, 1.0)
+
+    def regularizer(self, share: float) -> Tensor | None:
+        if share <= _WARM_UP:
+            return None
+        beta = 20.0 - 18.0 * share
+        return _PULL * (1 - (2 * self._up() - 1).abs().pow(beta)).sum()
+
+
+class FixedIntegers(Rounding):
+    """Integers stay as the closed form has chosen them; scale and bias are trained."""
+
+    def integers(self) -> Tensor:
+        return self.start
+
+
+#: By the names that ``QuantSpec(rounding=...)`` takes.
+ROUNDINGS: dict[str, type[Rounding]] = {
+    "straight_through": StraightThrough,
+    "adaround": AdaRound,
+    "none": FixedIntegers,
+}
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Adam's learning rates.
+
+    Attributes
+    ----------
+    weight : float
+        Of what integers are rounded from, in grid units.
+    scale : float
+        Of the weights' scales, relative.
+    step : float or None
+        Of the activations' steps, relative; None leaves them as they are.
+    bias : float
+        Of the biases, relative to the layer's output.
+    """
+
+    weight: float = 0.015
+    scale: float = 1e-3
+    step: float | None = 1e-3
+    bias: float = 2e-3
+
+
+def parameter_groups(soft: SoftUnit[Rounding], rates: Rates) -> list[dict[str, Any]]:
+    """Adam's parameter groups for what is trained of a unit."""
+    layers = list(soft.layers.values())
+    latents = [layer.latent for layer in layers if layer.latent is not None]
+    groups: list[dict[str, Any]] = [{"params": latents, "lr": rates.weight}] if latents else []
+    groups.append({"params": [layer.log_scale for layer in layers], "lr": rates.scale})
+    if rates.step is not None and soft.activations:
+        steps = [activation.log_scale for activation in soft.activations.values()]
+        groups.append({"params": steps, "lr": rates.step})
+    for layer in layers:
+        if layer.bias is not None:
+            # Adam moves by the rate whatever the gradient's size, so the rate carries the output's scale
+            spread = float(layer.layer.weight.flatten(1).norm(dim=1).mean())
+            groups.append({"params": [layer.bias], "lr": rates.bias * max(spread, 1e-3)})
+    return groups

@@ -1,17 +1,19 @@
-"""A unit of the graph made differentiable: runs its nodes with learned weights and steps, or in full precision."""
+"""A unit of the graph made differentiable: runs its nodes with trained weights and steps, or in full precision."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.ops import is_batch_size
+from cat_plugin.ptq.graph.ops import is_batch_size, operand
 from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.precision import compute_in_bf16
+from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.steps import SoftActivation
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.transforms.equalization import Ceiling
@@ -20,7 +22,10 @@ __all__ = ["SoftUnit", "float_call", "run_float", "run_nodes"]
 
 
 def run_nodes(
-    module: fx.GraphModule, nodes: list[Any], env: dict[Any, Any], call: Callable[[Any, Tensor], Any]
+    module: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    env: dict[fx.Node, Any],
+    call: Callable[[Any, Tensor], Any],
 ) -> None:
     """Execute ``nodes`` in order on the values in ``env``; ``call`` runs layers and quantizers.
 
@@ -29,18 +34,19 @@ def run_nodes(
     count = len(next(iter(env.values())))
     for node in nodes:
         if node.op == "call_module":
-            x = _value(node.args[0], module, env, count)
+            x = _value(operand(node), module, env, count)
             env[node] = call(module.get_submodule(str(node.target)), x)
         elif node.op != "get_attr" and not is_batch_size(node):
             env[node] = _result(node, module, env, count)
 
 
-def _result(node: Any, module: fx.GraphModule, env: dict[Any, Any], count: int) -> Any:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(n, module, env, count))
-    return node.target(*args, **kwargs)
+def _result(node: fx.Node, module: fx.GraphModule, env: dict[fx.Node, Any], count: int) -> Any:
+    arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(n, module, env, count))
+    target: Any = node.target
+    return target(*arguments[0], **arguments[1])
 
 
-def _value(node: Any, module: fx.GraphModule, env: dict[Any, Any], count: int) -> Any:
+def _value(node: fx.Node, module: fx.GraphModule, env: dict[fx.Node, Any], count: int) -> Any:
     # not a closure that calls itself: such a cycle keeps a step's activations until the garbage collector comes by
     if node not in env:
         if is_batch_size(node):
@@ -58,19 +64,25 @@ def float_call(child: Any, x: Tensor) -> Any:
     return child.full_precision(x) if isinstance(child, Ceiling) else x
 
 
-def run_float(module: fx.GraphModule, nodes: list[Any], source: Any, x: Tensor, output: Any) -> Tensor:
+def run_float(
+    module: fx.GraphModule, nodes: Sequence[fx.Node], source: fx.Node, x: Tensor, output: fx.Node
+) -> Tensor:
     """Value of ``output`` in full precision when ``source`` has the value ``x``."""
-    env = {source: x}
+    env: dict[fx.Node, Any] = {source: x}
     run_nodes(module, nodes, env, float_call)
-    return env[output]
+    result: Tensor = env[output]
+    return result
 
 
 def _copied(value: Tensor | None) -> Tensor | None:
     return None if value is None else value.clone()
 
 
-class SoftUnit:
-    """A unit whose rounding, steps and biases are being learned.
+Soft = TypeVar("Soft", bound=SoftLayer)
+
+
+class SoftUnit(Generic[Soft]):
+    """A unit with what is trained of its layers and quantizers.
 
     Parameters
     ----------
@@ -79,37 +91,35 @@ class SoftUnit:
     unit : Unit
         With ranges and integers chosen.
     make_layer : callable
-        Makes the relaxation of a layer, for instance a
-        :class:`~cat_plugin.ptq.learned.rounding.SoftLayer`.
-    make_activation : callable
-        Makes the relaxation of an activation quantizer.
+        Makes what is trained of a layer, for instance one of :data:`~cat_plugin.ptq.learned.rounding.ROUNDINGS`.
     bf16 : bool
         Compute dense convolutions in BF16 while gradients are taken.
+
+    Attributes
+    ----------
+    layers : dict of QuantOp to SoftLayer
+        Layers that have integers.
+    activations : dict of ActQuantizer to SoftActivation
+        Quantizers that have ranges.
     """
 
     def __init__(
-        self,
-        module: fx.GraphModule,
-        unit: Unit,
-        make_layer: Callable[[QuantOp], Any],
-        make_activation: Callable[[ActQuantizer], Any] = SoftActivation,
-        bf16: bool = False,
+        self, module: fx.GraphModule, unit: Unit, make_layer: Callable[[QuantOp], Soft], bf16: bool = False
     ) -> None:
-        self.bf16 = bf16
-        self.module, self.unit = module, unit
-        self.layers: dict[QuantOp, Any] = {
+        self.module, self.unit, self.bf16 = module, unit, bf16
+        self.layers: dict[QuantOp, Soft] = {
             layer: make_layer(layer) for layer in unit.layers if layer.q_weight is not None
         }
-        self.activations: dict[ActQuantizer, Any] = {
-            q: make_activation(q) for q in unit.quantizers if q.ready and q.enabled
+        self.activations: dict[ActQuantizer, SoftActivation] = {
+            quantizer: SoftActivation(quantizer) for quantizer in unit.quantizers if quantizer.ready
         }
 
-    def run(
-        self,
-        x: Tensor,
-        mask: Callable[[Tensor], Tensor | None] | None = None,
-        taps: dict[Any, Tensor] | None = None,
-    ) -> Tensor:
+    @property
+    def relaxed(self) -> bool:
+        """Whether training passes differ from what would be written down."""
+        return any(layer.relaxed for layer in self.layers.values())
+
+    def run(self, x: Tensor, mask: Callable[[Tensor], Tensor | None] | None = None) -> Tensor:
         """Output of the unit for the input ``x``.
 
         Parameters
@@ -118,8 +128,6 @@ class SoftUnit:
             Value of the unit's source.
         mask : callable or None
             Gives the drop mask of an activation; None drops nothing.
-        taps : dict or None
-            Its keys are nodes of the unit whose values are to be filled in.
         """
 
         def call(child: Any, value: Tensor) -> Any:
@@ -135,55 +143,69 @@ class SoftUnit:
             compute = compute_in_bf16 if self.bf16 and torch.is_grad_enabled() else QuantOp.compute
             return compute(child, value, soft_layer.weight(), soft_layer.bias)
 
-        env = {self.unit.source: x}
+        env: dict[fx.Node, Any] = {self.unit.source: x}
         run_nodes(self.module, self.unit.nodes, env, call)
-        if taps is not None:
-            for node in taps:
-                taps[node] = env[node]
-        return env[self.unit.output]
+        result: Tensor = env[self.unit.output]
+        return result
+
+    def regularizers(self, share: float) -> list[Tensor]:
+        """What the layers add to the loss when ``share`` of the steps, 0..1, is done."""
+        terms = (layer.regularizer(share) for layer in self.layers.values())
+        return [term for term in terms if term is not None]
 
     def harden(self) -> None:
-        """Write everything learned into the modules."""
+        """Write everything trained into the modules."""
         for layer in self.layers.values():
             layer.harden()
         with torch.no_grad():
             for activation in self.activations.values():
                 activation.harden()
 
-    def _parameters(self) -> list[Tensor]:
-        owners = [*self.layers.values(), *self.activations.values()]
-        found = [
-            getattr(owner, name, None) for owner in owners for name in ("latent", "log_scale", "bias", "zero")
-        ]
-        return [p for p in found if isinstance(p, Tensor) and p.requires_grad]
+    def _trained(self) -> list[Tensor]:
+        found = [value for layer in self.layers.values() for value in layer.trained()]
+        return found + [activation.log_scale for activation in self.activations.values()]
 
     def snapshot(self) -> list[Tensor]:
-        """Copy of everything that is being learned."""
-        return [p.detach().clone() for p in self._parameters()]
+        """Copy of everything that is trained."""
+        return [value.detach().clone() for value in self._trained()]
 
     @torch.no_grad()
     def load(self, snapshot: list[Tensor]) -> None:
         """Go back to a :meth:`snapshot`."""
-        for parameter, value in zip(self._parameters(), snapshot, strict=True):
+        for parameter, value in zip(self._trained(), snapshot, strict=True):
             parameter.copy_(value)
 
-    def state(self) -> list[Any]:
+    def state(self) -> Written:
         """Copy of what :meth:`harden` would write over, to go back to."""
-        layers = [
-            (
-                layer,
-                {name: _copied(getattr(layer, name)) for name in ("q_weight", "scale", "zero_point", "bias")},
-            )
-            for layer in self.layers
-        ]
-        return [layers, [(q, q.scale.clone(), q.zero_point) for q in self.activations]]
+        names = ("q_weight", "scale", "zero_point", "bias")
+        return Written(
+            [(layer, {name: _copied(getattr(layer, name)) for name in names}) for layer in self.layers],
+            [(quantizer, quantizer.scale.clone(), quantizer.zero_point) for quantizer in self.activations],
+        )
 
     @staticmethod
-    def restore(state: list[Any]) -> None:
+    @torch.no_grad()
+    def restore(state: Written) -> None:
         """Undo what happened to the modules since :meth:`state`."""
-        for layer, values in state[0]:
+        for layer, values in state.layers:
             for name, value in values.items():
                 setattr(layer, name, value)
-        for quantizer, scale, zero_point in state[1]:
+        for quantizer, scale, zero_point in state.quantizers:
             quantizer.scale.copy_(scale)
             quantizer.zero_point = zero_point
+
+
+@dataclass(frozen=True)
+class Written:
+    """Values of a unit's layers and quantizers.
+
+    Attributes
+    ----------
+    layers : list
+        (layer, its tensors by name).
+    quantizers : list
+        (quantizer, scale, zero point).
+    """
+
+    layers: list[tuple[QuantOp, dict[str, Tensor | None]]]
+    quantizers: list[tuple[ActQuantizer, Tensor, int]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ActQuantizer", "integer_range", "round_ste"]
+__all__ = ["ActQuantizer", "integer_range"]
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -20,11 +20,6 @@ def integer_range(bits: int, signed: bool) -> tuple[int, int]:
         ``(-2**(bits-1), 2**(bits-1) - 1)`` if signed, else ``(0, 2**bits - 1)``.
     """
     return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round half to even; the gradient passes as if it were the identity."""
-    return x + (x.round() - x).detach()
 
 
 class ActQuantizer(nn.Module):
@@ -45,8 +40,6 @@ class ActQuantizer(nn.Module):
         int8 storage if True, uint8 otherwise; chosen from the data.
     ready : bool
         False before calibration: the input passes through unchanged.
-    enabled : bool
-        False: the input passes through unchanged.
     """
 
     scale: Tensor
@@ -57,7 +50,6 @@ class ActQuantizer(nn.Module):
         self.signed = False
         self.zero_point = 0
         self.ready = False
-        self.enabled = True
         self.register_buffer("scale", torch.ones(()))
 
     @property
@@ -72,7 +64,7 @@ class ActQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantize ``x`` (any shape), bit for bit what the QDQ pair of the exported graph computes."""
-        if not (self.enabled and self.ready):
+        if not self.ready:
             return x
         qmin, qmax = self.qrange
         scale = float(self.scale)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from cat_plugin.ptq.learned.reconstruction import Outcome
+from cat_plugin.ptq.learned.descent import Outcome
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.state import State
 

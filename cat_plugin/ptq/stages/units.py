@@ -8,14 +8,10 @@ from collections.abc import Iterator
 from cat_plugin.ptq.closed_form.sequence import FittedUnit, SequentialFit, generator_for
 from cat_plugin.ptq.graph.packs import group_by_score, join_units, pack_scores
 from cat_plugin.ptq.graph.units import whole_model
+from cat_plugin.ptq.learned.descent import Outcome, held_out_rows
 from cat_plugin.ptq.learned.losses import fisher_weights, prediction_difference
-from cat_plugin.ptq.learned.reconstruction import (
-    Outcome,
-    Reconstruction,
-    reconstruct,
-    rows_of_a_step,
-    watched_rows,
-)
+from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct, rows_of_a_step
+from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import CLOSED_FORM_WORK, Stage, Step
@@ -75,7 +71,7 @@ class FitUnits(Stage):
             state.spec,
             state.store,
             reports=state.layers,
-            fitted=count - watched_rows(count) if steps else None,
+            fitted=count - held_out_rows(count) if state.plan.trains else None,
             changed=steps > 0,
         )
         units = state.blocks()
@@ -99,9 +95,8 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         return None
     settings = Reconstruction(
         steps=state.plan.unit_steps,
-        method="adaround" if spec.rounding == "adaround" else "straight_through",
-        learn_rounding=spec.rounding != "none",
-        learn_steps=spec.learned_steps,
+        rounding=ROUNDINGS[spec.rounding],
+        rates=Rates() if spec.learned_steps else Rates(step=None),
         drop_probability=spec.drop_probability,
         input_mix=spec.input_mix,
         bf16=state.bf16,

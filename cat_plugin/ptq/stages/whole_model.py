@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from cat_plugin.ptq.closed_form.sequence import generator_for
 from cat_plugin.ptq.graph.units import Unit, whole_model
 from cat_plugin.ptq.learned.logit_training import LogitTraining, train_on_logits
-from cat_plugin.ptq.learned.reconstruction import Reconstruction, parameter_groups, rows_of_a_step
+from cat_plugin.ptq.learned.reconstruction import rows_of_a_step
 from cat_plugin.ptq.learned.refinement import refine
-from cat_plugin.ptq.learned.rounding import SoftLayer
+from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates, parameter_groups
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.spec import QuantSpec
@@ -40,14 +40,9 @@ class WholeModel(Stage):
 
     def run(self, state: State) -> Iterator[Step]:
         spec, whole = state.spec, whole_model(state.module)
-        method = "adaround" if spec.rounding == "adaround" else "straight_through"
-        soft = SoftUnit(state.module, whole, lambda layer: SoftLayer(layer, method), bf16=state.bf16)
-        rates = Reconstruction(
-            learn_rounding=spec.rounding != "none",
-            learn_steps=spec.learned_steps,
-            weight_rate=5e-3,  # slower than a unit's: a weight that jumps is felt by everything behind it
-            bias_rate=1e-3,
-        )
+        soft = SoftUnit(state.module, whole, ROUNDINGS[spec.rounding], bf16=state.bf16)
+        # slower than a unit's: a weight that jumps is felt by everything behind it
+        rates = Rates(weight=5e-3, step=1e-3 if spec.learned_steps else None, bias=1e-3)
         outcome = train_on_logits(
             soft,
             parameter_groups(soft, rates),

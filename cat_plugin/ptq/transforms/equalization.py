@@ -7,15 +7,15 @@ equation 7).  Their ``S`` evens the ranges of per-tensor weights; here weights h
 
 Before a depthwise layer, whose weights' own scales take ``S`` up without a trace, ``s_i = max_j r_j / r_i``, ``r_i`` being
 the clipping range of least squared error of channel i at the activation's bits, but no less than bits / 8 of the greatest
-value seen, or a channel that is rarely active would be cut when it is.  A dense layer has one scale for a whole row: a
+value seen, or a channel that is rarely active would be clipped when it is.  A dense layer has one scale for a whole row: a
 column of large weights coarsens all others, and ``s_i`` that grows with it evens the row (the exchange between weights and
 activations of Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4, the other way round).  There ``s_i`` is a power of
 the above times a power of the column's greatest weight, both of 0, 1/4, .., 1, as a model of the noise of rounding either
 finds best.
 
-ReLU6 commutes with ``S`` if channel i is cut at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
-ReLU6 stays what it is: no range is scaled beyond 6, so that what it cuts more, the quantizer behind it would cut, and what
-it cuts less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions.
+ReLU6 commutes with ``S`` if channel i is clipped at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
+ReLU6 stays what it is: no range is scaled beyond 6, so that what it clips more, the quantizer behind it would clip, and what
+it clips less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FRACTIONS = tuple(0.05 * i for i in range(4, 21))  # of a channel's greatest va
 _COARSE = (0.3, 0.45, 0.6, 0.8, 1.0)  # the same of the whole tensor's, where gains are compared
 _NOISE_SAMPLES = 128  # of each channel, for that
 _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-# shares of the channels that gains leave within their reach; those of the others are cut down to it
+# shares of the channels that gains leave within their reach; those of the others are clipped to it
 _WITHIN_REACH = (0.9, 1.0)
 _MOST = 8.0  # no channel is scaled by more
 # what is left of the weights' rounding noise once its errors compensate each other, of the order seen on 1x1 layers
@@ -57,7 +57,7 @@ class Ceiling(nn.Module):
     Parameters
     ----------
     limit : Tensor
-        (C, 1, 1) what full precision cuts each channel at.
+        (C, 1, 1) what full precision clips each channel at.
     """
 
     limit: Tensor
@@ -67,7 +67,7 @@ class Ceiling(nn.Module):
         self.register_buffer("limit", limit)
 
     def full_precision(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape, cut at each channel's own limit."""
+        """(N, C, H, W) -> the same shape, clipped at each channel's own limit."""
         return torch.minimum(x.clamp(min=0.0), self.limit)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def _ranges(values: Tensor, levels: int) -> Tensor:
 def _candidates(full: Tensor, columns: Tensor, reach: Tensor | None) -> Iterator[Tensor]:
     """(C,) gains to choose from: powers of what evens the activation's ranges times powers of the columns' reach.
 
-    ``reach`` is the most that a channel may be scaled by without being cut earlier than it was, where there is a cut.
+    ``reach`` is the most that a channel may be scaled by without being clipped earlier than it was, where there is a clip.
     """
     for a, b in itertools.product(_EXPONENTS, repeat=2):
         gains = full**a * columns**b
@@ -184,7 +184,7 @@ def _candidates(full: Tensor, columns: Tensor, reach: Tensor | None) -> Iterator
 
 
 def _activation_noise(values: Tensor, gains: Tensor, levels: int, top: float, importance: Tensor) -> float:
-    """Squared error at the second layer's outputs that rounding (C, n) scaled values, and cutting them, makes."""
+    """Squared error at the second layer's outputs that rounding (C, n) scaled values, and clipping them, makes."""
     gains = gains.unsqueeze(1)
     scaled = (values * gains).clamp_(max=top)
     wanted = values.clamp(max=top)
@@ -218,7 +218,7 @@ def _gains(
     Parameters
     ----------
     values : Tensor
-        (C, n) magnitudes of the tensor that is quantized, before it is cut.
+        (C, n) magnitudes of the tensor that is quantized, before it is clipped.
     power : Tensor
         (C,) its variance.
     least : Tensor
@@ -230,7 +230,7 @@ def _gains(
     w_bits : int
         Its bits.
     top : float
-        Where the values are cut, infinity if they are not.
+        Where the values are clipped, infinity if they are not.
     """
     ranges = torch.maximum(_ranges(values.clamp(max=top), levels), least)
     most = ranges.max()

@@ -1,0 +1,194 @@
+"""The one training loop: gradient steps on some rows, judged on rows held out, with the best state kept.
+
+Adam with learning rates that fall to zero along half a cosine (Loshchilov and Hutter, "SGDR", arXiv 1608.03983, equation
+5, without restarts).  The last rows are held out: nothing is trained on them, nor, where training follows, fitted to them
+in closed form, so that initial and trained values are compared on inputs that neither has seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cat_plugin.ptq.learned.soft_unit import SoftUnit
+
+__all__ = ["Objective", "Outcome", "Schedule", "descend", "held_out_rows"]
+
+# Training that gains nothing goes on with the end of its schedule, which begins at this share of the steps: what rounding
+# gains, it gains while the rates fall to zero.
+_END = 0.7
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training has done.
+
+    Attributes
+    ----------
+    before, after : float
+        Loss on the rows held out, of the initial values and of those kept.
+    steps : int
+        Gradient steps taken.
+    note : str
+        Why the initial values were kept, if they were.
+    """
+
+    before: float
+    after: float
+    steps: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and how often to judge.
+
+    Attributes
+    ----------
+    steps, batch_size : int
+        Gradient steps and rows in each.
+    looks : int
+        How often the state is judged in a full run.
+    patience : int or None
+        After so many looks without gain a run skips to the end of its schedule; None never skips.
+    """
+
+    steps: int
+    batch_size: int
+    looks: int
+    patience: int | None = None
+
+
+class Objective(Protocol):
+    """What is minimised, and by what the result is judged.
+
+    Attributes
+    ----------
+    count : int
+        Rows to train on, the first ones.
+    """
+
+    count: int
+
+    def losses(self, rows: Tensor) -> Iterator[Tensor]:
+        """Parts, () each, of the loss of some rows, (n,) int64 on the CPU.
+
+        Each part is differentiated before the next is asked for, so that only one needs memory at a time.
+        """
+
+    def judge(self) -> float:
+        """Loss of the state as it stands, on the rows held out; called without gradients."""
+
+
+def held_out_rows(count: int) -> int:
+    """How many of ``count`` rows, the last ones, training is judged on; 0 if they are too few to spare any.
+
+    A sixteenth is too little to be missed and enough to tell better from worse.
+    """
+    held = count // 16
+    return held if held >= 8 else 0
+
+
+class _Judge:
+    """Keeps the best state seen and says when nothing is being gained."""
+
+    def __init__(self, soft: SoftUnit[Any], objective: Objective, patience: int | None) -> None:
+        self.soft, self.objective, self.patience = soft, objective, patience
+        self.first = self.best = self._loss()
+        self.state = soft.snapshot()
+        self.stale = 0
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        return self.objective.judge()
+
+    def look(self) -> bool:
+        """Judge the state; True when the last looks brought nothing."""
+        loss = self._loss()
+        self.stale += 1
+        if loss < self.best:
+            if loss < 0.998 * self.best:
+                self.stale = 0
+            self.best, self.state = loss, self.soft.snapshot()
+        return self.patience is not None and self.stale >= self.patience
+
+
+@torch.enable_grad()
+def descend(
+    soft: SoftUnit[Any],
+    groups: list[dict[str, Any]],
+    objective: Objective,
+    schedule: Schedule,
+    generator: torch.Generator,
+    *,
+    tick: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Train what is free in a unit, in place.
+
+    Parameters
+    ----------
+    soft : SoftUnit
+        The unit, or the whole model.
+    groups : list of dict
+        Adam's parameter groups with the initial rates.
+    objective : Objective
+        The loss.
+    schedule : Schedule
+        How long.
+    generator : torch.Generator
+        CPU generator of the order of the rows.
+    tick : callable or None
+        Called with the number of each finished step.
+
+    Returns
+    -------
+    Outcome
+        The best state seen on the rows held out is kept and written into the modules.  If none is better than the
+        initial values, or the loss turns NaN, these are kept, and the note says so.
+    """
+    initial = soft.state()
+    judge = _Judge(soft, objective, None if soft.relaxed else schedule.patience)
+    # rounding that is relaxed while it is trained is that of integers only at the end
+    every = schedule.steps if soft.relaxed else max(schedule.steps // schedule.looks, 1)
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), foreach=True)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    order = torch.empty(0, dtype=torch.long)
+    batch = min(schedule.batch_size, objective.count)
+    step = done = 0
+    while step < schedule.steps:
+        if len(order) < batch:
+            order = torch.randperm(objective.count, generator=generator)
+        rows, order = order[:batch], order[batch:]
+        share = step / schedule.steps
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
+        optimizer.zero_grad()
+        total = 0.0
+        for index, loss in enumerate(objective.losses(rows)):
+            if index == 0:
+                for term in soft.regularizers(share):
+                    loss = loss + term
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            soft.restore(initial)
+            return Outcome(
+                judge.first, judge.first, done, "the loss became NaN or infinite: initial values kept"
+            )
+        optimizer.step()
+        step, done = step + 1, done + 1
+        if tick is not None:
+            tick(done)
+        if (step % every == 0 or step == schedule.steps) and judge.look():
+            step = max(step, round(_END * schedule.steps))
+    if not judge.best < judge.first:
+        soft.restore(initial)
+        return Outcome(judge.first, judge.first, done, "training did not improve it: initial values kept")
+    soft.load(judge.state)
+    soft.harden()
+    return Outcome(judge.first, judge.best, done)
