@@ -26,7 +26,7 @@ from tvm_backend.report import CompileReport, KernelEntry
 from tvm_backend.runtime import FORMAT, VERSION
 from tvm_backend.target import is_cuda, machine_of, required_features, resolve
 
-__all__ = ["compile"]
+__all__ = ["Progress", "compile"]
 
 _log = logging.getLogger("cat_plugin")
 

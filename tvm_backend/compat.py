@@ -15,17 +15,32 @@ from tvm import relax
 
 __all__ = [
     "TESTED_VERSIONS",
+    "assert_structural_equal",
+    "bound_values",
     "call_pure_packed",
+    "call_with",
     "constant",
     "constant_value",
+    "constants",
+    "ffi_version",
+    "function_names",
+    "functions",
+    "importer_arguments",
+    "ints",
     "is_constant",
-    "is_tensor",
+    "number",
+    "op_name",
+    "return_type",
+    "same_shape",
+    "specialize_batch",
+    "target_machine",
     "tensor_type",
     "tuple_fields",
     "tuple_type",
     "type_of",
     "variable_name",
     "version",
+    "with_functions",
 ]
 
 TESTED_VERSIONS = ("0.25", "0.26", "0.27")
@@ -58,11 +73,6 @@ def tuple_type(fields: list[Any]) -> Any:
     if hasattr(tvm.ir, "TupleType") and _NEW_NAMES and not hasattr(relax, "TupleType"):
         return tvm.ir.TupleType(fields)
     return relax.TupleType(fields) if _NEW_NAMES else relax.TupleStructInfo(fields)
-
-
-def is_tensor(kind: Any) -> bool:
-    """Whether a relax type is that of a tensor with known shape."""
-    return isinstance(kind, _Tensor) and kind.shape is not None
 
 
 def tuple_fields(kind: Any) -> list[Any] | None:

@@ -34,6 +34,8 @@ __all__ = [
     "dequantize",
     "dequantize_per_channel",
     "encode",
+    "epilogue_of",
+    "float_array",
     "kernel",
     "match",
     "match_dequantize",
@@ -42,6 +44,8 @@ __all__ = [
     "quantize",
     "quantize_per_channel",
     "shape_of",
+    "static_batch",
+    "with_epilogue",
 ]
 
 CORRECTIONS = ("cluster_affine", "cluster_affine_lowrank", "cluster_affine_full")

@@ -12,7 +12,15 @@ from cat_plugin.errors import CompileError
 from tvm_backend import compat
 from tvm_backend.processor import cpu_features, permit_amx
 
-__all__ = ["FEATURES", "PORTABLE", "machine_of", "native", "required_features", "resolve"]
+__all__ = [
+    "FEATURES",
+    "PORTABLE",
+    "is_cuda",
+    "machine_of",
+    "native",
+    "required_features",
+    "resolve",
+]
 
 FEATURES = {
     # LLVM's name: the kernel's name in /proc/cpuinfo

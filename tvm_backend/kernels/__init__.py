@@ -1,0 +1,1 @@
+"""Integer kernels: specifications, and generators of their code for processors and CUDA devices."""

@@ -43,12 +43,12 @@ class Machine(ABC):
     has_tile_state: ClassVar[bool] = False
 
 
-Spec = TypeVar("Spec", bound=KernelSpec)
-Isa = TypeVar("Isa", bound=Machine)
+_Spec = TypeVar("_Spec", bound=KernelSpec)
+_Isa = TypeVar("_Isa", bound=Machine)
 
 
 @dataclass(frozen=True)
-class Generator(ABC, Generic[Spec, Isa]):
+class Generator(ABC, Generic[_Spec, _Isa]):
     """Base class of the generators: one writes the function of one specification for one machine.
 
     Parameters
@@ -59,16 +59,16 @@ class Generator(ABC, Generic[Spec, Isa]):
         With which instructions.
     """
 
-    spec: Spec
-    isa: Isa
+    spec: _Spec
+    isa: _Isa
 
     @classmethod
-    def takes(cls, spec: Spec, isa: Machine) -> bool:
+    def takes(cls, spec: _Spec, isa: Machine) -> bool:
         """Whether it computes `spec` on a machine, and well; the registry asks its generators in order."""
         return True
 
     @classmethod
-    def make(cls, spec: Spec, isa: Isa) -> Self:
+    def make(cls, spec: _Spec, isa: _Isa) -> Self:
         """The generator of a specification that it takes; it may choose among the machine's instructions."""
         return cls(spec, isa)
 

@@ -29,7 +29,11 @@ from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 from tvm_backend.passes.weights import read_weight
 
-__all__ = ["FoldConvolution"]
+__all__ = [
+    "NCHW_TO_NHWC",
+    "NHWC_TO_NCHW",
+    "FoldConvolution",
+]
 
 NCHW_TO_NHWC = [0, 2, 3, 1]
 NHWC_TO_NCHW = [0, 3, 1, 2]

@@ -17,7 +17,10 @@ from typing import Any
 from tvm_backend import compat, dialect
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
-__all__ = ["FuseClip"]
+__all__ = [
+    "Bounds",
+    "FuseClip",
+]
 
 Bounds = tuple[float | None, float | None]
 

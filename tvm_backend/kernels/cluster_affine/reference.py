@@ -9,10 +9,10 @@ from tvm_backend.kernels.cluster_affine.spec import OPS, ClusterAffineSpec
 
 __all__ = ["nearest", "reference"]
 
-Float = NDArray[np.float64]
+_Float = NDArray[np.float64]
 
 
-def nearest(points: Float, centroids: Float) -> NDArray[np.int64]:
+def nearest(points: _Float, centroids: _Float) -> NDArray[np.int64]:
     """Index of the nearest centroid of each point, the lowest one among equals.
 
     Parameters

@@ -14,10 +14,10 @@ from tvm_backend.kernels import tir
 
 __all__ = ["Vectors", "ceil_to"]
 
-Index = Callable[[Any], list[Any]]
-Value = Callable[[Any], Any]
-Term = Callable[[int, Any, Any, Any], Any]
-Store = Callable[[int, Any, Any], None]
+_Index = Callable[[Any], list[Any]]
+_Value = Callable[[Any], Any]
+_Term = Callable[[int, Any, Any, Any], Any]
+_Store = Callable[[int, Any, Any], None]
 
 
 def ceil_to(value: int, unit: int) -> int:
@@ -47,7 +47,7 @@ class Vectors:
         """A buffer that becomes a register."""
         return tir.allocate((extent,), dtype)
 
-    def put(self, buffer: Any, width: int, value: Value, index: Index = _own) -> None:
+    def put(self, buffer: Any, width: int, value: _Value, index: _Index = _own) -> None:
         """``buffer[index(i)] = value(i)`` for i < width, as one vector."""
         if width == 1:
             tir.store(buffer, value(0), index(0))
@@ -82,7 +82,7 @@ class Vectors:
                 offset += width
             width //= 2
 
-    def sums(self, rows: int, count: int, extent: int, term: Term, store: Store) -> None:
+    def sums(self, rows: int, count: int, extent: int, term: _Term, store: _Store) -> None:
         """``store(r, j, sum_c term(r, j, c))`` for all r < rows, j < count, c < extent.
 
         Parameters
@@ -101,7 +101,9 @@ class Vectors:
         if count % columns:
             self._sums_block(rows, count // columns * columns, count % columns, extent, term, store)
 
-    def _sums_block(self, rows: int, first: Any, columns: int, extent: int, term: Term, store: Store) -> None:
+    def _sums_block(
+        self, rows: int, first: Any, columns: int, extent: int, term: _Term, store: _Store
+    ) -> None:
         lanes = self.lanes
         while lanes > extent:
             lanes //= 2
@@ -169,7 +171,7 @@ class Vectors:
         (vector,), _ = self._folded([partial], self.lanes)
         return vector[0]
 
-    def smallest(self, value: Value, extent: int, take: Callable[[Any, Any], None]) -> None:
+    def smallest(self, value: _Value, extent: int, take: Callable[[Any, Any], None]) -> None:
         """``take(i, value(i))`` for the smallest of `extent` values, the lowest index among equals.
 
         Parameters

@@ -11,14 +11,14 @@ from tvm_backend.kernels.spec import KernelSpec
 
 __all__ = ["CpuGenerator"]
 
-Spec = TypeVar("Spec", bound=KernelSpec)
+_Spec = TypeVar("_Spec", bound=KernelSpec)
 
 
 @dataclass(frozen=True)
-class CpuGenerator(Generator[Spec, InstructionSet], Generic[Spec]):
+class CpuGenerator(Generator[_Spec, InstructionSet], Generic[_Spec]):
     """A generator whose kernels work on vectors, of which the instruction set gives at least the width."""
 
     @classmethod
-    def make(cls, spec: Spec, isa: InstructionSet) -> Self:
+    def make(cls, spec: _Spec, isa: InstructionSet) -> Self:
         """The generator on the vectors of an instruction set."""
         return cls(spec, isa.vector)

@@ -20,7 +20,7 @@ from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Blocked", "Operands", "Weighted", "store_row", "vectors_for"]
 
-Spec = TypeVar("Spec", bound=WeightedSpec)
+_Spec = TypeVar("_Spec", bound=WeightedSpec)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Operands:
 
 
 @dataclass(frozen=True)
-class Weighted(CpuGenerator[Spec]):
+class Weighted(CpuGenerator[_Spec]):
     """Base class of the generators of kernels with a weight."""
 
     @property
@@ -104,7 +104,7 @@ class Weighted(CpuGenerator[Spec]):
 
 
 @dataclass(frozen=True)
-class Blocked(Weighted[Spec]):
+class Blocked(Weighted[_Spec]):
     """Base class of those whose weights are packed in blocks of channels."""
 
     @property

@@ -11,14 +11,14 @@ from tvm_backend.kernels.spec import KernelSpec
 
 __all__ = ["CudaGenerator"]
 
-Spec = TypeVar("Spec", bound=KernelSpec)
+_Spec = TypeVar("_Spec", bound=KernelSpec)
 
 
 @dataclass(frozen=True)
-class CudaGenerator(Generator[Spec, Cuda], Generic[Spec]):
+class CudaGenerator(Generator[_Spec, Cuda], Generic[_Spec]):
     """A generator whose kernels run on every CUDA device."""
 
     @classmethod
-    def make(cls, spec: Spec, isa: Cuda) -> Self:
+    def make(cls, spec: _Spec, isa: Cuda) -> Self:
         """The generator, which makes no use of what only some devices have."""
         return cls(spec, Cuda())

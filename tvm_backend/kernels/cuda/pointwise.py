@@ -35,11 +35,11 @@ __all__ = [
 
 _THREADS = 256
 
-Spec = TypeVar("Spec", bound=KernelSpec)
+_Spec = TypeVar("_Spec", bound=KernelSpec)
 
 
 @dataclass(frozen=True)
-class Pointwise(CudaGenerator[Spec], Generic[Spec]):
+class Pointwise(CudaGenerator[_Spec], Generic[_Spec]):
     """Base class of the generators of kernels with a thread for each place of the output."""
 
     def build(self, name: str) -> PrimFunc:

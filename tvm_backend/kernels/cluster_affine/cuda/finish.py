@@ -19,7 +19,7 @@ _LOWEST = -3.4028234e38
 _NONE = 2**31 - 1
 """The column of a lane that has none left."""
 
-Value = Callable[[Any], Any]
+_Value = Callable[[Any], Any]
 
 
 def _exp(value: Any) -> Any:
@@ -30,7 +30,7 @@ def _exp(value: Any) -> Any:
 class FinishingEmitter(Emitter):
     """What is made of a corrected row when its logits are not the result."""
 
-    def finish_row(self, row: Any, value: Value, lane: Any, thread: Any, threads: int) -> None:
+    def finish_row(self, row: Any, value: _Value, lane: Any, thread: Any, threads: int) -> None:
         """Store what ``spec.finish`` asks for.
 
         Parameters
@@ -49,7 +49,7 @@ class FinishingEmitter(Emitter):
         else:
             self._largest(row, value, lane)
 
-    def _softmax(self, row: Any, value: Value, lane: Any, thread: Any, threads: int) -> None:
+    def _softmax(self, row: Any, value: _Value, lane: Any, thread: Any, threads: int) -> None:
         classes = self.spec.n_classes
         largest, total, higher = device.local(1), device.local(1), device.local(1)
 
@@ -79,7 +79,7 @@ class FinishingEmitter(Emitter):
             self.put(found, _exp(value(column) - largest[0]) * total[0], 0)
             self.put(self.arg["output"], found[0].astype(self.spec.dtype), row, column)
 
-    def _largest(self, row: Any, value: Value, lane: Any) -> None:
+    def _largest(self, row: Any, value: _Value, lane: Any) -> None:
         """One round for each value, in which the smallest negative wins, the lowest column among equals."""
         spec, arg, classes = self.spec, self.arg, self.spec.n_classes
         own, column = device.local(1), device.local(1, "int32")

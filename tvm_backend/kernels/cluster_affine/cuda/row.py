@@ -19,6 +19,7 @@ class RowKernel(FinishingEmitter):
     """A block for each row."""
 
     def emit(self) -> None:
+        """Write the whole body."""
         spec, arg, d = self.spec, self.arg, self.spec.n_components
         with device.threads([self.batch], THREADS) as ((row,), thread):
             warp, lane = thread // 32, thread % 32

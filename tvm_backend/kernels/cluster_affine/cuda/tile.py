@@ -45,6 +45,7 @@ class TileKernel(FinishingEmitter):
     """A block for 32 rows."""
 
     def emit(self) -> None:
+        """Write the whole body."""
         spec, d = self.spec, self.spec.n_components
         count = d or spec.n_clusters
         blocks = (self.batch + _ROWS - 1) // _ROWS

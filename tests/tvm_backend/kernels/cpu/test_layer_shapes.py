@@ -11,7 +11,7 @@ pytest.importorskip("tvm", reason="Apache TVM is not installed")
 
 from benchmarks.kernels import convolution
 from benchmarks.layer_shapes import NETWORKS, Layer
-from tests.tvm_backend.kernel_tools import TARGETS, check_weighted, random_tensor, random_weight
+from tests.tvm_backend.kernels.tools import TARGETS, check_weighted, random_tensor, random_weight
 from tvm_backend.kernels.cpu import conv2d, linear
 from tvm_backend.kernels.spec import Epilogue, LinearSpec, QParams
 

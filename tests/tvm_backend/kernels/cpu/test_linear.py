@@ -10,7 +10,7 @@ pytest.importorskip("tvm", reason="Apache TVM is not installed")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tvm_backend.kernel_tools import (
+from tests.tvm_backend.kernels.tools import (
     TARGETS,
     batches,
     check_weighted,

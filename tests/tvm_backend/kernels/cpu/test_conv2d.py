@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.kernels import convolution
 from benchmarks.layer_shapes import NETWORKS
-from tests.tvm_backend.kernel_tools import (
+from tests.tvm_backend.kernels.tools import (
     TARGETS,
     batches,
     check_weighted,

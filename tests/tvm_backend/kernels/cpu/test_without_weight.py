@@ -12,7 +12,7 @@ pytest.importorskip("tvm", reason="Apache TVM is not installed")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tvm_backend.kernel_tools import TARGETS, batches, check, epilogues, qparams, random_tensor
+from tests.tvm_backend.kernels.tools import TARGETS, batches, check, epilogues, qparams, random_tensor
 from tvm_backend.kernels.cpu import border, concat, elementwise, pool, subsample
 from tvm_backend.kernels.spec import (
     ConcatSpec,

@@ -15,7 +15,7 @@ tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
 
 from cat_plugin.errors import CompileError  # noqa: E402
 from tests.tvm_backend import cuda_tools  # noqa: E402
-from tests.tvm_backend.kernel_tools import random_tensor, random_weight  # noqa: E402
+from tests.tvm_backend.kernels.tools import random_tensor, random_weight  # noqa: E402
 from tvm_backend import cuda_build  # noqa: E402
 from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, linear, pool, subsample  # noqa: E402
 from tvm_backend.kernels.cuda.packing import TileLayout  # noqa: E402

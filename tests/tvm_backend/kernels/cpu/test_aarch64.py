@@ -17,7 +17,7 @@ pytest.importorskip("tvm", reason="Apache TVM is not installed")
 import tvm
 from tvm.target import Target
 
-from tests.tvm_backend.kernel_tools import expected_outputs, random_tensor, random_weight
+from tests.tvm_backend.kernels.tools import expected_outputs, random_tensor, random_weight
 from tvm_backend.kernels.cpu import conv2d, linear
 from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams

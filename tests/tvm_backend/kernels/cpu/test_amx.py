@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from tvm.script.ir_builder import tirx as T
 from tvm.target import Target
 
-from tests.tvm_backend.kernel_tools import (
+from tests.tvm_backend.kernels.cpu.test_conv2d import IMAGE, convolutions
+from tests.tvm_backend.kernels.cpu.test_linear import layers
+from tests.tvm_backend.kernels.tools import (
     check_kernel,
     native_features,
     network_layer,
     random_tensor,
     random_weight,
 )
-from tests.tvm_backend.test_kernels_conv2d import IMAGE, convolutions
-from tests.tvm_backend.test_kernels_linear import layers
 from tvm_backend.kernels.cpu import conv2d, linear, tiles
 from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
 from tvm_backend.kernels.cpu.isa import Amx, Avx512Vnni, select
@@ -49,7 +49,7 @@ def emulator(tmp_path_factory):
         pytest.skip("the vector part of the AMX kernels needs a processor with AVX512-VNNI")
     if (compiler := shutil.which("gcc") or shutil.which("cc")) is None:
         pytest.skip("there is no C compiler for the emulated instructions")
-    source = __file__.replace("test_kernels_amx.py", "amx_emulator.c")
+    source = __file__.replace("test_amx.py", "amx_emulator.c")
     library = tmp_path_factory.mktemp("amx") / "libamx_emulator.so"
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
     return ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
