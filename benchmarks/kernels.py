@@ -24,7 +24,7 @@ from benchmarks.layer_shapes import NETWORKS, Layer
 from benchmarks.machine import machine
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.isa import Amx, Avx2, Avx2Bytes, InstructionSet, Portable, select
+from tvm_backend.kernels.cpu.isa import Amx, Avx2, Avx2Bytes, InstructionSet, Portable, Sse41, select
 from tvm_backend.kernels.cpu.tiles import TileProduct
 from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
@@ -49,7 +49,7 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
     if isinstance(isa, Amx):
         return _measured_tiles(target)
     # Registers for the sums, the two factors and whatever a product needs on its way.
-    separate = isinstance(isa, Avx2 | Avx2Bytes | Portable)
+    separate = isinstance(isa, Avx2 | Avx2Bytes | Portable | Sse41)
     rounds, sums = 20_000, 6 if separate else 12 if isa.lanes == 8 else 16
     with tir.Function("kernel") as function:
         data, weight, output = function.buffers(

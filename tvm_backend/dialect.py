@@ -94,21 +94,21 @@ class SymbolicCall:
     """A symbolic operator, read: its name without prefix, its tensor arguments and its attributes."""
 
     name: str
-    args: list[Any]
+    args: list[relax.Expr]
     attributes: Any
 
 
-def shape_of(expr: Any) -> list[Any]:
+def shape_of(expr: relax.Expr) -> list[Any]:
     """The dimensions of a tensor expression: ints where they are known, else symbolic expressions."""
     return [int(d) if hasattr(d, "value") else d for d in compat.type_of(expr).shape.values]
 
 
-def _call(name: str, args: list[Any], attributes: Any, types: list[Any]) -> Any:
+def _call(name: str, args: list[relax.Expr], attributes: Any, types: list[Any]) -> relax.Expr:
     out = types[0] if len(types) == 1 else compat.tuple_type(types)
     return compat.call_pure_packed(_PREFIX + name, [*args, encode(attributes)], [out])
 
 
-def match(expr: Any, *names: str) -> SymbolicCall | None:
+def match(expr: relax.Expr, *names: str) -> SymbolicCall | None:
     """Read `expr` as a symbolic operator with one of `names` (any name, when none is given)."""
     if not isinstance(expr, relax.Call) or getattr(expr.op, "name", "") != "relax.call_pure_packed":
         return None
@@ -121,41 +121,45 @@ def match(expr: Any, *names: str) -> SymbolicCall | None:
     return SymbolicCall(name, list(expr.args[1:-1]), decode(str(expr.args[-1].value)))
 
 
-def match_quantize(expr: Any) -> tuple[Any, QParams] | None:
+def match_quantize(expr: relax.Expr) -> tuple[relax.Expr, QParams] | None:
     """Read ``quantize(x, q)`` as ``(x, q)``."""
     call = match(expr, "quantize")
     return None if call is None else (call.args[0], call.attributes)
 
 
-def match_dequantize(expr: Any) -> tuple[Any, QParams] | None:
+def match_dequantize(expr: relax.Expr) -> tuple[relax.Expr, QParams] | None:
     """Read ``dequantize(x, q)`` as ``(x, q)``."""
     call = match(expr, "dequantize")
     return None if call is None else (call.args[0], call.attributes)
 
 
-def match_kernel(expr: Any, *kinds: type) -> SymbolicCall | None:
+def match_kernel(expr: relax.Expr, *kinds: type) -> SymbolicCall | None:
     """Read a kernel call whose specification is of one of `kinds` (any, when none is given)."""
     call = match(expr, "kernel")
     return None if call is None or (kinds and not isinstance(call.attributes, kinds)) else call
 
 
-def quantize(x: Any, q: QParams) -> Any:
+def quantize(x: relax.Expr, q: QParams) -> relax.Expr:
     """``cat.quantize``: float32 to integers, rounding half to even."""
     return _call("quantize", [x], q, [compat.tensor_type(shape_of(x), q.dtype)])
 
 
-def dequantize(x: Any, q: QParams) -> Any:
+def dequantize(x: relax.Expr, q: QParams) -> relax.Expr:
     """``cat.dequantize``: integers to float32."""
     return _call("dequantize", [x], q, [compat.tensor_type(shape_of(x), "float32")])
 
 
-def quantize_per_channel(x: Any, scales: Any, zero_points: Any, attributes: dict[str, Any]) -> Any:
+def quantize_per_channel(
+    x: relax.Expr, scales: relax.Expr, zero_points: relax.Expr, attributes: dict[str, Any]
+) -> relax.Expr:
     """``cat.quantize_per_channel``: float32 to integers; `attributes` as for the inverse, with ``dtype``."""
     kind = compat.tensor_type(shape_of(x), attributes["dtype"])
     return _call("quantize_per_channel", [x, scales, zero_points], attributes, [kind])
 
 
-def dequantize_per_channel(x: Any, scales: Any, zero_points: Any, attributes: dict[str, Any]) -> Any:
+def dequantize_per_channel(
+    x: relax.Expr, scales: relax.Expr, zero_points: relax.Expr, attributes: dict[str, Any]
+) -> relax.Expr:
     """``cat.dequantize_per_channel``: integers to float32 with one scale and zero point for each index of an axis.
 
     `attributes` holds ``axis``, ``qmin`` and ``qmax``.
@@ -164,13 +168,13 @@ def dequantize_per_channel(x: Any, scales: Any, zero_points: Any, attributes: di
     return _call("dequantize_per_channel", [x, scales, zero_points], attributes, [kind])
 
 
-def correction(name: str, args: list[Any], alpha: float, features: bool) -> Any:
+def correction(name: str, args: list[relax.Expr], alpha: float, features: bool) -> relax.Expr:
     """One of :data:`CORRECTIONS`; the result has the type of the logits, the first of `args`."""
     attributes = {"alpha": float(alpha), "features": features}
     return _call(name, args, attributes, [compat.type_of(args[0])])
 
 
-def kernel(spec: KernelSpec, args: list[Any], batch: Any) -> Any:
+def kernel(spec: KernelSpec, args: list[relax.Expr], batch: Any) -> relax.Expr:
     """``cat.kernel``: an integer kernel applied to `args`, for a batch of `batch` (an int or a symbolic variable)."""
     shape = [batch, *spec.out_shape]
     types = [compat.tensor_type(shape, storage_dtype(kind)) for kind in spec.out_kinds]
@@ -187,12 +191,12 @@ def epilogue_of(spec: KernelSpec) -> Epilogue | None:
     return spec.epilogue if isinstance(spec, EpilogueSpec) else None
 
 
-def static_batch(expr: Any) -> int | None:
+def static_batch(expr: relax.Expr) -> int | None:
     """The batch size of a tensor when it is known, which is what specifications ask for."""
     batch = shape_of(expr)[0]
     return batch if isinstance(batch, int) else None
 
 
-def float_array(expr: Any) -> np.ndarray:
+def float_array(expr: relax.Expr) -> np.ndarray:
     """The contents of a constant as float32."""
     return compat.constant_value(expr).astype(np.float32)

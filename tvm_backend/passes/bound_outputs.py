@@ -16,9 +16,9 @@ A float32 residual has no bound, and a kernel without integer outputs needs none
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
+from tvm import relax
 
 from tvm_backend import compat, dialect
 from tvm_backend.kernels.spec import Epilogue, QParams, WeightedSpec
@@ -51,7 +51,7 @@ def _bounded(epilogue: Epilogue, largest: float) -> bool:
 
 
 class _Bound(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         call = dialect.match_kernel(expr, WeightedSpec)
         if call is None or call.attributes.epilogue.bounded:
             return None

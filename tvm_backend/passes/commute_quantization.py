@@ -16,8 +16,6 @@ dequantize meets the kernel that reads integers.  Padding with zeros becomes pad
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 
@@ -30,7 +28,7 @@ __all__ = ["HoistQuantize", "SinkDequantize"]
 _MOVES = ("reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "strided_slice")
 
 
-def _moved(call: Any, tensor: Any, q: QParams) -> Any | None:
+def _moved(call: relax.Expr, tensor: relax.Expr, q: QParams) -> relax.Expr | None:
     """`call` applied to the integers `tensor` instead of the numbers they stand for; None when that is no mere move."""
     name = compat.op_name(call)
     if name in _MOVES:
@@ -43,7 +41,7 @@ def _moved(call: Any, tensor: Any, q: QParams) -> Any | None:
 
 
 class _Hoist(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         found = dialect.match_quantize(expr)
         if found is None:
             return None
@@ -64,7 +62,7 @@ class _Hoist(Rewriter):
 
 
 class _Sink(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if not isinstance(expr, relax.Call) or not expr.args:
             return None
         per_channel = dialect.match(self.definition(expr.args[0]), "dequantize_per_channel")
@@ -77,7 +75,7 @@ class _Sink(Rewriter):
         moved = _moved(expr, x, q)
         return None if moved is None else dialect.dequantize(self.emit(moved), q)
 
-    def _transpose_weight(self, expr: Any, call: dialect.SymbolicCall) -> Any | None:
+    def _transpose_weight(self, expr: relax.Expr, call: dialect.SymbolicCall) -> relax.Expr | None:
         weight, scales, zero_points = call.args
         if not compat.is_constant(weight):
             return None

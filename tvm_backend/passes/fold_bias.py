@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from tvm import relax
 
 from tvm_backend import compat, dialect
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec
@@ -28,7 +29,7 @@ _BETWEEN = ("permute_dims", "squeeze", "reshape")
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) != "add":
             return None
         for value, bias in (expr.args, expr.args[::-1]):
@@ -36,7 +37,7 @@ class _Fold(Rewriter):
                 return self._merge(value, compat.constant_value(bias))
         return None
 
-    def _merge(self, value: Any, bias: np.ndarray) -> Any | None:
+    def _merge(self, value: relax.Expr, bias: np.ndarray) -> relax.Expr | None:
         if not self.sole_user(value):
             return None
         between: list[Any] = []

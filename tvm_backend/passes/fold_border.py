@@ -15,8 +15,6 @@ other than the first is not known, or a weight is dequantized for a float operat
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 
@@ -29,7 +27,7 @@ __all__ = ["FoldBorder"]
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) == "permute_dims":
             return self._transposed(expr)
         call = dialect.match(expr, "quantize", "dequantize", "dequantize_per_channel")
@@ -45,7 +43,7 @@ class _Fold(Rewriter):
         spec = QuantizeSpec(batch, rest, (q,)) if call.name == "quantize" else DequantizeSpec(batch, rest, q)
         return dialect.kernel(spec, [x], shape[0])
 
-    def _transposed(self, expr: Any) -> Any | None:
+    def _transposed(self, expr: relax.Expr) -> relax.Expr | None:
         call = dialect.match_kernel(self.definition(expr.args[0]), QuantizeSpec, DequantizeSpec)
         if call is None or expr.attrs.axes is None:
             return None
@@ -60,7 +58,7 @@ class _Fold(Rewriter):
             return None
         return dialect.kernel(spec, [x], shape[0])
 
-    def _float_weight(self, call: dialect.SymbolicCall) -> Any | None:
+    def _float_weight(self, call: dialect.SymbolicCall) -> relax.Expr | None:
         weight, scales, zero_points = call.args
         axis = call.attributes["axis"]
         if compat.is_constant(weight) and compat.is_constant(scales) and compat.is_constant(zero_points):
@@ -71,13 +69,13 @@ class _Fold(Rewriter):
             return compat.constant((value - zero) * scale)
         return relax.op.dequantize(weight, scales, zero_points, axis=axis)
 
-    def _quantize(self, x: Any, q: QParams) -> Any:
+    def _quantize(self, x: relax.Expr, q: QParams) -> relax.Expr:
         scaled = self.emit(relax.op.multiply(x, relax.const(np.float32(q.inverse))))
         rounded = self.emit(relax.op.round(scaled))
         shifted = self.emit(relax.op.add(rounded, relax.const(np.float32(q.zero_point))))
         return relax.op.astype(self.emit(relax.op.clip(shifted, q.qmin, q.qmax)), q.dtype)
 
-    def _dequantize(self, x: Any, q: QParams) -> Any:
+    def _dequantize(self, x: relax.Expr, q: QParams) -> relax.Expr:
         if compat.is_constant(x):
             return compat.constant((dialect.float_array(x) - np.float32(q.zero_point)) * np.float32(q.scale))
         wide = self.emit(relax.op.astype(x, "float32"))

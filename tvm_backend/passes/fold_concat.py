@@ -13,8 +13,6 @@ After::
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import relax
 
 from tvm_backend import compat, dialect
@@ -25,7 +23,7 @@ __all__ = ["FoldConcat"]
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) != "concat" or not isinstance(expr.args[0], relax.Tuple):
             return None
         fields = list(expr.args[0].fields)

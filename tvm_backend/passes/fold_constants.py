@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from tvm import relax
 
 from tvm_backend import compat, dialect
 from tvm_backend.passes.rewriter import Rewriter, as_pass
@@ -35,7 +36,7 @@ def _quantized(
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         call = dialect.match(expr, "quantize", "quantize_per_channel")
         if call is not None and all(compat.is_constant(arg) for arg in call.args):
             return compat.constant(self._quantize(call))

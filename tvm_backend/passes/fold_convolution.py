@@ -19,8 +19,6 @@ convolution becomes part of it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 
@@ -40,7 +38,7 @@ NHWC_TO_NCHW = [0, 3, 1, 2]
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         name = compat.op_name(expr)
         if name not in ("nn.conv2d", "nn.conv1d"):
             return None
@@ -89,7 +87,7 @@ class _Fold(Rewriter):
             return relax.op.permute_dims(out, [0, 2, 1])
         return relax.op.permute_dims(out, NHWC_TO_NCHW)
 
-    def _absorb_padding(self, x: Any, q: QParams, padding: list[int]) -> tuple[Any, list[int]]:
+    def _absorb_padding(self, x: relax.Expr, q: QParams, padding: list[int]) -> tuple[relax.Expr, list[int]]:
         """Take a padding with the zero point, of the two last axes only, into the convolution."""
         pad = self.definition(x)
         if compat.op_name(pad) != "nn.pad" or float(pad.attrs.pad_value) != q.zero_point:
@@ -102,7 +100,7 @@ class _Fold(Rewriter):
         extra = [widths[4], widths[6], widths[5], widths[7]]
         return pad.args[0], [a + b for a, b in zip(padding, extra, strict=True)]
 
-    def _channels_last(self, x: Any, flat: bool) -> Any:
+    def _channels_last(self, x: relax.Expr, flat: bool) -> relax.Expr:
         if not flat:
             return self.emit(relax.op.permute_dims(x, NCHW_TO_NHWC))
         return self.emit(relax.op.expand_dims(self.emit(relax.op.permute_dims(x, [0, 2, 1])), [1]))

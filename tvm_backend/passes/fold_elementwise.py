@@ -12,19 +12,17 @@ parameters it had, nothing is left to do.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import relax
 
 from tvm_backend import compat, dialect
-from tvm_backend.kernels.spec import ElementwiseSpec, Epilogue, TensorKind
+from tvm_backend.kernels.spec import ElementwiseSpec, Epilogue, QParams, TensorKind
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["FoldElementwise"]
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         again = dialect.match_quantize(expr)
         if again is not None:
             return self._requantize(*again)
@@ -39,17 +37,17 @@ class _Fold(Rewriter):
             return self._clip(expr)
         return None
 
-    def _requantize(self, value: Any, q: Any) -> Any | None:
+    def _requantize(self, value: relax.Expr, q: QParams) -> relax.Expr | None:
         source = dialect.match_dequantize(self.definition(value))
         if source is not None and source[1] == q:
             return source[0]
         return self._kernel([value], q)
 
-    def _clip(self, expr: Any) -> Any | None:
+    def _clip(self, expr: relax.Expr) -> relax.Expr | None:
         value = self._kernel([expr.args[0]], "float32")
         return None if value is None else compat.call_with(expr, [self.emit(value), *expr.args[1:]])
 
-    def _kernel(self, values: list[Any], output: TensorKind) -> Any | None:
+    def _kernel(self, values: list[relax.Expr], output: TensorKind) -> relax.Expr | None:
         sources = [dialect.match_dequantize(self.definition(value)) for value in values]
         if all(source is None for source in sources):
             return None

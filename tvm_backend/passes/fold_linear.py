@@ -15,8 +15,6 @@ Leading axes beyond the first (tokens of a transformer) are rows like any others
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 
@@ -29,7 +27,7 @@ __all__ = ["FoldLinear"]
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) != "matmul":
             return None
         data = dialect.match_dequantize(self.definition(expr.args[0]))

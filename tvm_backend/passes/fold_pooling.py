@@ -27,7 +27,7 @@ __all__ = ["FoldPooling"]
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         name = compat.op_name(expr)
         if name not in ("mean", "nn.avg_pool2d", "nn.max_pool2d", "nn.adaptive_avg_pool2d"):
             return None
@@ -62,7 +62,7 @@ class _Fold(Rewriter):
             return relax.op.squeeze(out, [2, 3])
         return out
 
-    def _mean_of_rows(self, expr: Any, x: Any, q: QParams) -> Any | None:
+    def _mean_of_rows(self, expr: relax.Expr, x: relax.Expr, q: QParams) -> relax.Expr | None:
         """The mean over time of (N, C, T) or over tokens of (N, T, C): a global average of pixels in one row."""
         axes = [axis % 3 for axis in compat.ints(expr.attrs.axis)] if expr.attrs.axis is not None else []
         if axes not in ([1], [2]):
@@ -82,7 +82,7 @@ class _Fold(Rewriter):
         out = self.emit(relax.op.squeeze(out, [1]))
         return out if axes == [1] else relax.op.permute_dims(out, [0, 2, 1])
 
-    def _global(self, expr: Any, shape: list[Any]) -> dict[str, Any] | None:
+    def _global(self, expr: relax.Expr, shape: list[Any]) -> dict[str, Any] | None:
         if compat.op_name(expr) == "mean":
             if expr.attrs.axis is None or sorted(axis % 4 for axis in compat.ints(expr.attrs.axis)) != [2, 3]:
                 return None
@@ -90,7 +90,7 @@ class _Fold(Rewriter):
             return None
         return {"kernel": (shape[2], shape[3]), "stride": (shape[2], shape[3])}
 
-    def _window(self, expr: Any) -> dict[str, Any] | None:
+    def _window(self, expr: relax.Expr) -> dict[str, Any] | None:
         attrs = expr.attrs
         padding = compat.ints(attrs.padding)
         if str(attrs.layout) != "NCHW" or any(step != 1 for step in compat.ints(attrs.dilation)):

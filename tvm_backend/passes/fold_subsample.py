@@ -15,7 +15,7 @@ After::
 
 from __future__ import annotations
 
-from typing import Any
+from tvm import relax
 
 from tvm_backend import compat, dialect
 from tvm_backend.kernels.spec import SubsampleSpec
@@ -25,7 +25,7 @@ __all__ = ["FoldSubsample"]
 
 
 class _Fold(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         found = dialect.match_dequantize(expr)
         if found is None:
             return None
@@ -69,7 +69,7 @@ class _Fold(Rewriter):
         )
         return dialect.dequantize(self.emit(dialect.kernel(spec, [value], shape[0])), q)
 
-    def _steps(self, call: Any) -> list[int] | None:
+    def _steps(self, call: relax.Expr) -> list[int] | None:
         """The vertical and horizontal step of a slice that takes whole axes; None for any other slice."""
         shape = dialect.shape_of(call.args[0])
         axes, begins, ends, *strides = [[int(item.value) for item in arg.fields] for arg in call.args[1:]]

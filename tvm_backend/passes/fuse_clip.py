@@ -12,7 +12,7 @@ After::
 
 from __future__ import annotations
 
-from typing import Any
+from tvm import relax
 
 from tvm_backend import compat, dialect
 from tvm_backend.passes.rewriter import Rewriter, as_pass
@@ -25,7 +25,7 @@ __all__ = [
 Bounds = tuple[float | None, float | None]
 
 
-def _bounds(expr: Any) -> Bounds | None:
+def _bounds(expr: relax.Expr) -> Bounds | None:
     name = compat.op_name(expr)
     if name == "nn.relu":
         return 0.0, None
@@ -53,7 +53,7 @@ def _then(first: Bounds, second: Bounds) -> Bounds:
 
 
 class _Fuse(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         bounds = _bounds(expr)
         if bounds is None or not self.sole_user(expr.args[0]):
             return None

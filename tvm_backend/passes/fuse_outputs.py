@@ -17,8 +17,7 @@ Where the value is used as float32 too, that is one more output.
 
 from __future__ import annotations
 
-from typing import Any
-
+import tvm
 from tvm import relax
 
 from tvm_backend import dialect
@@ -29,18 +28,18 @@ __all__ = ["FuseOutputs"]
 
 
 class _Fuse(Rewriter):
-    def __init__(self, mod: Any, function: Any, taken: set[str]) -> None:
+    def __init__(self, mod: tvm.IRModule, function: relax.Function, taken: set[str]) -> None:
         super().__init__(mod, function, taken)
-        self._outputs: dict[Any, dict[TensorKind, Any]] = {}
+        self._outputs: dict[relax.Expr, dict[TensorKind, relax.Expr]] = {}
 
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         call = dialect.match_kernel(expr)
         if call is not None:
             return self._extend(expr, call)
         found = dialect.match_quantize(expr)
         return None if found is None else self._outputs.get(found[0], {}).get(found[1])
 
-    def _extend(self, expr: Any, call: dialect.SymbolicCall) -> Any | None:
+    def _extend(self, expr: relax.Expr, call: dialect.SymbolicCall) -> relax.Expr | None:
         epilogue = dialect.epilogue_of(call.attributes)
         if epilogue is None or epilogue.outputs != ("float32",):
             return None

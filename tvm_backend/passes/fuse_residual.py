@@ -20,8 +20,6 @@ quantize both summands, that becomes part of the epilogue too::
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import relax
 
 from tvm_backend import compat, dialect
@@ -32,7 +30,7 @@ __all__ = ["FuseResidual"]
 
 
 class _Fuse(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) != "add" or any(not isinstance(arg, relax.Var) for arg in expr.args):
             return None
         if not compat.same_shape(*expr.args):
@@ -51,7 +49,7 @@ class _Fuse(Rewriter):
             return dialect.kernel(spec, [*call.args, operand], dialect.shape_of(value)[0])
         return None
 
-    def _summand(self, value: Any) -> tuple[dialect.SymbolicCall, QParams | None] | None:
+    def _summand(self, value: relax.Expr) -> tuple[dialect.SymbolicCall, QParams | None] | None:
         """The kernel that computes `value` for this addition alone, and what quantizes its result."""
         if not self.sole_user(value):
             return None
@@ -68,7 +66,7 @@ class _Fuse(Rewriter):
         call = dialect.match_kernel(self.definition(value), WeightedSpec)
         return None if call is None or call.attributes.epilogue != Epilogue() else (call, branch)
 
-    def _float32(self, expr: Any) -> bool:
+    def _float32(self, expr: relax.Expr) -> bool:
         return str(compat.type_of(expr).dtype) == "float32"
 
 

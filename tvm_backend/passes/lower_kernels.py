@@ -19,7 +19,7 @@ import dataclasses
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from cat_plugin.errors import CompileError
 from tvm_backend import compat, dialect
@@ -33,11 +33,11 @@ __all__ = ["LowerKernels"]
 
 
 class _Lower(Rewriter):
-    target: Any = None
-    shared: dict[Any, Any]  # the function of each kernel, over all functions of the module
+    target: tvm.target.Target = None
+    shared: dict[Any, tvm.ir.GlobalVar]  # the function of each kernel, over all functions of the module
     entries: dict[str, list[KernelEntry]]
 
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         call = dialect.match(expr)
         if call is None:
             return None
@@ -49,7 +49,9 @@ class _Lower(Rewriter):
             f"the operator cat.{call.name} was left over by the passes; this is a defect of the compiler"
         )
 
-    def _call(self, key: Any, name: str, function: Any, args: list[Any], out: Any) -> Any:
+    def _call(
+        self, key: Any, name: str, function: tirx.PrimFunc, args: list[relax.Expr], out: Any
+    ) -> relax.Expr:
         if key not in self.shared:
             self.shared[key] = self.add_function(function, name)
         variable = self.shared[key]
@@ -60,7 +62,7 @@ class _Lower(Rewriter):
         """Remember a call for the report; its name is known once the function has been added."""
         self.entries.setdefault(self.name, []).append(KernelEntry(name=key, **facts))
 
-    def _kernel(self, expr: Any, call: dialect.SymbolicCall) -> Any:
+    def _kernel(self, expr: relax.Expr, call: dialect.SymbolicCall) -> relax.Expr:
         kernel = registry.lower(call.attributes, self.target)
         args = list(call.args)
         spec = call.attributes
@@ -86,7 +88,7 @@ class _Lower(Rewriter):
         )
         return self._call(spec, name, kernel.prim_func, args, compat.type_of(self.current))
 
-    def _correction(self, expr: Any, call: dialect.SymbolicCall) -> Any:
+    def _correction(self, expr: relax.Expr, call: dialect.SymbolicCall) -> relax.Expr:
         shapes = [dialect.shape_of(arg) for arg in call.args]
         logits, *rest = shapes
         features = rest.pop(0)[1] if call.attributes["features"] else 0
@@ -126,7 +128,7 @@ class LowerKernels:
     """
 
     def __init__(self, target: tvm.target.Target) -> None:
-        self._shared: dict[Any, Any] = {}
+        self._shared: dict[Any, tvm.ir.GlobalVar] = {}
         self._entries: dict[str, list[KernelEntry]] = {}
         state = {"target": target, "shared": self._shared, "entries": self._entries}
         self.pass_ = as_pass(type("_LowerFor", (_Lower,), state), "LowerKernels")

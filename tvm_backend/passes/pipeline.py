@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tvm
 from tvm import relax
 
@@ -29,7 +27,7 @@ from tvm_backend.target import is_cuda
 
 __all__ = ["INTEGER_PASSES", "integer_kernels", "library_passes"]
 
-INTEGER_PASSES: tuple[Any, ...] = (
+INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
     # Bring quantize and dequantize next to the operators they belong to.
     UnpackTuples,
     FoldConstants,
@@ -82,7 +80,7 @@ def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None) -> tvm.IRModule
     return mod
 
 
-def _float_schedules() -> Any:
+def _float_schedules() -> tvm.transform.Pass:
     """TVM's schedule for what is left in float on a CUDA device: a thread for each element of the result."""
     from tvm.s_tir import dlight
 

@@ -17,8 +17,6 @@ reshape below it.  What is left over stands at the model's borders or around ope
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from tvm import relax
 
@@ -51,7 +49,7 @@ _BINARY = frozenset(["add", "subtract", "multiply", "divide", "maximum", "minimu
 
 
 class _Propagate(Rewriter):
-    def _axes(self, expr: Any) -> list[int] | None:
+    def _axes(self, expr: relax.Expr) -> list[int] | None:
         """The axes of the transposition that `expr` is bound to."""
         call = self.definition(expr)
         if compat.op_name(call) != "permute_dims":
@@ -59,10 +57,10 @@ class _Propagate(Rewriter):
         rank = len(dialect.shape_of(call.args[0]))
         return compat.ints(call.attrs.axes) if call.attrs.axes is not None else list(range(rank))[::-1]
 
-    def _source(self, expr: Any) -> Any:
+    def _source(self, expr: relax.Expr) -> relax.Expr:
         return self.definition(expr).args[0]
 
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if not isinstance(expr, relax.Call) or not expr.args:
             return None
         name = compat.op_name(expr)
@@ -102,7 +100,9 @@ class _Propagate(Rewriter):
             return self._permuted(pad, axes)
         return None
 
-    def _below_squeeze(self, expr: Any, call: dialect.SymbolicCall | None, operand: Any) -> Any | None:
+    def _below_squeeze(
+        self, expr: relax.Expr, call: dialect.SymbolicCall | None, operand: relax.Expr
+    ) -> relax.Expr | None:
         """Drop the axis of length one, which one-dimensional convolutions get, behind an operator instead of before."""
         squeeze = self.definition(operand)
         if compat.op_name(squeeze) != "squeeze" or squeeze.attrs.axis is None:
@@ -115,17 +115,17 @@ class _Propagate(Rewriter):
             moved = make(source, call.attributes)
         return relax.op.squeeze(self.emit(moved), compat.ints(squeeze.attrs.axis))
 
-    def _permuted(self, expr: Any, axes: list[int]) -> Any:
+    def _permuted(self, expr: relax.Expr, axes: list[int]) -> relax.Expr:
         further = self.visit(expr)
         return relax.op.permute_dims(self.emit(expr if further is None else further), axes)
 
-    def _compose(self, expr: Any, source: Any, first: list[int]) -> Any:
+    def _compose(self, expr: relax.Expr, source: relax.Expr, first: list[int]) -> relax.Expr:
         rank = len(first)
         second = compat.ints(expr.attrs.axes) if expr.attrs.axes is not None else list(range(rank))[::-1]
         axes = [first[axis] for axis in second]
         return source if axes == list(range(rank)) else relax.op.permute_dims(source, axes)
 
-    def _binary(self, expr: Any) -> Any | None:
+    def _binary(self, expr: relax.Expr) -> relax.Expr | None:
         found = [self._axes(arg) for arg in expr.args]
         axes = found[0] or found[1]
         if axes is None:
@@ -144,7 +144,7 @@ class _Propagate(Rewriter):
                 return None
         return self._permuted(compat.call_with(expr, operands), axes)
 
-    def _concat(self, expr: Any) -> Any | None:
+    def _concat(self, expr: relax.Expr) -> relax.Expr | None:
         fields = expr.args[0].fields if isinstance(expr.args[0], relax.Tuple) else None
         if fields is None:
             return None
@@ -154,12 +154,12 @@ class _Propagate(Rewriter):
         axis = found[0][int(expr.attrs.axis) % len(found[0])]
         return self._permuted(relax.op.concat([self._source(field) for field in fields], axis), found[0])
 
-    def _reshape(self, expr: Any, source: Any, axes: list[int]) -> Any | None:
+    def _reshape(self, expr: relax.Expr, source: relax.Expr, axes: list[int]) -> relax.Expr | None:
         shape = dialect.shape_of(source)
         kept = [axis for axis in axes if shape[axis] != 1]
         return relax.op.reshape(source, expr.args[1]) if kept == sorted(kept) else None
 
-    def _slice(self, expr: Any, source: Any, axes: list[int]) -> Any | None:
+    def _slice(self, expr: relax.Expr, source: relax.Expr, axes: list[int]) -> relax.Expr | None:
         named = [axes[int(axis.value) % len(axes)] for axis in expr.args[1].fields]
         bounds = [[int(item.value) for item in arg.fields] for arg in expr.args[2:]]
         steps = bounds[2] if len(bounds) > 2 else None

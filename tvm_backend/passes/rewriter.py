@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
-from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from tvm_backend import compat
 
@@ -33,25 +32,25 @@ class Rewriter:
         The names of all functions of the module, those that this pass has added so far among them.
     """
 
-    def __init__(self, mod: Any, function: Any, taken: set[str]) -> None:
+    def __init__(self, mod: tvm.IRModule, function: relax.Function, taken: set[str]) -> None:
         self.mod = mod
         self.taken = taken
         self.function = function
         self.name = str(function.attrs["global_symbol"])
         self.builder = relax.BlockBuilder()
-        self._new: dict[Any, Any] = {}
-        self._defined: dict[Any, Any] = {}
-        self._origin: dict[Any, list[Any]] = defaultdict(list)
-        self._users: dict[Any, list[Any]] = defaultdict(list)
-        self._values: dict[Any, Any] = {}
-        self.current: Any = None
-        self.added: dict[Any, Any] = {}
+        self._new: dict[relax.Var, relax.Expr] = {}
+        self._defined: dict[relax.Var, relax.Expr] = {}
+        self._origin: dict[relax.Var, list[relax.Var]] = defaultdict(list)
+        self._users: dict[relax.Var, list[relax.Var | None]] = defaultdict(list)
+        self._values: dict[relax.Var | None, relax.Expr] = {}
+        self.current: relax.Var = None
+        self.added: dict[tvm.ir.GlobalVar, relax.Function] = {}
 
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         """What replaces `expr`; an expression or a variable of the new function; None leaves it."""
         raise NotImplementedError
 
-    def emit(self, expr: Any) -> Any:
+    def emit(self, expr: relax.Expr) -> relax.Expr:
         """Bind an expression in the new function; returns its variable."""
         if isinstance(expr, relax.Var) or compat.is_constant(expr):
             return expr
@@ -59,32 +58,32 @@ class Rewriter:
         self._defined[var] = expr
         return var
 
-    def add_function(self, function: Any, name: str) -> Any:
+    def add_function(self, function: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a PrimFunc under `name`, numbered when the module has a function of that name; returns its variable."""
         name = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in self.taken)
         self.taken.add(name)
         return self.builder.add_func(function.with_attr("global_symbol", name), name)
 
-    def definition(self, expr: Any) -> Any:
+    def definition(self, expr: relax.Expr) -> relax.Expr:
         """The expression bound to a variable of the new function; anything else is its own definition."""
         return self._defined.get(expr, expr) if isinstance(expr, relax.Var) else expr
 
-    def users(self, var: Any) -> list[Any]:
+    def users(self, var: relax.Expr) -> list[relax.Expr | None]:
         """The expressions, in the function as it was, that use what `var` of the new function stands for.
 
         The function's result counts as one use, shown as None.
         """
         return [self._values.get(user) for origin in self._origin[var] for user in self._users[origin]]
 
-    def upcoming_users(self) -> list[Any]:
+    def upcoming_users(self) -> list[relax.Expr | None]:
         """As :meth:`users`, for the binding that is being visited."""
         return [self._values.get(user) for user in self._users[self.current]]
 
-    def sole_user(self, var: Any) -> bool:
+    def sole_user(self, var: relax.Expr) -> bool:
         """Whether `var` has one use only, so that it may be absorbed into what uses it."""
         return len(self.users(var)) == 1
 
-    def _operands(self, expr: Any) -> list[Any]:
+    def _operands(self, expr: relax.Expr) -> list[relax.Var]:
         if isinstance(expr, relax.Var):
             return [expr]
         if isinstance(expr, relax.Call):
@@ -95,7 +94,7 @@ class Rewriter:
             return self._operands(expr.tuple_value)
         return []
 
-    def _substitute(self, expr: Any) -> Any:
+    def _substitute(self, expr: relax.Expr) -> relax.Expr:
         if isinstance(expr, relax.Var):
             return self._new.get(expr, expr)
         if isinstance(expr, relax.Call):
@@ -107,7 +106,7 @@ class Rewriter:
             return relax.TupleGetItem(self._substitute(expr.tuple_value), expr.index)
         return expr
 
-    def rewrite(self) -> Any:
+    def rewrite(self) -> relax.Function:
         """The rewritten function."""
         function = self.function
         blocks = list(function.body.blocks)
@@ -152,11 +151,11 @@ class Rewriter:
         return built[name]
 
 
-def as_pass(rewriter: type[Rewriter], name: str) -> Any:
+def as_pass(rewriter: type[Rewriter], name: str) -> tvm.transform.Pass:
     """Make a module pass that applies `rewriter` to every relax function, then drops what is unused."""
 
-    def transform(mod: Any, _context: Any) -> Any:
-        updated: dict[Any, Any] = {}
+    def transform(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        updated: dict[tvm.ir.GlobalVar, relax.Function] = {}
         taken = compat.function_names(mod)
         for var, function in compat.functions(mod):
             if isinstance(function, relax.Function):

@@ -16,8 +16,6 @@ with every use of ``lv3`` one of ``lv``.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import relax
 
 from tvm_backend.passes.rewriter import Rewriter, as_pass
@@ -26,7 +24,7 @@ __all__ = ["UnpackTuples"]
 
 
 class _Unpack(Rewriter):
-    def visit(self, expr: Any) -> Any | None:
+    def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if not isinstance(expr, relax.TupleGetItem):
             return None
         made = self.definition(expr.tuple_value)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from tvm import relax
 
 from tvm_backend import compat, dialect
 
@@ -36,7 +36,7 @@ def _bits(qmin: int, qmax: int) -> int:
     return max(2, math.ceil(math.log2(qmax - qmin + 1)))
 
 
-def read_weight(definition: Any, axis: int) -> QuantizedWeight | None:
+def read_weight(definition: relax.Expr, axis: int) -> QuantizedWeight | None:
     """Read the dequantization of a constant; None when `definition` is anything else.
 
     Parameters

@@ -18,11 +18,14 @@ def nearest(points: _Float, centroids: _Float) -> NDArray[np.int64]:
     Parameters
     ----------
     points : ndarray of shape (N, d)
+        What is compared.
     centroids : ndarray of shape (K, d)
+        What it is compared with.
 
     Returns
     -------
-    ndarray of shape (N,)
+    ndarray of int64, shape (N,)
+        For each point the index of its centroid.
     """
     result = np.empty(len(points), np.int64)
     for row, point in enumerate(points):
