@@ -9,15 +9,14 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from cat_plugin.cluster_affine._typing import FloatArray
-from cat_plugin.cluster_affine.families import FAMILIES, Candidate
+from cat_plugin.cluster_affine.families import FAMILIES, Candidate, Problem
 from cat_plugin.cluster_affine.geometry import Geometry
 from cat_plugin.cluster_affine.metrics import natural_temperature
 from cat_plugin.cluster_affine.parameters import AffineParameters
 from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.selection import best_candidate, candidates, cross_validate
 from cat_plugin.cluster_affine.sketch import RowSketch
-from cat_plugin.cluster_affine.statistics import StatisticsAccumulator
-from cat_plugin.cluster_affine.workbench import Workbench
+from cat_plugin.cluster_affine.workbench import Workbench, collect, collector
 from cat_plugin.errors import CATError
 
 __all__ = [
@@ -25,8 +24,6 @@ __all__ = [
     "Party",
     "Plan",
     "Settings",
-    "collect",
-    "collector",
     "fit_stream",
     "make_plan",
 ]
@@ -71,6 +68,16 @@ class Plan:
     def fit(self) -> AffineParameters:
         """Fit to the rows on which the plan was made."""
         return self.bench.fit(self.candidate)
+
+    def problem(self, geometry: Geometry | None = None) -> Problem:
+        """Return what a fit to more rows starts from, with the clusters of the plan or with others."""
+        return self.bench.problem(self.candidate, geometry)
+
+    def fitted_rows(self, batch: Rows) -> Rows:
+        """Return the rows of a batch that the fit uses."""
+        if batch.tuned is None or self.candidate.tuned_rows:
+            return batch
+        return batch.take(~batch.tuned)
 
 
 class Party(Protocol):
@@ -165,23 +172,6 @@ def make_plan(rows: Rows, settings: Settings, party: Party | None = None) -> Pla
     return Plan(chosen, Workbench(rows, settings.seed, unit), results, best)
 
 
-def collector(plan: Plan, geometry: Geometry) -> StatisticsAccumulator:
-    """Return an empty accumulator for what the plan's map needs."""
-    rows, family = plan.bench.rows, FAMILIES[plan.candidate.family]
-    width = family.n_regressors(plan.candidate, geometry, rows.n_features)
-    return StatisticsAccumulator(geometry.n_clusters, rows.z_fp.shape[1], width)
-
-
-def collect(into: StatisticsAccumulator, plan: Plan, geometry: Geometry, batch: Rows) -> None:
-    """Collect from a batch what the plan's map needs."""
-    if batch.tuned is not None and not plan.candidate.tuned_rows:
-        batch = batch.take(~batch.tuned)
-    position, label = geometry.assign(batch.z_q)
-    family = FAMILIES[plan.candidate.family]
-    columns = family.regressors(plan.candidate, batch, position, plan.bench.scaling)
-    into.add(batch.z_q, batch.z_fp, label, columns)
-
-
 def fit_stream(
     batches: Callable[[], Iterable[Rows]], settings: Settings, limit: int, party: Party | None = None
 ) -> tuple[AffineParameters, Plan, int]:
@@ -228,16 +218,16 @@ def fit_stream(
     if whole:
         return plan.fit(), plan, seen
 
-    candidate = plan.candidate
-    geometry = plan.bench.geometry(candidate.n_clusters, candidate.n_components)
+    geometry = plan.problem().geometry
     geometry = Geometry(*(party.agree(a) for a in (geometry.mean, geometry.components, geometry.centroids)))
-    if len(plan.bench.rows) < _ROWS_A_CENTROID * geometry.centroids.shape[0]:
+    if len(plan.bench.rows) < _ROWS_A_CENTROID * geometry.n_clusters:
         geometry = _moved(geometry, batches, party)
-    accumulator = collector(plan, geometry)
+    problem = plan.problem(geometry)
+    accumulator = collector(problem)
     for batch in batches():
-        collect(accumulator, plan, geometry, batch)
+        collect(accumulator, problem, plan.fitted_rows(batch))
     statistics = accumulator.result().reduced(party.total)
-    return plan.bench.build(candidate, geometry, statistics), plan, seen
+    return plan.bench.build(problem, statistics), plan, seen
 
 
 def _moved(geometry: Geometry, batches: Callable[[], Iterable[Rows]], party: Party) -> Geometry:

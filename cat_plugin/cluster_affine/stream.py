@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-from cat_plugin.cluster_affine.fitting import Plan, Settings, collect, collector, make_plan
-from cat_plugin.cluster_affine.geometry import Geometry
+from cat_plugin.cluster_affine.fitting import Plan, Settings, make_plan
 from cat_plugin.cluster_affine.parameters import AffineParameters
 from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.statistics import StatisticsAccumulator
+from cat_plugin.cluster_affine.workbench import collect, collector
 
 __all__ = ["StreamState"]
 
@@ -33,14 +33,14 @@ class StreamState:
         """Take in a batch; once there are more than `limit` rows, the plan stands."""
         self.n_rows += len(rows)
         if self._plan is not None and self._statistics is not None:
-            collect(self._statistics, self._plan, self._geometry(self._plan), rows)
+            collect(self._statistics, self._plan.problem(), rows)
             return
         self._rows.append(rows)
         if self.n_rows > limit:
             self._plan = make_plan(self._all_rows(), self.settings)
-            geometry = self._geometry(self._plan)
-            self._statistics = collector(self._plan, geometry)
-            collect(self._statistics, self._plan, geometry, self._plan.bench.rows)
+            problem = self._plan.problem()
+            self._statistics = collector(problem)
+            collect(self._statistics, problem, self._plan.bench.rows)
             self._rows = []
 
     def fit(self) -> tuple[AffineParameters, Plan]:
@@ -49,13 +49,8 @@ class StreamState:
             plan = make_plan(self._all_rows(), self.settings)
             return plan.fit(), plan
         statistics = deepcopy(self._statistics).result()
-        geometry = self._geometry(self._plan)
-        return self._plan.bench.build(self._plan.candidate, geometry, statistics), self._plan
+        return self._plan.bench.build(self._plan.problem(), statistics), self._plan
 
     def _all_rows(self) -> Rows:
         self._rows = [Rows.concatenated(self._rows)]
         return self._rows[0]
-
-    @staticmethod
-    def _geometry(plan: Plan) -> Geometry:
-        return plan.bench.geometry(plan.candidate.n_clusters, plan.candidate.n_components)

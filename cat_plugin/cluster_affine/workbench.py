@@ -9,13 +9,26 @@ import numpy as np
 
 from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.clustering import principal_axes, seek_centroids
-from cat_plugin.cluster_affine.families import FAMILIES, Candidate
+from cat_plugin.cluster_affine.families import FAMILIES, Candidate, Problem
 from cat_plugin.cluster_affine.geometry import Geometry, project
 from cat_plugin.cluster_affine.parameters import AffineParameters
 from cat_plugin.cluster_affine.rows import Rows, Scaling
-from cat_plugin.cluster_affine.statistics import ClusterStatistics
+from cat_plugin.cluster_affine.statistics import ClusterStatistics, StatisticsAccumulator
 
-__all__ = ["Workbench"]
+__all__ = ["Workbench", "collect", "collector"]
+
+
+def collector(problem: Problem) -> StatisticsAccumulator:
+    """Return an empty accumulator for what the problem's map needs."""
+    width = FAMILIES[problem.candidate.family].n_regressors(problem)
+    return StatisticsAccumulator(problem.geometry.n_clusters, problem.geometry.mean.shape[0], width)
+
+
+def collect(into: StatisticsAccumulator, problem: Problem, batch: Rows) -> None:
+    """Collect from a batch what the problem's map needs."""
+    position, label = problem.geometry.assign(batch.z_q)
+    columns = FAMILIES[problem.candidate.family].regressors(problem, batch, position)
+    into.add(batch.z_q, batch.z_fp, label, columns)
 
 
 @dataclass(eq=False)
@@ -69,46 +82,27 @@ class Workbench:
             self._geometries[key] = Geometry(mean, components, centroids)
         return self._geometries[key]
 
-    def statistics(self, candidate: Candidate, geometry: Geometry) -> ClusterStatistics:
-        """Return the statistics that the candidate's map needs."""
-        family, rows = FAMILIES[candidate.family], self.rows
-        # Families without regressors share theirs.
-        layout = candidate.family if family.n_regressors(candidate, geometry, rows.n_features) else ""
-        key = (candidate.n_clusters, candidate.n_components, layout, candidate.use_features)
-        if key not in self._statistics:
-            position, label = geometry.assign(rows.z_q)
-            columns = family.regressors(candidate, rows, position, self.scaling)
-            self._statistics[key] = ClusterStatistics.from_rows(
-                rows.z_q, rows.z_fp, label, geometry.n_clusters, columns
-            )
-        return self._statistics[key]
+    def problem(self, candidate: Candidate, geometry: Geometry | None = None) -> Problem:
+        """Return what a fit of the candidate starts from, with the clusters found here or with others."""
+        geometry = geometry or self.geometry(candidate.n_clusters, candidate.n_components)
+        return Problem(candidate, geometry, self.scaling, self.rows.n_features)
 
     def fit(self, candidate: Candidate) -> AffineParameters:
         """Fit a candidate to the rows."""
-        geometry = self.geometry(candidate.n_clusters, candidate.n_components)
-        return self.build(candidate, geometry, self.statistics(candidate, geometry))
+        problem = self.problem(candidate)
+        # Families without regressors share their statistics.
+        layout = candidate.family if FAMILIES[candidate.family].n_regressors(problem) else ""
+        key = (candidate.n_clusters, candidate.n_components, layout, candidate.use_features)
+        if key not in self._statistics:
+            accumulator = collector(problem)
+            collect(accumulator, problem, self.rows)
+            self._statistics[key] = accumulator.result()
+        return self.build(problem, self._statistics[key])
 
-    def build(
-        self, candidate: Candidate, geometry: Geometry, statistics: ClusterStatistics
-    ) -> AffineParameters:
-        """Turn statistics, of these rows or of more, into the candidate's parameters.
-
-        Parameters
-        ----------
-        candidate : Candidate
-            What is to be fitted.
-        geometry : Geometry
-            Its clusters.
-        statistics : ClusterStatistics
-            Collected with that geometry and the regressors of the candidate's family.
-
-        Returns
-        -------
-        AffineParameters
-            For rows with as many features as those at hand have.
-        """
-        family, n_features = FAMILIES[candidate.family], self.rows.n_features
-        placed, arrays = family.fit(candidate, statistics, geometry, self.scaling, n_features)
-        made = AffineParameters(family.map.mode, candidate.alpha, **vars(placed), **arrays)
-        made = family.refine(made, candidate, self.rows, self.scaling, self.temperature_unit)
-        return made.widened(n_features) if n_features else made
+    def build(self, problem: Problem, statistics: ClusterStatistics) -> AffineParameters:
+        """Turn statistics, of these rows or of more, into parameters for rows with features as these have."""
+        family = FAMILIES[problem.candidate.family]
+        placed, arrays = family.fit(problem, statistics)
+        made = AffineParameters(family.map.mode, problem.candidate.alpha, **vars(placed), **arrays)
+        made = family.refine(problem, made, self.rows, self.temperature_unit)
+        return made.widened(problem.n_features) if problem.n_features else made

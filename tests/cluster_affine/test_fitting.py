@@ -9,10 +9,11 @@ import pytest
 
 from cat_plugin.cluster_affine import ClusterAffine, estimator
 from cat_plugin.cluster_affine.families import Budget
-from cat_plugin.cluster_affine.fitting import Settings, collect, collector, make_plan
+from cat_plugin.cluster_affine.fitting import Settings, make_plan
 from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.selection import best_candidate, candidates, fold_of_rows
 from cat_plugin.cluster_affine.shrinkage import Moments, shrink
+from cat_plugin.cluster_affine.workbench import collect, collector
 from tests.cluster_affine.conftest import distorted
 
 
@@ -73,9 +74,8 @@ def test_rows_that_the_quantizer_was_tuned_on_are_left_out_where_the_plan_says_s
     plan = make_plan(rows, Settings("diagonal", 2, 1.0, None, 0))
     for kept, count in ((True, 600), (False, 400)):
         decided = replace(plan, candidate=replace(plan.candidate, tuned_rows=kept))
-        geometry = decided.bench.geometry(2, None)
-        into = collector(decided, geometry)
-        collect(into, decided, geometry, rows)
+        into = collector(decided.problem())
+        collect(into, decided.problem(), decided.fitted_rows(rows))
         assert into.result().n_rows == count
 
 

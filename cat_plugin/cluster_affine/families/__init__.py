@@ -7,7 +7,7 @@ candidates of ``auto``, the arrays of stored parameters, the ops of a bundle.  d
 from __future__ import annotations
 
 from cat_plugin.cluster_affine.families.diagonal import Diagonal
-from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Terms
+from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Problem, Terms
 from cat_plugin.cluster_affine.families.full import Full
 from cat_plugin.cluster_affine.families.identity import Identity
 from cat_plugin.cluster_affine.families.lowrank import LowRank
@@ -21,6 +21,7 @@ __all__ = [
     "Budget",
     "Candidate",
     "Family",
+    "Problem",
     "Terms",
     "mode_names",
     "register",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from cat_plugin.cluster_affine._typing import FloatArray
-from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Terms
+from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Problem, Terms
 from cat_plugin.cluster_affine.geometry import Geometry
-from cat_plugin.cluster_affine.rows import Scaling
 from cat_plugin.cluster_affine.shrinkage import Moments, shrink
 from cat_plugin.cluster_affine.statistics import ClusterStatistics
 
@@ -57,14 +56,7 @@ class Diagonal(Family):
         """Return all numbers of clusters that leave four rows to each."""
         return [Candidate(self.name, k, d, a) for d, k in budget.clusterings(4) for a in budget.alphas]
 
-    def fit(
-        self,
-        candidate: Candidate,
-        statistics: ClusterStatistics,
-        geometry: Geometry,
-        scaling: Scaling,
-        n_features: int,
-    ) -> tuple[Geometry, dict[str, FloatArray]]:
+    def fit(self, problem: Problem, statistics: ClusterStatistics) -> tuple[Geometry, dict[str, FloatArray]]:
         """Return the shrunk slopes and offsets."""
         gamma, beta = shrunk_diagonal(statistics)
-        return geometry, {"gamma": gamma, "beta": beta}
+        return problem.geometry, {"gamma": gamma, "beta": beta}

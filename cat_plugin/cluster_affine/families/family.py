@@ -15,7 +15,7 @@ from cat_plugin.cluster_affine.statistics import ClusterStatistics
 if TYPE_CHECKING:
     from cat_plugin.cluster_affine.parameters import AffineParameters
 
-__all__ = ["AffineMap", "Budget", "Candidate", "Family", "Terms"]
+__all__ = ["AffineMap", "Budget", "Candidate", "Family", "Problem", "Terms"]
 
 #: A matrix per cluster is affordable up to this many columns.
 _FULL_COLUMNS: Final = 256
@@ -82,17 +82,7 @@ class AffineMap:
         return ("mean", "components", "centroids", *self.shapes)
 
     def expected_shapes(self, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes that the arrays must have for those given to fit each other.
-
-        Parameters
-        ----------
-        given : mapping of str to tuple of int
-            Shape of each of :attr:`arrays`.
-
-        Returns
-        -------
-        dict of str to tuple of int
-        """
+        """Return the shapes that :attr:`arrays` must have, given those they have, to fit each other."""
         axes = (given["components"] or (0,))[0]
         columns = (given["mean"] or (0,))[0]
         classes = given["beta"][-1] if given["beta"] else 0
@@ -148,6 +138,28 @@ class Candidate:
     use_features: bool = True
 
 
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A candidate to be fitted, and what is known before statistics are collected.
+
+    Parameters
+    ----------
+    candidate : Candidate
+        What is to be fitted.
+    geometry : Geometry
+        Its clusters of the logits.
+    scaling : Scaling
+        Size of the columns.
+    n_features : int
+        Feature columns.
+    """
+
+    candidate: Candidate
+    geometry: Geometry
+    scaling: Scaling
+    n_features: int
+
+
 @dataclass(frozen=True)
 class Budget:
     """What the rows at hand can afford, and what the user asked for.
@@ -201,15 +213,7 @@ class Budget:
         return [min(50, classes // 2, max(1, self.n_rows // 8))]
 
     def cluster_counts(self, rows_each: int, most: int | None = None) -> list[int]:
-        """Return numbers of clusters that the rows can fill.
-
-        Parameters
-        ----------
-        rows_each : int
-            Rows that a cluster needs.
-        most : int, optional
-            Bound beside the user's.
-        """
+        """Return numbers of clusters that can be given `rows_each` rows; `most` is a bound beside the user's."""
         limit = self.n_clusters if most is None else min(self.n_clusters, most)
         top = max(1, min(limit, self.n_rows // rows_each))
         return sorted({k for k in _COUNTS if k <= top} | ({limit} if limit <= top else set()))
@@ -249,123 +253,37 @@ class Family(ABC):
     n_init: ClassVar[int] = 1
 
     def candidate(self, n_clusters: int, n_components: int | None, alpha: float, n_classes: int) -> Candidate:
-        """Return what is fitted when the user asks for this family by name.
-
-        Parameters
-        ----------
-        n_clusters : int
-            K, at most the number of rows.
-        n_components : int or None
-            Principal components, as the user gave them.
-        alpha : float
-            Blending factor.
-        n_classes : int
-            C.
-
-        Returns
-        -------
-        Candidate
-        """
+        """Return what is fitted when the user asks for this family by name; `n_clusters` is at most the rows."""
         d = None if n_components is None else min(n_components, n_classes)
         return Candidate(self.name, n_clusters, d, alpha)
 
     @abstractmethod
     def candidates(self, budget: Budget) -> Iterable[Candidate]:
-        """Return what is compared in ``auto`` mode, the simplest first.
+        """Return what is compared in ``auto`` mode, the simplest first."""
 
-        Parameters
-        ----------
-        budget : Budget
-            What the rows can afford.
-
-        Returns
-        -------
-        iterable of Candidate
-        """
-
-    def n_regressors(self, candidate: Candidate, geometry: Geometry, n_features: int) -> int:
+    def n_regressors(self, problem: Problem) -> int:
         """Return how many columns :meth:`regressors` has; 0, the default, if there are none."""
         return 0
 
-    def regressors(
-        self, candidate: Candidate, rows: Rows, position: FloatArray, scaling: Scaling
-    ) -> FloatArray | None:
-        """Return the columns that the map is fitted from, beside each logit itself.
+    def regressors(self, problem: Problem, rows: Rows, position: FloatArray) -> FloatArray | None:
+        """Return the columns (N, D) that the map is fitted from, beside each logit itself, or None.
 
-        Parameters
-        ----------
-        candidate : Candidate
-            What is to be fitted.
-        rows : Rows
-            Of a batch.
-        position : ndarray of shape (N, D)
-            Their projection.
-        scaling : Scaling
-            Size of the columns.
-
-        Returns
-        -------
-        ndarray of shape (N, D), or None without regressors
+        `position` is the projection of the rows, of shape (N, d).
         """
         return None
 
     @abstractmethod
-    def fit(
-        self,
-        candidate: Candidate,
-        statistics: ClusterStatistics,
-        geometry: Geometry,
-        scaling: Scaling,
-        n_features: int,
-    ) -> tuple[Geometry, dict[str, FloatArray]]:
-        """Fit the map.
+    def fit(self, problem: Problem, statistics: ClusterStatistics) -> tuple[Geometry, dict[str, FloatArray]]:
+        """Return the geometry of the columns that the map takes, and the map's own arrays by name.
 
-        Parameters
-        ----------
-        candidate : Candidate
-            What is to be fitted.
-        statistics : ClusterStatistics
-            Collected with that geometry and the family's regressors.
-        geometry : Geometry
-            Clusters of the logits.
-        scaling : Scaling
-            Size of the columns.
-        n_features : int
-            Feature columns.
-
-        Returns
-        -------
-        geometry : Geometry
-            Of the columns that the map takes.
-        arrays : dict of str to ndarray
-            The map's own arrays by name.
+        The statistics were collected with the problem's geometry and the family's regressors.
         """
 
     def refine(
-        self,
-        fitted: AffineParameters,
-        candidate: Candidate,
-        rows: Rows,
-        scaling: Scaling,
-        temperature_unit: float,
+        self, problem: Problem, fitted: AffineParameters, rows: Rows, temperature_unit: float
     ) -> AffineParameters:
-        """Improve a fitted map on the rows themselves, for candidates that ask for it.
+        """Improve what :meth:`fit` made on the rows themselves, for candidates that ask for it.
 
-        Parameters
-        ----------
-        fitted : AffineParameters
-            What :meth:`fit` made.
-        candidate : Candidate
-            What is to be fitted.
-        rows : Rows
-            The sample.
-        scaling : Scaling
-            Size of the columns.
-        temperature_unit : float
-            Spread of the full-precision logits.
-
-        Returns
-        -------
-        AffineParameters
+        `temperature_unit` is the spread of the full-precision logits.
         """
         return fitted

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from cat_plugin.cluster_affine._typing import FloatArray
-from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Terms
+from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Problem, Terms
 from cat_plugin.cluster_affine.geometry import Geometry
 from cat_plugin.cluster_affine.refinement import refine_full
-from cat_plugin.cluster_affine.rows import Rows, Scaling
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.shrinkage import Moments, shrink
 from cat_plugin.cluster_affine.statistics import ClusterStatistics
 
@@ -61,33 +61,24 @@ class Full(Family):
             made += [replace(candidate, use_features=False) for candidate in made]
         return made
 
-    def n_regressors(self, candidate: Candidate, geometry: Geometry, n_features: int) -> int:
+    def n_regressors(self, problem: Problem) -> int:
         """Return the number of logits and features."""
-        return int(geometry.mean.shape[0]) + n_features * candidate.use_features
+        return len(self._scale(problem))
 
-    def regressors(
-        self, candidate: Candidate, rows: Rows, position: FloatArray, scaling: Scaling
-    ) -> FloatArray:
+    def regressors(self, problem: Problem, rows: Rows, position: FloatArray) -> FloatArray:
         """Return the logits and, in their units, the features."""
-        if rows.features is None or not candidate.use_features:
+        if rows.features is None or not problem.candidate.use_features:
             return rows.z_q
-        scaled = rows.features / scaling.scale[rows.z_q.shape[1] :]
+        scaled = rows.features / problem.scaling.scale[rows.z_q.shape[1] :]
         return np.concatenate([rows.z_q, scaled], axis=1)
 
-    def fit(
-        self,
-        candidate: Candidate,
-        statistics: ClusterStatistics,
-        geometry: Geometry,
-        scaling: Scaling,
-        n_features: int,
-    ) -> tuple[Geometry, dict[str, FloatArray]]:
+    def fit(self, problem: Problem, statistics: ClusterStatistics) -> tuple[Geometry, dict[str, FloatArray]]:
         """Return the shrunk matrices and offsets."""
         classes = statistics.mean_fp.shape[1]
-        scale = self._scale(candidate, scaling, classes)
-        if scale.shape[0] > classes:
+        scale, geometry = self._scale(problem), problem.geometry
+        if len(scale) > classes:
             # The clusters are those of the logits; the features are regressors only.
-            geometry = geometry.widened(n_features)
+            geometry = geometry.widened(problem.n_features)
         prior = np.zeros((1, scale.shape[0], classes))
         prior[0, :classes, :classes] = np.eye(classes)
         moments = Moments(
@@ -103,25 +94,18 @@ class Full(Family):
         return geometry, {"weight": weight, "beta": maps.offset[0]}
 
     def refine(
-        self,
-        fitted: AffineParameters,
-        candidate: Candidate,
-        rows: Rows,
-        scaling: Scaling,
-        temperature_unit: float,
+        self, problem: Problem, fitted: AffineParameters, rows: Rows, temperature_unit: float
     ) -> AffineParameters:
         """Move the maps to the least divergence, for candidates with a temperature."""
+        candidate = problem.candidate
         if not candidate.temperature:
             return fitted
-        return refine_full(
-            fitted,
-            rows.inputs(candidate.use_features),
-            rows.z_fp,
-            self._scale(candidate, scaling, rows.z_fp.shape[1]),
-            candidate.temperature * temperature_unit,
-            candidate.strength,
-        )
+        inputs, scale = rows.inputs(candidate.use_features), self._scale(problem)
+        temperature = candidate.temperature * temperature_unit
+        return refine_full(fitted, inputs, rows.z_fp, scale, temperature, candidate.strength)
 
     @staticmethod
-    def _scale(candidate: Candidate, scaling: Scaling, classes: int) -> FloatArray:
-        return scaling.scale if candidate.use_features else scaling.scale[:classes]
+    def _scale(problem: Problem) -> FloatArray:
+        """Size of each regressor: one for the logits."""
+        scale, classes = problem.scaling.scale, problem.geometry.mean.shape[0]
+        return scale if problem.candidate.use_features else scale[:classes]

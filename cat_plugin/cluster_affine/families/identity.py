@@ -6,9 +6,8 @@ import numpy as np
 
 from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.families.diagonal import DIAGONAL
-from cat_plugin.cluster_affine.families.family import Budget, Candidate, Family
+from cat_plugin.cluster_affine.families.family import Budget, Candidate, Family, Problem
 from cat_plugin.cluster_affine.geometry import Geometry
-from cat_plugin.cluster_affine.rows import Scaling
 from cat_plugin.cluster_affine.statistics import ClusterStatistics
 
 __all__ = ["Identity"]
@@ -26,14 +25,7 @@ class Identity(Family):
         """Return the one candidate."""
         return [Candidate(self.name, alpha=0.0)]
 
-    def fit(
-        self,
-        candidate: Candidate,
-        statistics: ClusterStatistics,
-        geometry: Geometry,
-        scaling: Scaling,
-        n_features: int,
-    ) -> tuple[Geometry, dict[str, FloatArray]]:
+    def fit(self, problem: Problem, statistics: ClusterStatistics) -> tuple[Geometry, dict[str, FloatArray]]:
         """Return one cluster with slopes of one."""
         classes = statistics.mean_fp.shape[1]
         single = Geometry(np.zeros(classes), np.zeros((0, classes)), np.zeros((1, classes)))

@@ -6,9 +6,9 @@ import numpy as np
 
 from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.families.diagonal import shrunk_diagonal
-from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Terms
+from cat_plugin.cluster_affine.families.family import AffineMap, Budget, Candidate, Family, Problem, Terms
 from cat_plugin.cluster_affine.geometry import Geometry
-from cat_plugin.cluster_affine.rows import Rows, Scaling
+from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.shrinkage import Moments, shrink
 from cat_plugin.cluster_affine.statistics import ClusterStatistics
 
@@ -57,24 +57,15 @@ class LowRank(Family):
             for a in budget.alphas
         ]
 
-    def n_regressors(self, candidate: Candidate, geometry: Geometry, n_features: int) -> int:
+    def n_regressors(self, problem: Problem) -> int:
         """Return the width of the projection."""
-        return int(geometry.centroids.shape[1])
+        return int(problem.geometry.centroids.shape[1])
 
-    def regressors(
-        self, candidate: Candidate, rows: Rows, position: FloatArray, scaling: Scaling
-    ) -> FloatArray:
+    def regressors(self, problem: Problem, rows: Rows, position: FloatArray) -> FloatArray:
         """Return the projection."""
         return position
 
-    def fit(
-        self,
-        candidate: Candidate,
-        statistics: ClusterStatistics,
-        geometry: Geometry,
-        scaling: Scaling,
-        n_features: int,
-    ) -> tuple[Geometry, dict[str, FloatArray]]:
+    def fit(self, problem: Problem, statistics: ClusterStatistics) -> tuple[Geometry, dict[str, FloatArray]]:
         """Return the shrunk slopes and offsets, each cluster's core and the part that all share."""
         gamma, beta = shrunk_diagonal(statistics)
         left = statistics.mean_fp - gamma * statistics.mean_q - beta
@@ -94,5 +85,10 @@ class LowRank(Family):
         factor = np.linalg.cholesky(pooled + 1e-12 * max(float(np.trace(pooled)), 1e-300) * np.eye(width))
         average = np.einsum("k,kdc->dc", statistics.count / max(statistics.n_rows, 1.0), weight)
         right = np.linalg.svd(factor.T @ average, full_matrices=False)[2]
-        right = right[: min(candidate.rank, width, classes)]
-        return geometry, {"gamma": gamma, "beta": beta + offset, "core": weight @ right.T, "right": right}
+        right = right[: min(problem.candidate.rank, width, classes)]
+        return problem.geometry, {
+            "gamma": gamma,
+            "beta": beta + offset,
+            "core": weight @ right.T,
+            "right": right,
+        }

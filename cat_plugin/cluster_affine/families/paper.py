@@ -6,9 +6,8 @@ import numpy as np
 
 from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.families.diagonal import DIAGONAL
-from cat_plugin.cluster_affine.families.family import Budget, Candidate, Family
+from cat_plugin.cluster_affine.families.family import Budget, Candidate, Family, Problem
 from cat_plugin.cluster_affine.geometry import Geometry
-from cat_plugin.cluster_affine.rows import Scaling
 from cat_plugin.cluster_affine.statistics import ClusterStatistics
 
 __all__ = ["Paper", "closed_form"]
@@ -65,14 +64,7 @@ class Paper(Family):
         """Return the method with the user's settings."""
         return [Candidate(self.name, budget.n_clusters, budget.n_components, float(budget.alpha))]
 
-    def fit(
-        self,
-        candidate: Candidate,
-        statistics: ClusterStatistics,
-        geometry: Geometry,
-        scaling: Scaling,
-        n_features: int,
-    ) -> tuple[Geometry, dict[str, FloatArray]]:
+    def fit(self, problem: Problem, statistics: ClusterStatistics) -> tuple[Geometry, dict[str, FloatArray]]:
         """Return the closed form as it is."""
         gamma, beta = closed_form(statistics)
-        return geometry, {"gamma": gamma, "beta": beta}
+        return problem.geometry, {"gamma": gamma, "beta": beta}
