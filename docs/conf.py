@@ -64,7 +64,14 @@ NAVIGATION = {
         "troubleshooting",
     ],
     "Understand": ["method"],
-    "Extend": ["extending/kernel", "extending/reconstruction", "extending/host", "testing", "contributing"],
+    "Extend": [
+        "extending/kernel",
+        "extending/mode",
+        "extending/reconstruction",
+        "extending/host",
+        "testing",
+        "contributing",
+    ],
     "Look up": [
         "api/cat_plugin",
         "api/cluster_affine",

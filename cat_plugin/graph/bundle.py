@@ -163,13 +163,13 @@ def _forget_sources(program: ExportedProgram) -> None:
 
 
 def _remembered(module: Any) -> dict[str, Any]:
-    """What a corrected module says of its own making."""
+    """Return what a corrected module says of its own making."""
     known = {"engine": getattr(module, "report", None), "config": getattr(module, "config", None)}
     return {key: value for key, value in known.items() if isinstance(value, dict)}
 
 
 def _account(report: Mapping[str, Any]) -> str:
-    """The text of ``report.json``; empty when there is nothing to write."""
+    """Return the text of ``report.json``; empty when there is nothing to write."""
     if not report:
         return ""
     try:

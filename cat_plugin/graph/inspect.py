@@ -74,7 +74,7 @@ def _target(node: Node) -> str:
 
 
 def _dequantized_bits(node: Node) -> int | None:
-    """Bit-width of the integers that `node` dequantizes, or None when it yields plain floats."""
+    """Return the bit-width of the integers that `node` dequantizes, or None when it yields plain floats."""
     while _target(node) in _VIEWS:
         node = node.all_input_nodes[0]
     target = _target(node)
@@ -87,7 +87,7 @@ def _dequantized_bits(node: Node) -> int | None:
 
 
 def _source_name(node: Node, program: ExportedProgram) -> str | None:
-    """Qualified name of the parameter or buffer that `node` is computed from, if it is one."""
+    """Return the qualified name of the parameter or buffer that `node` is computed from, if it is one."""
     signature_ = program.graph_signature
     names = {
         **signature_.inputs_to_parameters,

@@ -6,10 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cat_plugin.cluster_affine.families import MAPS, AffineMap
 from cat_plugin.errors import BundleError
 from cat_plugin.files import read_json
 
-__all__ = ["CORRECTION", "FORMAT", "MANIFEST", "MODEL", "REMEDY", "REPORT", "VERSION", "read_manifest"]
+__all__ = [
+    "CORRECTION",
+    "FORMAT",
+    "MANIFEST",
+    "MODEL",
+    "REMEDY",
+    "REPORT",
+    "VERSION",
+    "corrections",
+    "read_manifest",
+]
 
 FORMAT = "cat-bundle"
 VERSION = 1
@@ -22,6 +33,11 @@ REMEDY = "the bundle is damaged, copy the whole directory again or export again"
 # The largest seen has 60 kB; parsed, nested JSON takes up to 25 times its size.
 _LIMIT = 2 * 2**20
 _KNOWN_FILES = (MODEL, CORRECTION, REPORT)
+
+
+def corrections() -> dict[str, AffineMap]:
+    """Return the maps that a bundle's graph may end in, by the name of the op that applies them."""
+    return {applied.op: applied for applied in MAPS.values()}
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -91,7 +107,7 @@ def _is_shape(value: Any) -> bool:
 
 
 def _is_signature(value: Any) -> bool:
-    """A list of tensors: name, dtype and shape, of which an extent may be a name."""
+    """Return whether it lists tensors: name, dtype and shape, of which an extent may be a name."""
     return isinstance(value, list) and all(
         isinstance(entry, dict)
         and isinstance(entry.get("name"), str)
@@ -114,14 +130,20 @@ def _are_layers(value: Any) -> bool:
 
 
 def _is_correction(value: Any) -> bool:
-    """The op, its blending factor and the shapes of its arrays; or nothing."""
-    return value is None or (
-        isinstance(value, dict)
-        and isinstance(value.get("op"), str)
-        and type(value.get("alpha")) in (int, float)
-        and isinstance(value.get("shapes"), dict)
-        and all(map(_is_shape, value["shapes"].values()))
-    )
+    """Return whether it names an op that there is, with alpha and shapes that go with it; or is null."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or not isinstance(value.get("op"), str):
+        return False
+    applied, alpha, shapes = corrections().get(value["op"]), value.get("alpha"), value.get("shapes")
+    if applied is None or not isinstance(alpha, int | float) or isinstance(alpha, bool):
+        return False
+    if not 0.0 <= alpha <= 1.0 or not isinstance(shapes, dict) or set(shapes) != set(applied.arrays):
+        return False
+    if not all(map(_is_shape, shapes.values())):
+        return False
+    given = {name: tuple(shape) for name, shape in shapes.items()}
+    return applied.expected_shapes(given) == given
 
 
 def _is_mapping(value: Any) -> bool:

@@ -6,8 +6,11 @@ CPU and CUDA with a dynamic batch, computes in float32 and returns the dtype of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 __all__ = ["cluster_affine", "cluster_affine_full", "cluster_affine_lowrank"]
 
@@ -192,46 +195,17 @@ def cluster_affine_full(
     return (z + alpha * (mapped - z)).to(logits.dtype)
 
 
-@cluster_affine.register_fake
-def _(
-    logits: Tensor,
-    mean: Tensor,
-    components: Tensor,
-    centroids: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    alpha: float,
-) -> Tensor:
-    _check(logits, gamma.shape[1])
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+def _register_fake(op: CustomOpDef) -> None:
+    """Say what an op returns without computing it: a tensor like the logits, of as many classes as `beta` has."""
+    names = [argument.name for argument in op._opoverload._schema.arguments]
+
+    def fake(*arguments: Any) -> Tensor:
+        given = dict(zip(names, arguments, strict=True))
+        _check(given["logits"], given["beta"].shape[1])
+        return torch.empty_like(given["logits"], memory_format=torch.contiguous_format)
+
+    op.register_fake(fake)
 
 
-@cluster_affine_lowrank.register_fake
-def _(
-    logits: Tensor,
-    mean: Tensor,
-    components: Tensor,
-    centroids: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    core: Tensor,
-    right: Tensor,
-    alpha: float,
-) -> Tensor:
-    _check(logits, gamma.shape[1])
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
-
-
-@cluster_affine_full.register_fake
-def _(
-    logits: Tensor,
-    features: Tensor | None,
-    mean: Tensor,
-    components: Tensor,
-    centroids: Tensor,
-    weight: Tensor,
-    beta: Tensor,
-    alpha: float,
-) -> Tensor:
-    _check(logits, beta.shape[1])
-    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+for _op in (cluster_affine, cluster_affine_lowrank, cluster_affine_full):
+    _register_fake(_op)

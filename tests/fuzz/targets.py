@@ -80,7 +80,8 @@ def recipe(data: bytes) -> None:
 
 
 _MODEL = b"PK"
-_ARRAYS = save({"gamma": np.ones((2, 3), np.float32), "beta": np.zeros((2, 3), np.float32)})
+_SHAPES = {"mean": (3,), "components": (0, 3), "centroids": (2, 3), "gamma": (2, 3), "beta": (2, 3)}
+_ARRAYS = save({name: np.ones(shape, np.float32) for name, shape in _SHAPES.items()})
 
 
 def _manifest() -> dict[str, Any]:
@@ -92,7 +93,11 @@ def _manifest() -> dict[str, Any]:
         "inputs": [tensor],
         "outputs": [tensor],
         "layers": [{"name": "fc", "kind": "linear", "weight_shape": [3, 3], "w_bits": 2, "a_bits": None}],
-        "cluster_affine": {"op": "cluster_affine", "alpha": 0.4, "shapes": {"gamma": [2, 3], "beta": [2, 3]}},
+        "cluster_affine": {
+            "op": "cluster_affine",
+            "alpha": 0.4,
+            "shapes": {name: list(shape) for name, shape in _SHAPES.items()},
+        },
         "calibration": {},
         "libraries": {},
     }

@@ -155,6 +155,30 @@ def test_manifest_of_another_shape_is_refused(bundle: Path, changes: dict[str, A
         read_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"op": "cluster_affinity"},
+        {"op": 3},
+        {"alpha": 1.5},
+        {"alpha": float("nan")},
+        {"alpha": True},
+        {"alpha": None},
+        {"shapes": {}},
+        {"op": "cluster_affine_full"},
+        {"gamma": [8, 9]},
+        {"centroids": []},
+        {"beta": [8.0, 10]},
+    ],
+)
+def test_manifest_of_an_impossible_correction_is_refused(bundle: Path, changes: dict[str, Any]) -> None:
+    step = json.loads((bundle / "manifest.json").read_text())["cluster_affine"]
+    shapes = {name: changes.get(name, shape) for name, shape in step["shapes"].items()}
+    _edit(bundle, cluster_affine=step | {"shapes": shapes} | {k: v for k, v in changes.items() if k in step})
+    with pytest.raises(BundleError, match="'cluster_affine' is missing or not what belongs there"):
+        read_bundle(bundle)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "null"])
 def test_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
