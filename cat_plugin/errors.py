@@ -17,6 +17,7 @@ __all__ = [
     "ExportError",
     "HostError",
     "LibraryError",
+    "OptionTypeError",
     "QuantizationError",
     "RecipeError",
 ]
@@ -32,6 +33,10 @@ class CATValueError(CATError, ValueError):
 
 class CATTypeError(CATError, TypeError):
     """An argument is of a type that cannot be used."""
+
+
+class OptionTypeError(CATTypeError, CATValueError):
+    """An option was given a value of the wrong type, or is not known; caught as ``TypeError`` and as ``ValueError``."""
 
 
 class RecipeError(CATValueError):

@@ -11,62 +11,39 @@ import typer
 
 from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.errors import CATValueError, RecipeError
+from cat_plugin.ptq.presets import PRESETS
 
 __all__ = ["check", "new"]
 
-_TEMPLATE = """\
-# What Neural Compressor is asked to do. Check it with: cat-ptq recipe check {name}
-quantization:
-  algorithm: cat
-  cat:
-    # Bits of the weights and of the activations, 2 to 8. A list is a choice: each is tried, {tried}
-    w_bits: {w_bits}
-    a_bits: {a_bits}
-
-    # fast:     closed form only, seconds to minutes
-    # balanced: trains the rounding of each block, minutes
-    # best:     trains the whole model on its own logits as well
-    preset: {preset}
-
-    # The correction of the logits: auto compares several on held-out calibration rows, paper is the published method.
-    mode: auto
-    num_clusters: 64      # at most, with mode auto
-    alpha: 0.4            # share of the correction; with mode auto one candidate among others
-
-    # First and last layer keep 8 bits; they are small, and the accuracy hangs on them.
-    first_bits: 8
-    last_bits: 8
-
-    seed: 0               # the same seed gives the same model
-
-tuning:
-  # How much of the full-precision score may be lost: a share of it with relative, points of it with absolute.
-  accuracy_criterion: {{relative: {relative}}}
-  # Stop after so many trials, or so many seconds (0 is no limit).
-  exit_policy: {{max_trials: {trials}, timeout: 0}}
-  # true tries every configuration and keeps the best; false stops at the first that is good enough.
-  try_all: {try_all}
-"""
+*_FIRST, _LAST = PRESETS
+_PRESET_WORDS = f"{', '.join(_FIRST)} or {_LAST}"
 
 
 def _bits(text: str, option: str) -> list[int]:
+    from cat_plugin.options import options_of
+    from cat_plugin.ptq.spec import QuantSpec
+
+    allowed = options_of(QuantSpec)[option].schema
     try:
         bits = [int(part) for part in text.replace("[", "").replace("]", "").split(",")]
     except ValueError:
         bits = []
-    if not bits or any(not 2 <= width <= 8 for width in bits):
-        raise CATValueError(f"{option} {text!r}: give bits from 2 to 8, one or several as in 4,2")
+    if not bits or any(not allowed["minimum"] <= width <= allowed["maximum"] for width in bits):
+        raise CATValueError(
+            f"--{option.replace('_', '-')} {text!r}: give bits from {allowed['minimum']} to {allowed['maximum']}, one or "
+            "several as in 4,2"
+        )
     return list(dict.fromkeys(bits))
 
 
 def _preset(text: str) -> str:
-    if text not in ("fast", "balanced", "best"):
-        raise CATValueError(f"--preset {text!r}: give fast, balanced or best")
+    if text not in PRESETS:
+        raise CATValueError(f"--preset {text!r}: give {_PRESET_WORDS}")
     return text
 
 
 def _presets(incomplete: str) -> list[str]:
-    return [name for name in ("fast", "balanced", "best") if name.startswith(incomplete)]
+    return [name for name in PRESETS if name.startswith(incomplete)]
 
 
 def _share(value: float) -> float:
@@ -75,8 +52,8 @@ def _share(value: float) -> float:
     return value
 
 
-def _as_yaml(values: list[int]) -> str:
-    return str(values[0]) if len(values) == 1 else str(values)
+def _one_or_all(values: list[int]) -> int | list[int]:
+    return values[0] if len(values) == 1 else values
 
 
 def new(
@@ -86,7 +63,7 @@ def new(
     ] = None,
     a_bits: Annotated[str | None, typer.Option("--a-bits", help="Bits of the activations.")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="fast, balanced or best.", autocompletion=_presets)
+        str | None, typer.Option("--preset", help=f"{_PRESET_WORDS}.", autocompletion=_presets)
     ] = None,
     relative: Annotated[
         float | None, typer.Option("--relative", help="Share of the full-precision score that may be lost.")
@@ -96,6 +73,8 @@ def new(
     ] = False,
 ) -> None:
     """Write a recipe with every line explained, after a few questions."""
+    from cat_plugin.recipe.template import new_recipe
+
     if path.exists():
         raise CATValueError(f"{path} exists and is left as it is; give another name, or remove it first")
 
@@ -104,9 +83,9 @@ def new(
             return default if given is None else given
         return str(typer.prompt(question, default=default, err=True))
 
-    weights = _bits(answered(w_bits, "Bits of the weights, one or several", "4,2"), "--w-bits")
-    activations = _bits(answered(a_bits, "Bits of the activations", "4"), "--a-bits")
-    chosen = _preset(answered(preset, "How much work: fast, balanced or best", "balanced"))
+    weights = _bits(answered(w_bits, "Bits of the weights, one or several", "4,2"), "w_bits")
+    activations = _bits(answered(a_bits, "Bits of the activations", "4"), "a_bits")
+    chosen = _preset(answered(preset, f"How much work: {_PRESET_WORDS}", "balanced"))
     asked = answered(
         None if relative is None else str(relative), "Share of the accuracy that may be lost", "0.01"
     )
@@ -117,15 +96,12 @@ def new(
     except ValueError as error:
         raise CATValueError(f"{asked!r} is not a number; give a share such as 0.01") from error
     several = len(weights) * len(activations)
-    text = _TEMPLATE.format(
-        name=path.name,
-        w_bits=_as_yaml(weights),
-        a_bits=_as_yaml(activations),
-        tried="which takes --tune." if several > 1 else "as in [4, 2], which takes --tune.",
-        preset=chosen,
-        relative=f"{share:g}",
-        trials=max(several, 1),
-        try_all="true" if several > 1 else "false",
+    text = new_recipe(
+        path.name,
+        {"w_bits": _one_or_all(weights), "a_bits": _one_or_all(activations), "preset": chosen},
+        relative=share,
+        max_trials=several,
+        try_all=several > 1,
     )
     _write(path, text)
     values = {
@@ -141,8 +117,8 @@ def new(
     )
     shown = {
         "recipe": path,
-        "weights": f"{_as_yaml(weights)} bits",
-        "activations": f"{_as_yaml(activations)} bits",
+        "weights": f"{_one_or_all(weights)} bits",
+        "activations": f"{_one_or_all(activations)} bits",
         "preset": chosen,
         "accuracy that may be lost": f"{100 * share:g} %",
         "next": command,

@@ -1,7 +1,5 @@
 """``CATConfig``: the configuration class that Neural Compressor 3.x finds under the name ``cat``."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections import OrderedDict
@@ -12,7 +10,9 @@ from neural_compressor.common.base_config import BaseConfig, ComposableConfig, c
 from torch import nn
 
 from cat_plugin.errors import RecipeError
+from cat_plugin.options import with_parameters
 from cat_plugin.recipe import options
+from cat_plugin.recipe.schema import cat_options
 
 __all__ = ["FRAMEWORK", "KEY", "NAME", "CATConfig", "as_base"]
 
@@ -88,77 +88,49 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
           holdout: 0.25         # share of the calibration rows that the engine does not see
           base: {rtn: {bits: 4}}   # instead of w_bits, a_bits, preset: correct an algorithm of the host
 
-    Parameters
-    ----------
-    w_bits, a_bits : int or list of int, default 4
-        Bits of weights and activations, 2 to 8, for the plugin's own engine.
-    preset : {"fast", "balanced", "best"} or list
-        How much work the engine spends.
-    num_clusters : int or list of int, default 64
-        Clusters of logits.
-    alpha : float or list of float, default 0.4
-        Blending factor, 0 to 1.
-    pca_dim : int, list or None
-        Principal components used to find the cluster; None for no PCA.
-    mode : str or list, default "auto"
-        The map that is fitted in each cluster.
-    base : BaseConfig, mapping, str, list or None
-        An algorithm of the host to correct. None runs the plugin's own engine.
-    seed : int, default 0
-        Seed of the engine and of the clustering.
-    holdout : float, default 0.25
-        Share of the calibration rows, from 512 on, that the engine is not given, so that the correction can
-        be judged on rows that the quantized model was not tuned on.
-    **engine_options
-        Further fields of :class:`cat_plugin.ptq.QuantSpec`.
+    Its parameters are the options of the correction, ``base``, and those of :class:`cat_plugin.ptq.QuantSpec`.  Each takes
+    one value, or a list of values to try.
 
     Raises
     ------
     RecipeError
-        On an unknown parameter (naming the nearest known one) or a value out of range.
+        On an unknown parameter (naming the nearest known one), a value out of range, or an option of the engine beside a
+        base.
     """
 
     name = NAME
     supported_configs: list[Any] = []  # noqa: RUF012  (the host assigns it)
 
-    def __init__(
-        self,
-        w_bits: Any = 4,
-        a_bits: Any = 4,
-        preset: Any = "balanced",
-        num_clusters: Any = 64,
-        alpha: Any = 0.4,
-        pca_dim: Any = None,
-        mode: Any = "auto",
-        base: Any = None,
-        seed: Any = 0,
-        holdout: Any = 0.25,
-        **engine_options: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__()
-        params = {
-            "w_bits": w_bits, "a_bits": a_bits, "preset": preset, "num_clusters": num_clusters, "alpha": alpha,
-            "pca_dim": pca_dim, "mode": mode, "seed": seed, "holdout": holdout,
-            **engine_options,
-        }  # fmt: skip
-        base = as_base(base)
-        options.check({**params, "base": _base_to_dict(base)}, "CATConfig")
-        known = {**options.engine_defaults(), **options.CORRECTION}
-        self.__dict__.update({key: params.get(key, default) for key, default in known.items()})
-        self.__dict__["base"] = base
-        self.__dict__["_session"] = None
+        given = options.by_name(args, given, "CATConfig")
+        if "base" in given:
+            given["base"] = as_base(given["base"])
+        options.check({**given, "base": _base_to_dict(given.get("base"))}, "CATConfig")
+        defaults = {name: each.plain_default for name, each in cat_options().items()}
+        self.__dict__.update({**defaults, **given, "_given": set(given), "_session": None})
+
+    __init__.__signature__ = options.signature()  # type: ignore[attr-defined]
 
     def __setattr__(self, key: str, value: Any) -> None:
-        if key == "base":
-            value = as_base(value)
-            options.check({**self._params(), "base": _base_to_dict(value)}, "CATConfig")
-        elif key in self.__dict__ and not key.startswith("_"):
-            options.check({**self._params(), "base": _base_to_dict(self.base), key: value}, "CATConfig")
+        if key in cat_options():
+            value = as_base(value) if key == "base" else value
+            changed = {**self._chosen(), "base": self.base, key: value}
+            options.check({**changed, "base": _base_to_dict(changed["base"])}, "CATConfig")
+            self._given.add(key)
         self.__dict__[key] = value
+
+    def _chosen(self) -> dict[str, Any]:
+        """Every option but the base that differs from its default."""
+        return {
+            name: self.__dict__[name]
+            for name, each in cat_options().items()
+            if name != "base" and self.__dict__[name] != each.plain_default
+        }
 
     def _params(self) -> dict[str, Any]:
         """Every option but the base."""
-        return {key: self.__dict__[key] for key in {**options.engine_defaults(), **options.CORRECTION}}
+        return {name: self.__dict__[name] for name in cat_options() if name != "base"}
 
     def uses(self, algorithm: str) -> bool:
         """Whether the base, or one of several, is that algorithm of the host."""
@@ -174,7 +146,7 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
         return self.to_dict()
 
     @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any] | None) -> CATConfig:
+    def from_dict(cls, config_dict: Mapping[str, Any] | None) -> "CATConfig":
         """Make a configuration from a mapping of parameters."""
         given = dict(config_dict or {})
         if set(given) <= {"global", "local"} and given:
@@ -182,10 +154,10 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
             for name, params in (given.get("local") or {}).items():
                 config.set_local(name, cls(**params))
             return config
-        options.check_keys(given, [*options.engine_defaults(), *options.CORRECTION, "base"], "cat")
+        options.check_keys(given, cat_options(), "cat")
         return cls(**given)
 
-    def set_local(self, operator_name_or_list: Any, config: BaseConfig) -> CATConfig:
+    def set_local(self, operator_name_or_list: Any, config: BaseConfig) -> "CATConfig":
         """Give layers of a name (a shell-style pattern) other bit-widths than the rest.
 
         Parameters
@@ -211,7 +183,7 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
         bases = [
             each for base in bases for each in ([None] if base is None else copy.deepcopy(base).expand())
         ]
-        pairs = [(params, base) for base in bases for params in options.expand(self._params())]
+        pairs = [(params, base) for base in bases for params in options.expand(self._chosen())]
         chosen = options.order([{**params, "base": _base_to_dict(base)} for params, base in pairs])
         return [type(self)(**pairs[number][0], base=pairs[number][1]) for number in chosen]
 
@@ -225,7 +197,7 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
             raise RecipeError(
                 "this CATConfig has a base already; one algorithm of the host can be corrected at a time"
             )
-        return type(self)(**self._params(), base=other)
+        return type(self)(**{name: self.__dict__[name] for name in self._given - {"base"}}, base=other)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CATConfig) and self.to_dict() == other.to_dict()
@@ -247,6 +219,9 @@ class CATConfig(BaseConfig):  # type: ignore[misc]
         """Nothing to add: the engine decides by layer."""
 
     @classmethod
-    def get_config_set_for_tuning(cls) -> CATConfig:
+    def get_config_set_for_tuning(cls) -> "CATConfig":
         """A small set to start tuning from."""
         return cls(w_bits=[4, 3, 2], a_bits=[4, 8], preset="fast")
+
+
+CATConfig.__doc__ = with_parameters(inspect.cleandoc(CATConfig.__doc__ or ""), cat_options())

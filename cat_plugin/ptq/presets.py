@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cat_plugin.ptq.spec import QuantSpec
+if TYPE_CHECKING:
+    from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["Plan", "plan"]
+__all__ = ["PRESETS", "Plan", "plan"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Plan:
         return max(self.unit_steps, self.model_steps, self.refinement_steps) > 0
 
 
-_PRESETS = {
+#: The presets by name, the quick ones first: in this order configurations are tried.
+PRESETS = {
     "fast": Plan(0, 0, 0),
     "balanced": Plan(400, 0, 150),
     "best": Plan(400, 3000, 150),
@@ -42,7 +45,7 @@ _PRESETS = {
 
 def plan(spec: QuantSpec) -> Plan:
     """The preset's stages with what the specification says instead."""
-    base = _PRESETS[spec.preset]
+    base = PRESETS[spec.preset]
 
     def chosen(name: str) -> int:
         value = getattr(spec, name)

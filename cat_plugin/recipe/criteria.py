@@ -18,12 +18,18 @@ __all__ = ["Clock", "Criterion", "Trial", "trial_table"]
 class Criterion:
     """What a tuning run aims at and how long it may take.
 
+    ::
+
+        tuning:
+          accuracy_criterion: {relative: 0.01}
+          exit_policy: {max_trials: 10, timeout: 0}
+
     Parameters
     ----------
     tolerance : float
         How much worse than the full-precision model a trial may be.
     relative : bool
-        Whether `tolerance` is a share of the full-precision score, or in the score's own unit.
+        Whether `tolerance` is a share of the full-precision score, below 1, or in the score's own unit.
     higher_is_better : bool
         Whether the score is to be large (accuracy) or small (loss).
     timeout : float
@@ -32,6 +38,11 @@ class Criterion:
         Trials at most.
     try_all : bool
         Go on after a trial meets the criterion, and return the best of all.
+
+    Raises
+    ------
+    RecipeError
+        On a tolerance that is negative, or that lets everything pass, and on limits that let nothing start.
     """
 
     tolerance: float = 0.01
@@ -42,6 +53,15 @@ class Criterion:
     try_all: bool = False
 
     def __post_init__(self) -> None:
+        if not self.tolerance >= 0:
+            raise RecipeError(
+                f"the tolerance is {self.tolerance:g}; expected 0 or more, as much as may be lost of the score"
+            )
+        if self.relative and self.tolerance >= 1:
+            raise RecipeError(
+                f"the relative tolerance is {self.tolerance:g}, which is {100 * self.tolerance:g} % of the score; expected a "
+                "share from 0 to below 1, such as 0.01 for 1 %"
+            )
         if self.timeout < 0:
             raise RecipeError(f"timeout is {self.timeout}; expected seconds, or 0 for no limit")
         if self.max_trials < 1:

@@ -1,24 +1,21 @@
-"""Read a recipe file: YAML by the safe loader, checked against the schema, errors by line and column."""
+"""Read a recipe file: YAML by the safe loader, checked against its form, errors by line and column."""
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from cat_plugin.errors import RecipeError
+from cat_plugin.expectations import Place, short, worst_fault
 from cat_plugin.files import read_limited
-from cat_plugin.recipe.options import engine_defaults, nearest
+from cat_plugin.recipe.schema import RecipeFile, checker, recipe_schema
 
-__all__ = ["Located", "read", "schema"]
-
-_Place = tuple[str | int, ...]
+__all__ = ["Located", "read"]
 
 # Far above any recipe and far below what a small file of aliases, brackets or digits can blow up to.
 _LARGEST, _DEEPEST, _MOST, _LONGEST = 2**18, 32, 20_000, 10_000
@@ -36,31 +33,21 @@ class Located:
         The file's name, for messages.
     """
 
-    def __init__(self, data: Any, name: str, places: dict[_Place, tuple[int, int]]) -> None:
+    def __init__(self, data: Any, name: str, places: dict[Place, tuple[int, int]]) -> None:
         self.data = data
         self.name = name
         self._places = places
 
-    def where(self, path: _Place) -> str:
+    def where(self, path: Place) -> str:
         """``file:line:column`` of a part, or of the closest part around it."""
         while path and path not in self._places:
             path = path[:-1]
         line, column = self._places.get(path, (1, 1))
         return f"{self.name}:{line}:{column}"
 
-    def error(self, path: _Place, message: str) -> RecipeError:
+    def error(self, path: Place, message: str) -> RecipeError:
         """An error that says where."""
         return RecipeError(f"{self.where(path)}: {message}")
-
-
-@functools.cache
-def schema() -> dict[str, Any]:
-    """The JSON Schema of recipes, with the options of the engine as it is now."""
-    loaded: dict[str, Any] = json.loads(files(__package__).joinpath("recipe.schema.json").read_text("utf-8"))
-    options = loaded["$defs"]["cat"]["properties"]
-    for name in engine_defaults():
-        options.setdefault(name, {})
-    return loaded
 
 
 class _Loader(yaml.SafeLoader):
@@ -79,8 +66,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def _walk(
-    node: yaml.Node, path: _Place, name: str, left: Iterator[int]
-) -> Iterator[tuple[_Place, tuple[int, int]]]:
+    node: yaml.Node, path: Place, name: str, left: Iterator[int]
+) -> Iterator[tuple[Place, tuple[int, int]]]:
     """Where each value stands; what an alias stands for is counted and walked each time."""
     line, column = node.start_mark.line + 1, node.start_mark.column + 1
     if next(left, None) is None or len(path) > _DEEPEST:
@@ -99,7 +86,7 @@ def _walk(
                 raise RecipeError(f"{name}:{place[0]}:{place[1]}: a key must be a word")
             if key.value in seen:
                 raise RecipeError(
-                    f"{name}:{place[0]}:{place[1]}: the key {_short(key.value)} stands here twice"
+                    f"{name}:{place[0]}:{place[1]}: the key {short(key.value)} stands here twice"
                 )
             seen.add(key.value)
             yield (*path, key.value), place
@@ -140,7 +127,7 @@ def _parse(text: str, name: str) -> Located:
     return located
 
 
-def _check_numbers(value: Any, path: _Place, located: Located) -> None:
+def _check_numbers(value: Any, path: Place, located: Located) -> None:
     """Refuse numbers that no option can have and that arithmetic fails on."""
     if isinstance(value, dict):
         for key, item in value.items():
@@ -151,47 +138,11 @@ def _check_numbers(value: Any, path: _Place, located: Located) -> None:
     elif (isinstance(value, float) and not math.isfinite(value)) or (
         isinstance(value, int) and abs(value) >= 2**63
     ):
-        raise located.error(path, f"{_at(path)} is {_short(value)}; expected a finite number below 2**63")
+        raise located.error(path, f"{_at(path)} is {short(value)}; expected a finite number below 2**63")
 
 
-def _short(value: Any) -> str:
-    """A value for a message, cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _at(path: _Place) -> str:
+def _at(path: Place) -> str:
     return ".".join(str(part) for part in path) or "the recipe"
-
-
-def _message(error: Any, located: Located) -> RecipeError:
-    path: _Place = tuple(error.absolute_path)
-    where = _at(path)
-    rule, value = error.validator, error.instance
-    if rule == "additionalProperties":
-        known = list(error.schema["properties"])
-        key = next(key for key in value if key not in known)
-        return located.error((*path, key), f"unknown key {key!r} in {where}; {nearest(key, known)}")
-    if rule == "type":
-        names = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        words = {"array": "a list", "object": "a mapping", "integer": "a whole number", "number": "a number",
-                 "string": "a word", "null": "null", "boolean": "true or false"}  # fmt: skip
-        return located.error(
-            path, f"{where} is {_short(value)}; expected {' or '.join(words[name] for name in names)}"
-        )
-    if rule == "enum":
-        return located.error(
-            path, f"{where} is {_short(value)}; {nearest(value, map(str, error.validator_value))}"
-        )
-    if rule in ("minimum", "maximum"):
-        least, most = error.schema.get("minimum"), error.schema.get("maximum")
-        span = f"{least} to {most}" if least is not None and most is not None else f"{least} or more"
-        return located.error(path, f"{where} is {_short(value)}; expected {span}")
-    if rule in ("minItems", "minProperties"):
-        return located.error(path, f"{where} is empty; give at least one value")
-    if rule == "maxProperties":
-        return located.error(path, f"{where} names {len(value)} algorithms; expected one")
-    return located.error(path, f"{where}: {error.message}")
 
 
 def read(path: str | Path) -> Located:
@@ -211,8 +162,6 @@ def read(path: str | Path) -> Located:
     RecipeError
         Naming the file, the line, the column, and for an unknown key the nearest known one.
     """
-    from jsonschema import Draft202012Validator
-
     path = Path(path)
     raw = read_limited(path, _LARGEST, RecipeError, "give a recipe, a YAML file")
     try:
@@ -222,8 +171,9 @@ def read(path: str | Path) -> Located:
             f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
         ) from None
     located = _parse(text, path.name)
-    errors = Draft202012Validator(schema()).iter_errors(located.data)
-    first = min(errors, key=lambda error: len(error.absolute_path), default=None)
-    if first is not None:
-        raise _message(first, located)
+    try:
+        checker(RecipeFile).validate_python(located.data)
+    except ValidationError as error:
+        fault = worst_fault(error, recipe_schema(), "the recipe")
+        raise located.error(fault.place, fault.message) from None
     return located

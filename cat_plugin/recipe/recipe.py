@@ -123,16 +123,24 @@ def _criterion(located: Located) -> Criterion:
             raise located.error(
                 ("tuning", "exit_policy", key), f"{key} is given twice, here and under tuning"
             )
-    relative = "absolute" not in accuracy
-    tolerance = accuracy.get("relative" if relative else "absolute", tuning.get("tolerable_loss", 0.01))
-    return Criterion(
-        tolerance=float(tolerance),
-        relative=relative,
-        higher_is_better=accuracy.get("higher_is_better", True),
-        timeout=float(tuning.get("timeout", leave.get("timeout", 0))),
-        max_trials=tuning.get("max_trials", leave.get("max_trials", 100)),
-        try_all=tuning.get("try_all", False),
-    )
+    given = {
+        "higher_is_better": accuracy.get("higher_is_better"),
+        "timeout": tuning.get("timeout", leave.get("timeout")),
+        "max_trials": tuning.get("max_trials", leave.get("max_trials")),
+        "try_all": tuning.get("try_all"),
+    }
+    place: tuple[str, ...] = ("tuning",)
+    for key in ("relative", "absolute"):
+        if key in accuracy:
+            place = ("tuning", "accuracy_criterion", key)
+            given |= {"tolerance": float(accuracy[key]), "relative": key == "relative"}
+    if "tolerable_loss" in tuning:
+        place = ("tuning", "tolerable_loss")
+        given["tolerance"] = float(tuning["tolerable_loss"])
+    try:
+        return Criterion(**{key: value for key, value in given.items() if value is not None})
+    except RecipeError as error:
+        raise located.error(place, str(error)) from None
 
 
 class Recipe:
@@ -286,7 +294,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Parameters
     ----------
     path : str or pathlib.Path
-        A YAML file. Its JSON Schema is ``cat_plugin/recipe/recipe.schema.json``.
+        A YAML file. Its JSON Schema, for editors, is ``cat_plugin/recipe/recipe.schema.json``.
 
     Returns
     -------

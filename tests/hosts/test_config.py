@@ -72,3 +72,46 @@ def test_local_bits_survive_a_mapping_and_nothing_else_is_local():
         config.set_local("head", cat_plugin.CATConfig(preset="best"))
     with pytest.raises(RecipeError, match="takes layer names and a CATConfig"):
         config.set_local(["head", 3], cat_plugin.CATConfig())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda cat, rtn: cat(base=rtn(), w_bits=4),
+        lambda cat, rtn: cat(w_bits=4) + rtn(),
+        lambda cat, rtn: cat.from_dict({"base": "rtn", "w_bits": 4}),
+        lambda cat, rtn: setattr(cat(base="rtn"), "w_bits", 4),
+    ],
+)
+def test_an_option_of_the_engine_beside_a_base_is_refused_at_its_default_too(make):
+    from neural_compressor.torch.quantization import RTNConfig
+
+    import cat_plugin
+
+    with pytest.raises(RecipeError, match="both base and w_bits"):
+        make(cat_plugin.CATConfig, RTNConfig)
+
+
+def test_the_signature_and_the_defaults_are_those_declared():
+    import inspect
+    import json
+
+    import cat_plugin
+    from cat_plugin.recipe.schema import cat_options
+
+    parameters = inspect.signature(cat_plugin.CATConfig).parameters
+    assert {name: each.default for name, each in parameters.items()} == {
+        name: each.plain_default for name, each in cat_options().items()
+    }
+    config = cat_plugin.CATConfig(2, skip=["head"], alpha=[0.3, 0.4])
+    assert config.w_bits == 2
+    assert config.num_samples == 1024
+    assert cat_plugin.CATConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for name in parameters:
+        assert f"\n{name} : " in (cat_plugin.CATConfig.__doc__ or "")
+    with pytest.raises(RecipeError, match="given an option twice"):
+        cat_plugin.CATConfig(2, w_bits=2)
+    with pytest.raises(RecipeError, match=r"skip\.0 is 3; expected a word"):
+        cat_plugin.CATConfig(skip=[3])
+    with pytest.raises(RecipeError, match="overrides is 3; expected a mapping"):
+        cat_plugin.CATConfig(overrides=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -226,3 +227,16 @@ def test_models_that_cannot_be_used_are_refused():
     broken.fc.bias.data[0] = float("inf")
     with pytest.raises(CalibrationError, match="batch 0"):
         quantize(broken, _spec(), x)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"skip": ("block1.con1",)}, "skip has the pattern 'block1.con1', which matches no layer; did you mean 'block1.conv1'"),
+        ({"overrides": {"layer9.*": {"w_bits": 8}}}, "overrides has the pattern"),
+    ],
+)  # fmt: skip
+def test_patterns_that_match_no_layer_are_refused(values, message):
+    model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
+    with pytest.raises(CATValueError, match=re.escape(message)):
+        quantize(model, _spec(**values), x)

@@ -128,6 +128,8 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
     ------
     QuantizationError
         If the model has nothing to quantize.
+    CATValueError
+        If a pattern in ``skip`` or ``overrides`` matches no layer.
     """
     graph, prepared, placer = module.graph, Prepared(module), _Placer(module)
     _replace_layers(prepared, placer, spec)
@@ -161,17 +163,15 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
     candidates = [n for n in graph.nodes if is_call(n, WEIGHTED)]
     weighted = [n for n in candidates if operand(n, 1).op == "get_attr"]
     first, last = _ends(graph, weighted)
-    calls: Counter[str] = Counter()
-    for node in candidates:
-        name = layer_name(node)
+    names = _names(candidates)
+    if names:
+        spec.check_patterns(names.values())
+    for node, name in names.items():
         if node not in weighted:
             prepared.unquantized.append(
                 f"{name} ({KIND[node.target]}): its weight is computed, not a parameter"
             )
             continue
-        calls[name] += 1
-        if calls[name] > 1:  # one module called several times: each call has its own integers
-            name = f"{name}@{calls[name]}"
         bits = spec.layer_bits(name, first=node in first, last=node in last)
         if bits is None:
             prepared.unquantized.append(f"{name} ({KIND[node.target]}): left in float by the specification")
@@ -186,6 +186,17 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
         node.replace_all_uses_with(new)
         # a source may be a weighted node met earlier; the cache is keyed by live nodes only
         graph.erase_node(node)
+
+
+def _names(layers: list[fx.Node]) -> dict[fx.Node, str]:
+    """A name for each layer; of a module that is called several times each call has its own, as it has its own integers."""
+    calls: Counter[str] = Counter()
+    names: dict[fx.Node, str] = {}
+    for node in layers:
+        name = layer_name(node)
+        calls[name] += 1
+        names[node] = name if calls[name] == 1 else f"{name}@{calls[name]}"
+    return names
 
 
 def _quantize_joined(module: fx.GraphModule, placer: _Placer, spec: QuantSpec) -> None:
