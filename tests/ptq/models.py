@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-__all__ = ["Attention", "Block", "Gelu1d", "GroupedNet", "SmallResNet", "Uneven", "randomise", "small_inputs"]
+__all__ = [
+    "MODELS",
+    "Attention",
+    "Block",
+    "Gelu1d",
+    "GroupedNet",
+    "SmallResNet",
+    "Uneven",
+    "assert_same",
+    "randomise",
+    "small_inputs",
+]
 
 
 class Block(nn.Module):
@@ -139,3 +150,20 @@ class Attention(nn.Module):
         x = x + self.attend(self.norm1(x))
         x = x + self.down(F.gelu(self.up(self.norm2(x))))
         return self.head(x[:, 0])
+
+
+#: Models with the shape of a batch.
+MODELS = [
+    (SmallResNet, (4, 3, 12, 12)),
+    (GroupedNet, (4, 4, 8, 8)),
+    (Gelu1d, (4, 2, 40)),
+    (Attention, (4, 3, 16, 16)),
+]
+
+
+def assert_same(a: fx.GraphModule, b: fx.GraphModule) -> None:
+    """Both compute the same with the same numbers."""
+    assert a.code == b.code
+    for (name, x), (other, y) in zip(a.state_dict().items(), b.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(x, y), name

@@ -1,4 +1,4 @@
-"""Folding, equalization, tracing, units: what is done to the graph before anything is learned."""
+"""Equalization: exact in full precision, and less noise when quantized."""
 
 from __future__ import annotations
 
@@ -8,69 +8,21 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq import QuantSpec, quantize
-from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.ops import WEIGHTED, is_call
 from cat_plugin.ptq.graph.trace import trace
-from cat_plugin.ptq.graph.units import find_units
 from cat_plugin.ptq.learned.soft_unit import run_float
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
 from cat_plugin.ptq.transforms import equalization
 from cat_plugin.ptq.transforms.equalization import Ceiling, Equalization, has_depthwise
-from tests.ptq.models import Attention, Gelu1d, GroupedNet, SmallResNet, Uneven, randomise, small_inputs
-
-MODELS = [
-    (SmallResNet, (4, 3, 12, 12)),
-    (GroupedNet, (4, 4, 8, 8)),
-    (Gelu1d, (4, 2, 40)),
-    (Attention, (4, 3, 16, 16)),
-]
-
-
-@pytest.mark.parametrize(("make", "shape"), MODELS)
-def test_the_folded_graph_computes_the_model_at_any_batch_size(make, shape):
-    model, x = randomise(make()), small_inputs(*shape)
-    module = trace(model, x[:1])
-    fold_batch_norm(module)
-    assert not any("batch_norm" in str(n.target) for n in module.graph.nodes)
-    for count in (1, 3, 4):
-        with torch.no_grad():
-            torch.testing.assert_close(module(x[:count]), model(x[:count]), rtol=1e-4, atol=1e-5)
-
-
-def test_batch_norm_that_follows_nothing_stays_and_is_reported():
-    class PreActivation(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bn = nn.BatchNorm2d(3)
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x):
-            return self.conv(F.relu(self.bn(x))).mean((2, 3))
-
-    model, x = randomise(PreActivation()), small_inputs(16, 3, 8, 8)
-    module, report = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
-    assert any(entry.startswith("bn ") for entry in report.unquantized)
-    with torch.no_grad():
-        assert float((module(x) - model(x)).abs().max()) < 0.1
-
-
-def test_in_place_operations_are_seen_by_later_readers():
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
-
-        def forward(self, x):
-            y = self.fc(x)
-            F.relu(y, inplace=True)  # y itself changes
-            return y + 1.0
-
-    model, x = randomise(InPlace()), small_inputs(6, 4)
-    with torch.no_grad():
-        torch.testing.assert_close(trace(model, x)(x), model(x))
+from tests.ptq.models import (
+    GroupedNet,
+    SmallResNet,
+    Uneven,
+    randomise,
+    small_inputs,
+)
 
 
 def _uneven():
@@ -204,113 +156,3 @@ def test_dead_channels_do_equalization_no_harm():
 def test_equalization_is_for_depthwise_models_unless_asked_for():
     for make, shape, expected in ((GroupedNet, (4, 4, 8, 8), True), (SmallResNet, (4, 3, 12, 12), False)):
         assert has_depthwise(trace(randomise(make()), small_inputs(*shape))) is expected
-
-
-def _units(make, shape, **options):
-    module = trace(randomise(make()), small_inputs(*shape))
-    fold_batch_norm(module)
-    insert_quantizers(module, QuantSpec())
-    return module, find_units(module, **options)
-
-
-def test_residual_blocks_are_units_and_chains_are_layers():
-    _, units = _units(SmallResNet, (4, 3, 12, 12))
-    assert [u.name for u in units] == ["stem.0", "block1", "block2", "fc"]
-    assert [len(u.layers) for u in units] == [1, 2, 2, 1]
-    _, units = _units(Gelu1d, (4, 2, 40))
-    assert [u.name for u in units] == ["a", "b", "fc"]
-
-
-def test_blocks_without_a_shortcut_follow_their_siblings_with_one():
-    class Inverted(nn.Module):
-        def __init__(self, channels, shortcut):
-            super().__init__()
-            self.conv = nn.Sequential(nn.Conv2d(channels, 8, 1), nn.ReLU6(), nn.Conv2d(8, channels, 1))
-            self.shortcut = shortcut
-
-        def forward(self, x):
-            return x + self.conv(x) if self.shortcut else self.conv(x)
-
-    def make():
-        blocks = nn.Sequential(*(Inverted(3, shortcut) for shortcut in (False, True, False, False)))
-        return nn.Sequential(nn.Conv2d(3, 3, 1), blocks, nn.Flatten(), nn.Linear(48, 2))
-
-    _, units = _units(make, (4, 3, 4, 4))
-    # the container of a block's layers is no block, nor is that of the blocks
-    assert [len(u.layers) for u in units] == [1, 2, 2, 2, 2, 1]
-    assert [u.name for u in units] == ["0", *(f"1.{i}.conv" for i in range(4)), "3"]
-    _, units = _units(Gelu1d, (4, 2, 40), names=("a", "b"))
-    assert [u.name for u in units] == ["a", "b", "fc"]
-
-
-@pytest.mark.parametrize(("make", "shape"), MODELS)
-@pytest.mark.parametrize("granularity", ["layer", "block", "model"])
-def test_units_in_a_row_compute_the_graph(make, shape, granularity):
-    from cat_plugin.ptq.learned.soft_unit import run_nodes
-
-    module, units = _units(make, shape, granularity=granularity)
-    x = small_inputs(*shape)
-    layers = [layer for unit in units for layer in unit.layers]
-    assert (
-        len(layers)
-        == len(set(layers))
-        == sum(n.op == "call_module" and n.target.startswith("op_") for n in module.graph.nodes)
-    )
-    if granularity != "layer":
-        value = x
-        for unit in units:
-            env = {unit.source: value}
-            run_nodes(module, unit.nodes, env, lambda child, v: child(v))
-            value = env[unit.output]
-        torch.testing.assert_close(value, module(x), rtol=1e-5, atol=1e-6)
-
-
-def test_layer_units_reach_inside_blocks():
-    _, units = _units(SmallResNet, (4, 3, 12, 12), granularity="layer")
-    assert [u.name for u in units] == [
-        "stem.0",
-        "block1.conv1",
-        "block1.conv2",
-        "block2.conv1",
-        "block2.conv2",
-        "fc",
-    ]
-    assert [str(u.output.target) for u in units[:3]] == [
-        "aten.relu.default",
-        "aten.relu.default",
-        "op_conv2d_2",
-    ]
-
-
-def test_what_stays_in_float_is_reported():
-    class Up(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.up, self.fc = nn.ConvTranspose2d(3, 4, 2, 2), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.fc(F.relu(self.up(x)).mean((2, 3)))
-
-    _, report = quantize(randomise(Up()), QuantSpec(preset="fast"), small_inputs(8, 3, 4, 4))
-    assert any("conv_transpose2d" in entry for entry in report.unquantized)
-    assert [layer.name for layer in report.layers] == ["fc"]
-
-
-def test_attention_inputs_are_quantized_on_request():
-    model, x = randomise(Attention("matmul")), small_inputs(16, 3, 16, 16)
-    _, plain = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
-    assert sum("matmul" in entry for entry in plain.unquantized) == 2
-    module, asked = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", attention_bits=8), x)
-    assert asked.unquantized == []
-    for node in module.graph.nodes:
-        if "matmul" in str(node.target):
-            assert all("dequantize_per_tensor" in str(a.target) for a in node.args)
-
-
-def test_control_flow_on_the_data_is_refused():
-    class Picky(nn.Module):
-        def forward(self, x):
-            return x if float(x.sum()) > 0 else -x
-
-    with pytest.raises(QuantizationError, match="traced neither"):
-        quantize(nn.Sequential(nn.Linear(3, 3), Picky()), QuantSpec(preset="fast"), small_inputs(4, 3))

@@ -1,0 +1,41 @@
+"""Patches and moments of a layer's inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cat_plugin.ptq.closed_form.moments import input_patches, measure
+from tests.ptq.closed_form.layers import LAYERS, make_layer
+from tests.ptq.models import small_inputs
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_patches_times_weight_is_the_layer(case):
+    layer, x = make_layer(case)
+    patches = input_patches(layer, x)
+    weight = layer.weight.reshape(layer.groups, -1, patches.shape[2])
+    rows = torch.einsum("gpk,grk->gpr", patches, weight)
+    y = layer.compute(x, layer.weight, None)
+    columns = y if layer.kind == "linear" else y.movedim(1, -1)
+    expected = columns.reshape(-1, layer.groups, weight.shape[1]).transpose(0, 1)
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", LAYERS[:-1])
+def test_patches_at_some_positions_are_those_of_all(case):
+    layer, x = make_layer(case)
+    everything = input_patches(layer, x)
+    per_image = everything.shape[1] // len(x)
+    positions = torch.tensor([per_image - 1, 0, per_image // 2])
+    expected = everything.unflatten(1, (len(x), per_image))[:, :, positions].flatten(1, 2)
+    assert torch.equal(input_patches(layer, x, positions), expected)
+
+
+def test_sampling_positions_keeps_the_moments():
+    layer, x = make_layer(LAYERS[0])
+    x = small_inputs(64, *x.shape[1:], seed=7)
+    y = layer.compute(x, layer.weight, layer.bias)
+    everything = measure(layer, x, y, 1 << 30, 16, torch.Generator())
+    some = measure(layer, x, y, y.numel() // 6 // 3, 16, torch.Generator().manual_seed(0))
+    assert float((some.h - everything.h).norm() / everything.h.norm()) < 0.2

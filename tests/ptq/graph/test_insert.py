@@ -1,0 +1,38 @@
+"""What stays in float, and what is quantized on request."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn import functional as F
+
+from cat_plugin.ptq import QuantSpec, quantize
+from tests.ptq.models import (
+    Attention,
+    randomise,
+    small_inputs,
+)
+
+
+def test_what_stays_in_float_is_reported():
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.fc = nn.ConvTranspose2d(3, 4, 2, 2), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.fc(F.relu(self.up(x)).mean((2, 3)))
+
+    _, report = quantize(randomise(Up()), QuantSpec(preset="fast"), small_inputs(8, 3, 4, 4))
+    assert any("conv_transpose2d" in entry for entry in report.unquantized)
+    assert [layer.name for layer in report.layers] == ["fc"]
+
+
+def test_attention_inputs_are_quantized_on_request():
+    model, x = randomise(Attention("matmul")), small_inputs(16, 3, 16, 16)
+    _, plain = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    assert sum("matmul" in entry for entry in plain.unquantized) == 2
+    module, asked = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", attention_bits=8), x)
+    assert asked.unquantized == []
+    for node in module.graph.nodes:
+        if "matmul" in str(node.target):
+            assert all("dequantize_per_tensor" in str(a.target) for a in node.args)

@@ -1,0 +1,37 @@
+"""What a change of a block's output does to the prediction."""
+
+from __future__ import annotations
+
+import torch
+
+from cat_plugin.ptq.graph.units import find_units
+from cat_plugin.ptq.learned.losses import fisher_weights, loss_gradient
+from cat_plugin.ptq.learned.soft_unit import run_float
+from tests.ptq.learned.prepared import prepare
+
+
+def test_fisher_weights_are_mean_squared_gradients():
+    _, module, _, _, x = prepare()
+    unit = find_units(module)[1]
+    y = run_float(module, module_nodes_until(module, unit), placeholder(module), x, unit.output)
+    weights = fisher_weights(module, unit, y, 16)
+    gradients = []
+    for row in y:
+        leaf = row.unsqueeze(0).clone().requires_grad_()
+        order = list(module.graph.nodes)
+        rest = [n for n in order[order.index(unit.output) + 1 :] if n.op not in ("get_attr", "output")]
+        logits = run_float(module, rest, unit.output, leaf, order[-1].args[0])
+        torch.nn.functional.cross_entropy(logits, logits.argmax(1)).backward()
+        gradients.append(leaf.grad)
+    expected = torch.cat(gradients).square().mean(0, keepdim=True)
+    torch.testing.assert_close(weights, (expected / expected.mean()).clamp(min=0.01), rtol=1e-3, atol=1e-4)
+    assert loss_gradient(module, unit, y[:3], torch.zeros(3, dtype=torch.long)).shape == y[:3].shape
+
+
+def placeholder(module):
+    return next(n for n in module.graph.nodes if n.op == "placeholder")
+
+
+def module_nodes_until(module, unit):
+    order = [n for n in module.graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
+    return order[: order.index(unit.output) + 1]

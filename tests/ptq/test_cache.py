@@ -1,0 +1,64 @@
+"""Cached activations within a memory budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.memory import STATUS, PeakMemory
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.cache import TensorStore
+from tests.ptq.models import SmallResNet, assert_same, randomise, small_inputs
+
+
+def test_a_memory_budget_bounds_the_cache_and_changes_nothing():
+    model, x = randomise(SmallResNet()), small_inputs(256, 3, 24, 24)
+    options = {"w_bits": 2, "a_bits": 2, "preset": "balanced", "unit_steps": 4, "refinement_steps": 0}
+    free, unbounded = quantize(model, QuantSpec(**options), x)
+    bound, report = quantize(model, QuantSpec(memory_mb=3, **options), x)
+    assert_same(free, bound)
+    assert unbounded.cache["file_bytes"] == 0
+    assert unbounded.cache["peak_bytes"] > 3 << 20
+    assert report.cache["file_bytes"] > 0
+    assert report.cache["peak_bytes"] <= 3 << 20
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs Linux's /proc")
+def test_a_memory_budget_bounds_what_the_process_takes():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+            self.fc = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.fc(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+    model, x = randomise(Wide()), small_inputs(256, 3, 64, 64)  # 64 MiB an activation
+    options = {"w_bits": 4, "a_bits": 4, "preset": "fast", "batch_size": 4}
+    quantize(model, QuantSpec(**options), x[:8])  # what is loaded once
+    with PeakMemory() as free:
+        first, unbounded = quantize(model, QuantSpec(**options), x)
+    with PeakMemory() as tight:
+        second, bounded = quantize(model, QuantSpec(memory_mb=8, **options), x)
+    assert_same(first, second)
+    assert bounded.cache["peak_bytes"] <= 8 << 20
+    assert unbounded.cache["peak_bytes"] >= 128 << 20
+    grown = tight.anonymous - tight.before
+    assert grown < (free.anonymous - free.before) / 2
+    assert grown < (8 + 12 + 48) << 20  # the budget, a copy of the inputs, single batches
+
+
+def test_the_store_counts_what_it_holds():
+    with TensorStore(1000) as store:
+        small = store.allocate((100,), torch.float32, torch.device("cpu"))
+        large = store.allocate((200,), torch.float32, torch.device("cpu"))
+        large[:] = 3.0
+        assert (store.in_memory, store.on_disk) == (400, 800)
+        store.release(small)
+        assert store.in_memory == 0
+        again = store.allocate((200,), torch.float32, torch.device("cpu"))
+        assert (store.in_memory, store.peak) == (800, 800)
+        assert float(large.sum()) == 600.0
+        assert again.shape == (200,)
