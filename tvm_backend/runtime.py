@@ -28,7 +28,7 @@ _REMEDY = "copy both files of the library again, or compile the model again"
 _log = logging.getLogger("cat_plugin")
 
 
-def _import_tvm() -> Any:
+def import_tvm() -> Any:
     """TVM's runtime.  Importing TVM imports torch whenever it is installed; nothing here needs it."""
     hide = "tvm" not in sys.modules and "torch" not in sys.modules
     if hide:
@@ -173,7 +173,7 @@ class Library:
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any], variant: dict[str, Any], device: str) -> None:
-        self._tvm = _import_tvm()
+        self._tvm = import_tvm()
         self.path, self.manifest, self.variant = path, manifest, variant
         if device == "cuda":
             _load_cuda_runtime(self._tvm)

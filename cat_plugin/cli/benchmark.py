@@ -13,7 +13,15 @@ from rich.table import Table
 
 from cat_plugin.cli.console import state
 from cat_plugin.cli.latencies import measured_latencies
-from cat_plugin.cli.options import Model, NumClasses, Weights, tvm_backend, whole_numbers
+from cat_plugin.cli.options import (
+    Model,
+    NumClasses,
+    Weights,
+    library_exists,
+    sources_exist,
+    tvm_backend,
+    whole_numbers,
+)
 from cat_plugin.errors import CATError, CATValueError
 
 __all__ = ["benchmark"]
@@ -46,6 +54,8 @@ def benchmark(
     sizes = whole_numbers(batch, "--batch")
     if not sizes:
         raise CATValueError("--batch is empty; give batch sizes such as 1,16")
+    library_exists(library)
+    sources_exist(weights=weights)
     tvm_backend()
     if (bundle or model) and importlib.util.find_spec("torch") is None:
         raise CATError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.cli.options import tvm_backend, whole_numbers
+from cat_plugin.cli.places import LIBRARY, may_write
 from cat_plugin.errors import CATValueError
 
 __all__ = ["compile_"]
@@ -31,6 +33,13 @@ def _targets(incomplete: str) -> list[str]:
     return [name for name in ("native", "portable") if name.startswith(incomplete)]
 
 
+def _variants(target: Any) -> Mapping[str, Any]:
+    from tvm_backend.target import resolve
+
+    found: Mapping[str, Any] = resolve(target)
+    return found
+
+
 def compile_(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
     target: Annotated[
@@ -48,11 +57,17 @@ def compile_(
     cache: Annotated[bool, typer.Option(help="Take the result from the cache, and keep it there.")] = True,
 ) -> None:
     """Compile a bundle with TVM to a library that runs without PyTorch."""
+    from cat_plugin.graph.manifest import read_manifest
     from cat_plugin.report.figures import size
 
     sizes = whole_numbers(batch_sizes, "--batch-sizes")
     chosen = _target_of(target)
+    read_manifest(bundle)  # a wrong name is found out before TVM is imported
+    may_write(out, LIBRARY)
+    may_write(out.with_suffix(".json"), LIBRARY)
     backend = tvm_backend()
+    for variant in list(_variants(chosen))[1:]:
+        may_write(out.with_name(f"{out.stem}.{variant}.so"), LIBRARY)
     with state.console.status("compiling") as status:
 
         def told(done: int, total: int, what: str) -> None:

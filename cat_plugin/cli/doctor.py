@@ -96,6 +96,9 @@ def _tvm() -> list[dict[str, str]]:
     if importlib.util.find_spec("tvm") is None:
         return []
     try:
+        from tvm_backend.runtime import import_tvm
+
+        import_tvm()  # without torch, which takes three quarters of the time
         from tvm_backend import linker
         from tvm_backend.target import PORTABLE, native
     except Exception as error:

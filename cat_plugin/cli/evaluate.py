@@ -16,6 +16,7 @@ from cat_plugin.cli.options import (
     Std,
     labelled,
     preparation,
+    sources_exist,
 )
 from cat_plugin.report.scoring import batches_of, top1
 
@@ -34,6 +35,7 @@ def evaluate(
 
     Images are prepared as they were for the calibration, unless options say otherwise.
     """
+    sources_exist(data=(data,))
     from cat_plugin.graph.bundle import read_bundle
     from cat_plugin.report.outputs import both_logits
 

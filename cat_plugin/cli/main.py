@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = given.index("--") if "--" in given else len(given)
     front = [word for word in given[:end] if word in _GLOBAL]
     given = front + [word for word in given[:end] if word not in _GLOBAL] + given[end:]
+    if given[len(front) :] in ([], *([group] for group in _GROUPS)):
+        given = [*given, "--help"]  # a question, not a mistake
     debug = "--debug" in front
     try:
         # Click prints its own usage errors and exits with 2, which is this program's meaning of 2 as well.

@@ -6,16 +6,18 @@ import difflib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cat_plugin.errors import CATTypeError, CATValueError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = ["load_model"]
 
+_NAMED = 5
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
 
 
@@ -110,6 +112,26 @@ def _made_by(factory: str) -> nn.Module:
     return made
 
 
+def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """In what a state dict differs from a model's, as counts and some names; empty when it fits."""
+    own = model.state_dict()
+    kinds = (
+        ("missing", [name for name in own if name not in state]),
+        ("not the model's", [name for name in state if name not in own]),
+        (
+            "of another shape",
+            [name for name, value in own.items() if name in state and state[name].shape != value.shape],
+        ),
+    )
+    parts = []
+    for kind, names in kinds:
+        if names:
+            more = ", ..." if len(names) > _NAMED else ""
+            verb = "is" if len(names) == 1 else "are"
+            parts.append(f"{len(names)} {verb} {kind} ({', '.join(names[:_NAMED])}{more})")
+    return ", ".join(parts)
+
+
 def load_model(model: str, weights: Path | None = None, num_classes: int | None = None) -> nn.Module:
     """Build a model and load its weights.
 
@@ -158,8 +180,7 @@ def load_model(model: str, weights: Path | None = None, num_classes: int | None 
             raise CATValueError(
                 f"{weights} cannot be read as safetensors: {error}; write it with safetensors.torch.save_file"
             ) from error
-        try:
-            made.load_state_dict(state)
-        except RuntimeError as error:
-            raise CATValueError(f"the weights in {weights} do not fit {model}: {error}") from error
+        if wrong := _misfits(made, state):
+            raise CATValueError(f"the weights in {weights} do not fit {model}: {wrong}")
+        made.load_state_dict(state)
     return made.eval()

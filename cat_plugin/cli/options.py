@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +24,10 @@ __all__ = [
     "Std",
     "Weights",
     "labelled",
+    "library_exists",
     "preparation",
     "samples_of",
+    "sources_exist",
     "tvm_backend",
     "whole_numbers",
 ]
@@ -105,6 +107,43 @@ def preparation(
         "std": _floats(std, "--std") or kept("std"),
         "image_size": image_size or (size if isinstance(size, int) and size > 0 else None),
     }
+
+
+def sources_exist(
+    *, recipe: Path | None = None, data: Iterable[str | None] = (), weights: Path | None = None
+) -> None:
+    """Refuse names of files that are not there: before torch is imported, which takes seconds.
+
+    Raises
+    ------
+    CATValueError
+        One of them does not exist.
+    """
+    if recipe is not None and not recipe.is_file():
+        raise CATValueError(f"no recipe at {recipe}; give a YAML file, such as 'cat-ptq recipe new' writes")
+    for source in data:
+        if source is not None and not Path(source).exists():
+            raise CATValueError(f"no data at {source}; give an .npz file, a .csv list or a folder of images")
+    if weights is not None and not weights.is_file():
+        raise CATValueError(f"no weights at {weights}; give a .safetensors file")
+
+
+def library_exists(path: Path) -> None:
+    """Refuse what is no library, before TVM is imported; a bundle is named as what it is.
+
+    Raises
+    ------
+    CATValueError
+        It is not there, or is a directory.
+    """
+    from cat_plugin.graph.manifest import MANIFEST
+
+    if (path / MANIFEST).is_file():
+        raise CATValueError(
+            f"{path} is a bundle: compile it first, with 'cat-ptq compile {path} --out model.so', and give the library"
+        )
+    if not path.is_file():
+        raise CATValueError(f"no compiled library at {path}; give the .so that 'cat-ptq compile' wrote")
 
 
 def samples_of(source: str, prepared: Mapping[str, Any]) -> Samples:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,9 +23,10 @@ from cat_plugin.cli.options import (
     labelled,
     preparation,
     samples_of,
+    sources_exist,
 )
-from cat_plugin.errors import BundleError, RecipeError
-from cat_plugin.files import write_errors
+from cat_plugin.cli.places import BUNDLE, DIRECTORY, held_state, may_write
+from cat_plugin.errors import RecipeError
 from cat_plugin.report.content import short_name, weight_bytes
 
 if TYPE_CHECKING:
@@ -75,6 +75,10 @@ def quantize(
 
     The state of a long run is kept in OUT.state until the bundle is written.
     """
+    sources_exist(recipe=recipe, data=(data, tune), weights=weights)
+    may_write(out, BUNDLE)
+    if tensorboard is not None:
+        may_write(tensorboard, DIRECTORY, "--tensorboard")
     import torch
 
     from cat_plugin import export_bundle, load_recipe
@@ -91,7 +95,6 @@ def quantize(
             f"{recipe} describes several configurations; give labelled data with --tune, so that one can be chosen, or "
             "give each option one value"
         )
-    _check_destination(out)
     prepared = preparation(mean, std, image_size)
     network = load_model(model, weights, num_classes)
     samples = samples_of(data, prepared)
@@ -129,37 +132,23 @@ def _layer(layer: dict[str, Any]) -> dict[str, Any]:
     return {**layer, "name": short_name(layer["name"])}
 
 
-def _check_destination(out: Path) -> None:
-    """Say now, and not hours later, that the bundle cannot be written there."""
-    from cat_plugin.graph.manifest import MANIFEST
-
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise BundleError(
-            f"{out} exists and is not a bundle (no {MANIFEST} in it); give --out a new or empty directory"
-        )
-
-
 @contextlib.contextmanager
 def _state_beside(out: Path, resume: bool) -> Iterator[Path]:
     """Where the engine keeps its state: gone when the block ends well, kept when there is something to go on from."""
     kept = out.with_name(f"{out.name}.state")
-    if not resume and kept.exists():
-        _log.info("%s holds an earlier run's state, which is dropped; --resume goes on from it", kept)
-        shutil.rmtree(kept)
-    # Made now, so that a place that cannot be written is found out before the work and not after it.
-    with write_errors(BundleError, f"the state of the run to {kept}"):
-        kept.mkdir(parents=True, exist_ok=True)
-    try:
-        yield kept
-    except BaseException as error:
-        if not list(kept.glob("*/state.json")):
-            shutil.rmtree(kept, ignore_errors=True)
-        elif isinstance(error, KeyboardInterrupt):
-            _log.warning(
-                "what was done is kept in %s: the same command with --resume goes on from there", kept
-            )
-        raise
-    shutil.rmtree(kept, ignore_errors=True)
+    with held_state(kept, resume, _say_dropped):
+        try:
+            yield kept
+        except KeyboardInterrupt:
+            if any(kept.glob("*/state.json")):
+                _log.warning(
+                    "what was done is kept in %s: the same command with --resume goes on from there", kept
+                )
+            raise
+
+
+def _say_dropped(kept: Path) -> None:
+    _log.info("%s holds an earlier run's state, which is dropped; --resume goes on from it", kept)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from cat_plugin.cli.console import key_value_table, state
+from cat_plugin.cli.options import sources_exist
+from cat_plugin.cli.places import NEW, may_write
 from cat_plugin.errors import CATValueError, RecipeError
 from cat_plugin.ptq.presets import PRESETS
 
@@ -73,10 +75,8 @@ def new(
     ] = False,
 ) -> None:
     """Write a recipe with every line explained, after a few questions."""
+    may_write(path, NEW, "the recipe")
     from cat_plugin.recipe.template import new_recipe
-
-    if path.exists():
-        raise CATValueError(f"{path} exists and is left as it is; give another name, or remove it first")
 
     def answered(given: str | None, question: str, default: str) -> str:
         if given is not None or yes:
@@ -152,6 +152,7 @@ def check(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")] = Path("recipe.yaml"),
 ) -> None:
     """Check a recipe without running it, and say what it would try."""
+    sources_exist(recipe=recipe)
     from cat_plugin import load_recipe
     from cat_plugin.hosts.pipeline import describe
     from cat_plugin.recipe.options import expand

@@ -21,9 +21,12 @@ from cat_plugin.cli.options import (
     Std,
     Weights,
     labelled,
+    library_exists,
     preparation,
+    sources_exist,
     whole_numbers,
 )
+from cat_plugin.cli.places import PAGE, may_write
 from cat_plugin.errors import CATError, CATValueError
 
 if TYPE_CHECKING:
@@ -79,6 +82,10 @@ def report(
         raise CATValueError("--weights without --model; name the full-precision model with --model")
     if out.is_dir():
         raise CATValueError(f"--out {out} is a directory; give a file such as report.html")
+    if library is not None:
+        library_exists(library)
+    sources_exist(data=(data,), weights=weights)
+    may_write(out, PAGE)
     sizes = whole_numbers(batch, "--batch")
     opened = read_bundle(bundle)
     content = Content(

@@ -9,8 +9,20 @@ import numpy as np
 import typer
 
 from cat_plugin.cli.console import key_value_table, state
-from cat_plugin.cli.options import BatchSize, ImageSize, Mean, Std, preparation, samples_of, tvm_backend
+from cat_plugin.cli.options import (
+    BatchSize,
+    ImageSize,
+    Mean,
+    Std,
+    library_exists,
+    preparation,
+    samples_of,
+    sources_exist,
+    tvm_backend,
+)
+from cat_plugin.cli.places import LOGITS, mark_logits, may_write
 from cat_plugin.errors import CATValueError
+from cat_plugin.files import staged_files, sync, write_errors
 from cat_plugin.report.scoring import top1
 
 __all__ = ["run"]
@@ -26,6 +38,11 @@ def run(
     batch_size: BatchSize = 64,
 ) -> None:
     """Run a compiled library on data (PyTorch is not imported)."""
+    library_exists(library)
+    sources_exist(data=(inputs,))
+    if out is not None:
+        out = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
+        may_write(out, LOGITS)
     backend = tvm_backend()
     samples = samples_of(inputs, preparation(mean, std, image_size))
     call = backend.load(library)
@@ -38,7 +55,6 @@ def run(
     if samples.labels is not None:
         values["top1_percent"] = top1(logits, samples.labels)
     if out is not None:
-        out = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
         _write_logits(out, logits)
         values["logits"] = str(out)
     shown = dict(values)
@@ -48,11 +64,9 @@ def run(
 
 
 def _write_logits(path: Path, logits: np.ndarray) -> None:
-    staged = path.with_name(f".{path.name}.part.npz")
-    try:
+    with write_errors(CATValueError, f"the logits to {path}"), staged_files(path.absolute()) as staging:
+        staged = staging / path.name
         np.savez(staged, logits=logits)
+        mark_logits(staged)
+        sync(staged)
         staged.replace(path)
-    except OSError as error:
-        raise CATValueError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
-    finally:
-        staged.unlink(missing_ok=True)

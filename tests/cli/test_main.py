@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,52 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["no-such-command"]) == 2
     assert main(["--version"]) == 0
     assert "cat-ptq" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [[], ["recipe"], ["--json"]])
+def test_no_command_is_a_question(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["tvm"] = None
+from cat_plugin.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quantize", "no.yaml", "--model", "a:b", "--data", "x", "--out", "o"], "no recipe at no.yaml"),
+        (["quantize", __file__, "--model", "a:b", "--data", "no.npz", "--out", "o"], "no data at no.npz"),
+        (["recipe", "check", "no.yaml"], "no recipe at no.yaml"),
+        (["evaluate", "no", "--data", "no.npz"], "no data at no.npz"),
+        (["evaluate", "no", "--data", __file__], "no is not a bundle"),
+        (["run", "no.so", "--input", "no.npz"], "no compiled library at no.so"),
+        (["benchmark", "no.so"], "no compiled library at no.so"),
+        (["report", "no", "--library", "no.so"], "no compiled library at no.so"),
+        (["compile", "no"], "no is not a bundle"),
+        (["inspect", "no"], "no is not a bundle"),
+    ],
+)
+def test_a_wrong_name_is_found_out_before_anything_is_imported(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_every_command_is_a_function_in_a_file_of_its_name() -> None:

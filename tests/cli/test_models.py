@@ -131,3 +131,27 @@ def test_library_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, weight
     monkeypatch.setattr(models.importlib, "import_module", broken)
     with pytest.raises(CATValueError, match="cannot be imported"):
         load_model("torchvision:resnet18", weights)
+
+
+def test_weights_that_do_not_fit_are_counted_and_five_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+    from torch import nn
+
+    path = tmp_path / "w.safetensors"
+    state = nn.Sequential(*(nn.Linear(2, 2) for _ in range(9))).state_dict()
+    shifted = {name.replace("0.", "a.", 1) if name.startswith("0.") else name: v for name, v in state.items()}
+    shifted["8.bias"] = torch.zeros(3)
+    save_file({**shifted, **{f"more.{i}": torch.zeros(1) for i in range(90)}}, path)
+    (tmp_path / "nine.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(*(nn.Linear(2, 2) for _ in range(9)))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CATValueError) as caught:
+        load_model("nine:build", path)
+    message = str(caught.value)
+    assert "2 are missing (0.weight, 0.bias)" in message
+    assert "92 are not the model's (" in message
+    assert "1 is of another shape (8.bias)" in message
+    assert message.count("more.") <= 5

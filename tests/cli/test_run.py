@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
 
+from cat_plugin.cli import main
 
 AsJson = Callable[..., dict[str, Any]]
 
@@ -25,3 +26,10 @@ def test_compile_and_run_agree_with_pytorch(
     with np.load(tmp_path / "logits.npz") as arrays:
         assert arrays["logits"].argmax(1).tolist() == ran["predictions"]
     assert [path.name for path in tmp_path.iterdir()] == ["logits.npz"]
+
+
+@pytest.mark.parametrize("command", ["run", "benchmark"])
+def test_a_bundle_is_named_as_one(workspace: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    words = {"run": ["--input", str(workspace / "test.npz")], "benchmark": []}[command]
+    assert main([command, str(workspace / "bundle"), *words]) == 2
+    assert "is a bundle: compile it first" in capsys.readouterr().err
