@@ -85,20 +85,16 @@ def _integer_cases() -> dict[str, Any]:
 
 
 def _integer_arrays(spec: Any, kernel: Any, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
-    from tvm_backend.kernels.cpu import conv2d, linear
-    from tvm_backend.kernels.spec import ConvSpec
+    from tvm_backend.kernels.registry import reference
 
     rng = np.random.default_rng(0)
-    convolution = isinstance(spec, ConvSpec)
-    shape = (spec.height, spec.width, spec.in_channels) if convolution else (spec.in_features,)
-    data = rng.integers(0, 256, (rows, *shape)).astype(np.uint8)
+    data = rng.integers(0, 256, (rows, *spec.in_shape)).astype(np.uint8)
     high = 2 ** (spec.weight_bits - 1)
     weight = rng.integers(-high, high, spec.weight_shape).astype(np.int8)
     channels = weight.shape[0]
     scale = (rng.uniform(0.1, 2, channels) / (np.sqrt(weight[0].size) * high * 64)).astype(np.float32)
     bias = rng.normal(size=channels).astype(np.float32)
-    reference = conv2d.reference if convolution else linear.reference
-    (expected,) = reference(spec, data, weight, scale, bias)
+    (expected,) = reference(spec)(spec, data, weight, scale, bias)
     return [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias], expected
 
 

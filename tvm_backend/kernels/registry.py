@@ -1,26 +1,22 @@
-"""From a specification and a target to a kernel: the one table of all generators."""
+"""From a specification and a target to a kernel: the one table of all references and generators."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from numpy.typing import NDArray
 from tvm.target import Target
 
 from cat_plugin.errors import CompileError
 from tvm_backend.kernels import cuda
-from tvm_backend.kernels.cpu import isa
-from tvm_backend.kernels.cpu.border import Dequantize, Quantize
-from tvm_backend.kernels.cpu.concat import Concat
-from tvm_backend.kernels.cpu.conv2d import DirectConv
+from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, isa, linear, pool, subsample
 from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
 from tvm_backend.kernels.cpu.depthwise import Depthwise
 from tvm_backend.kernels.cpu.depthwise_dot import DepthwiseDot
-from tvm_backend.kernels.cpu.elementwise import Elementwise
-from tvm_backend.kernels.cpu.linear import Linear
 from tvm_backend.kernels.cpu.linear_amx import AmxLinear
-from tvm_backend.kernels.cpu.pool import Pool
-from tvm_backend.kernels.cpu.subsample import Subsample
 from tvm_backend.kernels.cuda.dp4a import Dp4aProduct
 from tvm_backend.kernels.cuda.grouped import Grouped
 from tvm_backend.kernels.cuda.mma import MmaProduct
@@ -45,22 +41,64 @@ from tvm_backend.kernels.spec import (
     SubsampleSpec,
 )
 
-__all__ = ["GENERATORS", "lower", "machine_of"]
+__all__ = ["KERNELS", "Entry", "Reference", "lower", "machine_of", "reference"]
 
-GENERATORS: dict[type[KernelSpec], dict[str, tuple[type[Generator[Any, Any]], ...]]] = {
-    ConvSpec: {
-        "cpu": (DepthwiseDot, Depthwise, AmxConv, DirectConv),
-        "cuda": (Grouped, MmaProduct, Dp4aProduct),
-    },
-    LinearSpec: {"cpu": (AmxLinear, Linear), "cuda": (MmaProduct, Dp4aProduct)},
-    PoolSpec: {"cpu": (Pool,), "cuda": (CudaPool,)},
-    ElementwiseSpec: {"cpu": (Elementwise,), "cuda": (CudaElementwise,)},
-    ConcatSpec: {"cpu": (Concat,), "cuda": (CudaConcat,)},
-    SubsampleSpec: {"cpu": (Subsample,), "cuda": (CudaSubsample,)},
-    QuantizeSpec: {"cpu": (Quantize,), "cuda": (CudaQuantize,)},
-    DequantizeSpec: {"cpu": (Dequantize,), "cuda": (CudaDequantize,)},
+Reference = Callable[..., tuple[NDArray[Any], ...]]
+"""What a kernel computes, in numpy: from its specification and its inputs, the weight unpacked, to its outputs."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All that there is for one kind of specification.
+
+    Parameters
+    ----------
+    reference : callable
+        What every generator's kernels compute, to the bit.
+    cpu, cuda : tuple of Generator classes
+        For each device its generators, best first; the first that takes a specification writes it.
+    """
+
+    reference: Reference
+    cpu: tuple[type[Generator[Any, Any]], ...] = ()
+    cuda: tuple[type[Generator[Any, Any]], ...] = ()
+
+    def generators(self, machine: Machine) -> tuple[type[Generator[Any, Any]], ...]:
+        """Those for a machine."""
+        return self.cuda if machine.device == "cuda" else self.cpu
+
+
+KERNELS: dict[type[KernelSpec], Entry] = {
+    ConvSpec: Entry(
+        conv2d.reference,
+        cpu=(DepthwiseDot, Depthwise, AmxConv, conv2d.DirectConv),
+        cuda=(Grouped, MmaProduct, Dp4aProduct),
+    ),
+    LinearSpec: Entry(linear.reference, cpu=(AmxLinear, linear.Linear), cuda=(MmaProduct, Dp4aProduct)),
+    PoolSpec: Entry(pool.reference, cpu=(pool.Pool,), cuda=(CudaPool,)),
+    ElementwiseSpec: Entry(elementwise.reference, cpu=(elementwise.Elementwise,), cuda=(CudaElementwise,)),
+    ConcatSpec: Entry(concat.reference, cpu=(concat.Concat,), cuda=(CudaConcat,)),
+    SubsampleSpec: Entry(subsample.reference, cpu=(subsample.Subsample,), cuda=(CudaSubsample,)),
+    QuantizeSpec: Entry(border.quantize_reference, cpu=(border.Quantize,), cuda=(CudaQuantize,)),
+    DequantizeSpec: Entry(border.dequantize_reference, cpu=(border.Dequantize,), cuda=(CudaDequantize,)),
 }
-"""For each kind of specification and each device its generators; the first that takes a specification writes it."""
+"""For each kind of specification its reference and its generators."""
+
+
+def reference(spec: KernelSpec) -> Reference:
+    """What kernels for a specification compute, in numpy.
+
+    Parameters
+    ----------
+    spec : KernelSpec
+        Of a kind that has an entry in :data:`KERNELS`.
+
+    Returns
+    -------
+    callable
+        To be called with `spec` and the kernel's inputs.
+    """
+    return KERNELS[type(spec)].reference
 
 
 def machine_of(target: Target) -> Machine:
@@ -93,7 +131,8 @@ def lower(spec: KernelSpec, target: Target) -> Kernel:
 
 @functools.lru_cache(maxsize=1024)
 def _lower(spec: KernelSpec, machine: Machine) -> Kernel:
-    for generator in GENERATORS.get(type(spec), {}).get(machine.device, ()):
+    entry = KERNELS.get(type(spec))
+    for generator in entry.generators(machine) if entry else ():
         if generator.takes(spec, machine):
             return Kernel.of(generator.make(spec, machine))
     raise CompileError(

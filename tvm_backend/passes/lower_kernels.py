@@ -15,7 +15,6 @@ Equal specifications share one function.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import tvm
@@ -59,8 +58,9 @@ class _Lower(Rewriter):
         return relax.call_tir(variable, args, out if fields is None else fields)
 
     def _enter(self, key: Any, **facts: Any) -> None:
-        """Remember a call for the report; its name is known once the function has been added."""
-        self.entries.setdefault(self.name, []).append(KernelEntry(name=key, **facts))
+        """Remember a call of a function that has been added, for the report."""
+        name = str(self.shared[key].name_hint)
+        self.entries.setdefault(self.name, []).append(KernelEntry(name=name, **facts))
 
     def _kernel(self, expr: relax.Expr, call: dialect.SymbolicCall) -> relax.Expr:
         kernel = registry.lower(call.attributes, self.target)
@@ -74,6 +74,7 @@ class _Lower(Rewriter):
                 compat.constant(kernel.compensation(values)),
             ]
         name = kernel.name if spec.batch is None else f"{kernel.name}_b{spec.batch}"
+        called = self._call(spec, name, kernel.prim_func, args, compat.type_of(self.current))
         self._enter(
             spec,
             kind=spec.operation,
@@ -86,7 +87,7 @@ class _Lower(Rewriter):
             unpacking=kernel.unpacking,
             tile_state=kernel.machine.has_tile_state,
         )
-        return self._call(spec, name, kernel.prim_func, args, compat.type_of(self.current))
+        return called
 
     def _correction(self, expr: relax.Expr, call: dialect.SymbolicCall) -> relax.Expr:
         shapes = [dialect.shape_of(arg) for arg in call.args]
@@ -106,11 +107,12 @@ class _Lower(Rewriter):
             dtype=str(compat.type_of(call.args[0]).dtype),
             n_distance_components=centroids[1] if d else None,
         )
-        self._enter(spec, kind=call.name, output=(logits[1],), bytes=spec.floor_bytes(1))
         name = call.name if spec.batch is None else f"{call.name}_b{spec.batch}"
-        return self._call(
+        called = self._call(
             spec, name, cluster_affine.lower(spec, self.target), call.args, compat.type_of(self.current)
         )
+        self._enter(spec, kind=call.name, output=(logits[1],), bytes=spec.floor_bytes(1))
+        return called
 
 
 class LowerKernels:
@@ -135,7 +137,4 @@ class LowerKernels:
 
     def calls(self, function: str = "main") -> list[KernelEntry]:
         """The kernels that a function of the module calls, in order, once the pass has run."""
-        return [
-            dataclasses.replace(entry, name=str(self._shared[entry.name].name_hint))
-            for entry in self._entries.get(function, [])
-        ]
+        return list(self._entries.get(function, []))

@@ -26,7 +26,7 @@ from tvm_backend.kernels.cpu.linear_amx import AmxLinear  # noqa: E402
 from tvm_backend.kernels.cuda.dp4a import Dp4aProduct  # noqa: E402
 from tvm_backend.kernels.cuda.grouped import Grouped  # noqa: E402
 from tvm_backend.kernels.cuda.mma import MmaProduct  # noqa: E402
-from tvm_backend.kernels.registry import GENERATORS, lower, machine_of  # noqa: E402
+from tvm_backend.kernels.registry import KERNELS, Entry, lower, machine_of, reference  # noqa: E402
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, KernelSpec, LinearSpec, Operand  # noqa: E402
 
 OUT = Epilogue((0.0, None), None, (U8,))
@@ -85,8 +85,8 @@ def test_every_kind_has_a_kernel_on_every_device(operation: str, target: str) ->
 def test_every_specification_is_in_the_table() -> None:
     kinds = {getattr(specs, name) for name in specs.__all__ if name.endswith("Spec")}
     bases = {specs.KernelSpec, specs.EpilogueSpec, specs.WeightedSpec}
-    assert set(GENERATORS) == kinds - bases
-    assert all(set(row) == {"cpu", "cuda"} for row in GENERATORS.values())
+    assert set(KERNELS) == kinds - bases
+    assert all(entry.cpu and entry.cuda for entry in KERNELS.values())
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,17 @@ class Negate(CpuGenerator[NegateSpec]):
         return function.result
 
 
-def test_a_new_kernel_is_a_specification_a_generator_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_kernel_is_a_specification_a_generator_and_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, target = NegateSpec(None, 5), Target(TARGETS["avx2"])
     with pytest.raises(CompileError, match="there is no kernel for NegateSpec on avx2"):
         lower(spec, target)
-    monkeypatch.setitem(GENERATORS, NegateSpec, {"cpu": (Negate,)})
+    monkeypatch.setitem(KERNELS, NegateSpec, Entry(lambda spec, data: (-data,), cpu=(Negate,)))
     kernel = lower(spec, target)
     assert (kernel.name, kernel.variant, kernel.bytes) == ("negate_5", machine_of(target).name, 10)
     values = np.arange(-7, 8, dtype=np.int8).reshape(3, 5)
     result = tvm.runtime.tensor(np.zeros_like(values))
     module = tvm.compile(tvm.IRModule({kernel.name: kernel.prim_func}), target=Target({"kind": "llvm"}))
     module[kernel.name](tvm.runtime.tensor(values), result)
-    np.testing.assert_array_equal(result.numpy(), -values)
+    np.testing.assert_array_equal(result.numpy(), *reference(spec)(spec, values))
+    with pytest.raises(CompileError, match="there is no kernel for NegateSpec on cuda_mma"):
+        lower(spec, Target(TARGETS["tensor cores"]))

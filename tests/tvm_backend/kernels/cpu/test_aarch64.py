@@ -18,8 +18,7 @@ import tvm
 from tvm.target import Target
 
 from tests.tvm_backend.kernels.tools import expected_outputs, random_tensor, random_weight
-from tvm_backend.kernels.cpu import conv2d, linear
-from tvm_backend.kernels.registry import lower
+from tvm_backend.kernels.registry import lower, reference
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
 
 IMAGE = QParams(0.02, 3, 0, 255, "uint8")
@@ -74,10 +73,9 @@ def test_kernels_equal_the_reference_to_the_bit(name, tmp_path):
     functions, calls, wanted = {}, [], []
     for i, spec in enumerate(layers()):
         kernel = lower(spec, target)
-        reference = conv2d.reference if isinstance(spec, ConvSpec) else linear.reference
         data = random_tensor(spec.input, (spec.batch or 2, *spec.in_shape), rng)
         weight = random_weight(spec.weight_bits, spec.weight_shape, rng)
-        arguments, outputs = expected_outputs(kernel, data, weight, rng, reference)
+        arguments, outputs = expected_outputs(kernel, data, weight, rng, reference(spec))
         functions[f"case{i}"] = kernel.prim_func.with_attr("global_symbol", f"case{i}")
         calls.append(packed(arguments, [np.full_like(output, 77) for output in outputs]))
         wanted.append(outputs)

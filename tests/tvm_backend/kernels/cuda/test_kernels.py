@@ -17,11 +17,10 @@ from cat_plugin.errors import CompileError  # noqa: E402
 from tests.tvm_backend import cuda_tools  # noqa: E402
 from tests.tvm_backend.kernels.tools import random_tensor, random_weight  # noqa: E402
 from tvm_backend import cuda_build  # noqa: E402
-from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, linear, pool, subsample  # noqa: E402
 from tvm_backend.kernels.cuda.packing import TileLayout  # noqa: E402
 from tvm_backend.kernels.cuda.product import choose_tile  # noqa: E402
 from tvm_backend.kernels.kernel import Kernel  # noqa: E402
-from tvm_backend.kernels.registry import lower  # noqa: E402
+from tvm_backend.kernels.registry import lower, reference  # noqa: E402
 from tvm_backend.kernels.spec import (  # noqa: E402
     ConcatSpec,
     ConvSpec,
@@ -78,39 +77,23 @@ WEIGHTED: dict[str, tuple[Any, str]] = {
     "grouped": (ConvSpec(None, 5, 7, 12, 24, (3, 3), S8, RELU, padding=SAME, groups=3), "sm_90"),
 }
 
-PLAIN: dict[str, tuple[Any, Any]] = {
-    "add": (ElementwiseSpec(None, (5, 5, 6), (U8, S8), RELU), elementwise.reference),
-    "requantize": (
-        ElementwiseSpec(2, (33,), (U8,), Epilogue((0.0, 6.0), None, (U2, S8))),
-        elementwise.reference,
+PLAIN: dict[str, Any] = {
+    "add": ElementwiseSpec(None, (5, 5, 6), (U8, S8), RELU),
+    "requantize": ElementwiseSpec(2, (33,), (U8,), Epilogue((0.0, 6.0), None, (U2, S8))),
+    "add float": ElementwiseSpec(2, (33,), (U8, "float32"), RELU),
+    "concat": ConcatSpec(None, (3, 2), (5, 1, 4), (U8, S8, S8), RELU),
+    "concat rows": ConcatSpec(2, (), (5, 3), (S8, U8), Epilogue(outputs=(S8,))),
+    "subsample": SubsampleSpec(None, 7, 5, 4, (2, 2), 2, 3, U8),
+    "quantize images": QuantizeSpec(None, (3, 6, 5), (U8, S4), to_channels_last=True),
+    "dequantize images": DequantizeSpec(2, (4, 3, 5), S8, to_channels_first=True),
+    "max pool": PoolSpec("max", None, 9, 7, 6, (3, 3), (2, 2), S8, Epilogue(outputs=(S8,)), SAME),
+    "average pool": PoolSpec(
+        "avg", 2, 8, 8, 5, (3, 2), (2, 2), U8, RELU, SAME, ceil_mode=True, count_include_pad=False
     ),
-    "add float": (ElementwiseSpec(2, (33,), (U8, "float32"), RELU), elementwise.reference),
-    "concat": (ConcatSpec(None, (3, 2), (5, 1, 4), (U8, S8, S8), RELU), concat.reference),
-    "concat rows": (ConcatSpec(2, (), (5, 3), (S8, U8), Epilogue(outputs=(S8,))), concat.reference),
-    "subsample": (SubsampleSpec(None, 7, 5, 4, (2, 2), 2, 3, U8), subsample.reference),
-    "quantize images": (
-        QuantizeSpec(None, (3, 6, 5), (U8, S4), to_channels_last=True),
-        border.quantize_reference,
+    "average pool with padding": PoolSpec(
+        "avg", 2, 8, 8, 5, (3, 3), (2, 2), S8, Epilogue((None, None), S8, (U8,)), SAME, ceil_mode=True
     ),
-    "dequantize images": (
-        DequantizeSpec(2, (4, 3, 5), S8, to_channels_first=True),
-        border.dequantize_reference,
-    ),
-    "max pool": (
-        PoolSpec("max", None, 9, 7, 6, (3, 3), (2, 2), S8, Epilogue(outputs=(S8,)), SAME),
-        pool.reference,
-    ),
-    "average pool": (
-        PoolSpec("avg", 2, 8, 8, 5, (3, 2), (2, 2), U8, RELU, SAME, ceil_mode=True, count_include_pad=False),
-        pool.reference,
-    ),
-    "average pool with padding": (
-        PoolSpec(
-            "avg", 2, 8, 8, 5, (3, 3), (2, 2), S8, Epilogue((None, None), S8, (U8,)), SAME, ceil_mode=True
-        ),
-        pool.reference,
-    ),
-    "global average": (PoolSpec("avg", None, 6, 5, 20, (6, 5), (1, 1), U8, Epilogue()), pool.reference),
+    "global average": PoolSpec("avg", None, 6, 5, 20, (6, 5), (1, 1), U8, Epilogue()),
 }
 
 
@@ -124,10 +107,8 @@ def build(spec: Any, arch: str) -> tuple[Kernel, Any]:
 def weighted_case(spec: Any, kernel: Kernel) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Arguments of a convolution or linear kernel, results last, and what it should make of them."""
     rng = np.random.default_rng(0)
-    convolution = isinstance(spec, ConvSpec)
-    rest = (spec.height, spec.width, spec.in_channels) if convolution else (spec.in_features,)
-    reference = conv2d.reference if convolution else linear.reference
-    data = random_tensor(spec.input, (spec.batch or 3, *rest), rng)
+    computed = reference(spec)
+    data = random_tensor(spec.input, (spec.batch or 3, *spec.in_shape), rng)
     weight = random_weight(spec.weight_bits, spec.weight_shape, rng)
     channels = weight.shape[0]
     spread = np.sqrt(weight[0].size) * np.abs(weight).max() * (spec.input.qmax - spec.input.qmin) / 4
@@ -136,34 +117,20 @@ def weighted_case(spec: Any, kernel: Kernel) -> tuple[list[np.ndarray], list[np.
     kind, residual = spec.epilogue.residual, None
     if kind is not None:
         blank = np.zeros(1, np.float32 if kind == "float32" else kind.dtype)
-        shape = reference(spec, data, weight, scale, bias, blank)[0].shape
+        shape = computed(spec, data, weight, scale, bias, blank)[0].shape
         residual = random_tensor(kind, shape, rng)
-    expected = list(reference(spec, data, weight, scale, bias, residual))
+    expected = list(computed(spec, data, weight, scale, bias, residual))
     arguments = [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias]
     return [*arguments, *([] if residual is None else [residual])], expected
 
 
-def plain_case(spec: Any, reference: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def plain_case(spec: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Arguments of a kernel without a weight, and what it should make of them."""
     rng = np.random.default_rng(1)
-    batch, residual = spec.batch or 3, []
-    match spec:
-        case ElementwiseSpec():
-            inputs = [random_tensor(kind, (batch, *spec.shape), rng) for kind in spec.inputs]
-        case ConcatSpec():
-            inputs = [
-                random_tensor(kind, (batch, *spec.shape, channels), rng)
-                for kind, channels in zip(spec.inputs, spec.channels, strict=True)
-            ]
-        case QuantizeSpec():
-            inputs = [random_tensor("float32", (batch, *spec.shape), rng) * 5]
-        case DequantizeSpec():
-            inputs = [random_tensor(spec.input, (batch, *spec.shape), rng)]
-        case _:
-            inputs = [random_tensor(spec.input, (batch, spec.height, spec.width, spec.channels), rng)]
-    if isinstance(spec, PoolSpec) and spec.epilogue.residual is not None:
-        shape = (batch, spec.out_height, spec.out_width, spec.channels)
-        residual = [random_tensor(spec.epilogue.residual, shape, rng)]
-    return [*inputs, *residual], list(reference(spec, *inputs, *residual))
+    inputs = [random_tensor(kind, (spec.batch or 3, *shape), rng) for _, shape, kind in spec.reads]
+    if isinstance(spec, QuantizeSpec):
+        inputs = [5 * array for array in inputs]  # beyond what is stored
+    return inputs, list(reference(spec)(spec, *inputs))
 
 
 @pytest.fixture(scope="module")
@@ -171,9 +138,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[np
     """All kernels, built, and run in both orders of threads in one process: (found, expected) of each result."""
     folder = tmp_path_factory.mktemp("cuda")
     calls, cases = [], []
-    for number, (name, (spec, other)) in enumerate((WEIGHTED | PLAIN).items()):
-        kernel, executable = build(spec, other if name in WEIGHTED else "sm_90")
-        arguments, expected = weighted_case(spec, kernel) if name in WEIGHTED else plain_case(spec, other)
+    everything = WEIGHTED | {name: (spec, "sm_90") for name, spec in PLAIN.items()}
+    for number, (name, (spec, arch)) in enumerate(everything.items()):
+        kernel, executable = build(spec, arch)
+        arguments, expected = weighted_case(spec, kernel) if name in WEIGHTED else plain_case(spec)
         library = cuda_tools.export(executable, folder / f"kernel{number}.so")
         blank = [np.full_like(np.ascontiguousarray(array), 77) for array in expected]
         given = [np.ascontiguousarray(array) for array in arguments]
