@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from cat_plugin.errors import CATTypeError
 
-__all__ = ["ModelCall", "as_calls", "map_tensors", "read_batch", "tensors_in"]
+__all__ = ["ModelCall", "as_calls", "gathered", "map_tensors", "read_batch", "stacked", "tensors_in"]
 
 # A bare tensor of many samples is given to the model in portions of so many rows.
 _PORTION = 64
@@ -85,6 +85,45 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple | Mapping):
         for item in value.values() if isinstance(value, Mapping) else value:
             yield from tensors_in(item)
+
+
+def stacked(batches: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Batches (N_i, ...) as one tensor (N, ...).
+
+    It is a view where they already lie one behind the other in one storage, as the portions of one tensor do, and a copy
+    otherwise.
+    """
+    first, end = batches[0], batches[0].storage_offset()
+    storage = first.untyped_storage().data_ptr()
+    for batch in batches:
+        here = batch.untyped_storage().data_ptr() == storage and batch.storage_offset() == end
+        if not (here and batch.is_contiguous() and batch.dtype == first.dtype):
+            return torch.cat(list(batches))
+        end += batch.numel()
+    rows = sum(len(batch) for batch in batches)
+    return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def gathered(calls: list[ModelCall]) -> list[ModelCall]:
+    """The same calls with their rows in one storage, where each gives one tensor and only their number of rows differs.
+
+    The list given is emptied on the way, so that memory is needed once and not twice.
+    """
+    given = [call.args[0] for call in calls if len(call.args) == 1 and not call.kwargs]
+    plain = [each for each in given if isinstance(each, torch.Tensor) and each.ndim and each.is_contiguous()]
+    kinds = {(each.shape[1:], each.dtype, each.device) for each in plain}
+    if len(plain) != len(calls) or len(kinds) != 1:
+        return calls
+    del plain
+    ((shape, dtype, device),) = kinds
+    lengths = [len(tensor) for tensor in given]
+    whole = torch.empty((sum(lengths), *shape), dtype=dtype, device=device)
+    calls.clear()
+    given.reverse()
+    portions = torch.split(whole, lengths)
+    for portion in portions:
+        portion.copy_(given.pop())
+    return [ModelCall((portion,)) for portion in portions]
 
 
 def _described(value: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_plugin.batches import ModelCall, as_calls, read_batch
+from cat_plugin.batches import ModelCall, as_calls, gathered, read_batch, stacked
 from cat_plugin.errors import CATTypeError
 
 X, Y = torch.arange(6.0).reshape(2, 3), torch.ones(2, 4, dtype=torch.int64)
@@ -102,6 +102,56 @@ def test_a_copy_shares_no_memory():
     call = ModelCall((buffer, (buffer,)), {"x": buffer}).copied()
     buffer.zero_()
     assert all(torch.equal(tensor, X) for tensor in call.tensors)
+
+
+def test_portions_of_one_tensor_are_stacked_without_a_copy():
+    whole = torch.arange(24.0).reshape(6, 4)
+    portions = list(whole.split(2))
+    joined = stacked(portions[1:])
+    assert torch.equal(joined, whole[2:])
+    assert joined.data_ptr() == portions[1].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parts: parts[::-1],
+        lambda parts: [parts[0], parts[2]],
+        lambda parts: [part.clone() for part in parts],
+        lambda parts: [part[:1] for part in parts],
+        lambda parts: [part[:, 1:] for part in parts],
+        lambda parts: [parts[0], parts[1].view(torch.int32).view(torch.float32).clone()],
+    ],
+)
+def test_others_are_copied(change):
+    batches = change(list(torch.arange(24.0).reshape(6, 4).split(2)))
+    joined = stacked(batches)
+    assert torch.equal(joined, torch.cat(batches))
+    assert all(joined.data_ptr() != batch.data_ptr() for batch in batches)
+
+
+def test_calls_are_gathered_in_one_storage():
+    calls = [ModelCall((torch.full((rows, 3), float(rows)),)) for rows in (2, 2, 1)]
+    before = [call.args[0].clone() for call in calls]
+    found = gathered(calls)
+    assert calls == []
+    assert all(torch.equal(call.args[0], value) for call, value in zip(found, before, strict=True))
+    assert stacked([call.args[0] for call in found]).data_ptr() == found[0].args[0].data_ptr()
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [],
+        [ModelCall((X, Y))],
+        [ModelCall((), {"x": X})],
+        [ModelCall((X,)), ModelCall((Y,))],
+        [ModelCall((torch.ones(1, 2, 3, 3).to(memory_format=torch.channels_last),))],
+        [ModelCall((torch.tensor(1.0),))],
+    ],
+)
+def test_calls_that_are_not_alike_stay_as_they_are(calls):
+    assert gathered(calls) is calls
 
 
 def test_a_call_says_what_it_gives():

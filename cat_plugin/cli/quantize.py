@@ -99,7 +99,7 @@ def quantize(
     network = load_model(model, weights, num_classes)
     samples = samples_of(data, prepared)
     scorer = None if tune is None else Scorer(labelled(tune, prepared), batch_size)
-    batches = [torch.from_numpy(batch) for batch in samples.batches(batch_size)]
+    batches = list(torch.split(torch.from_numpy(samples.inputs), batch_size))
     with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
         corrected = _run(loaded, network, batches, scorer, kept, scalars)
         with state.console.status("exporting"):
@@ -165,7 +165,7 @@ def _scalars(directory: Path | None) -> Iterator[Any]:
 def _run(
     recipe: Recipe, network: nn.Module, batches: list[Any], scorer: Scorer | None, kept: Path, scalars: Any
 ) -> nn.Module:
-    from cat_plugin.hosts.progress import Watch, watching
+    from cat_plugin.recipe.progress import Watch, watching
 
     listener: Callable[..., None] | None = None if scalars is None else scalars.unit
     with watching(Watch(console=state.console)):
@@ -176,7 +176,7 @@ def _run(
 
 
 def _described(corrected: nn.Module) -> str:
-    from cat_plugin.hosts.pipeline import describe
+    from cat_plugin.recipe.description import describe
 
     config = getattr(corrected, "config", None)
     return describe(config) if isinstance(config, dict) else "as the recipe says"

@@ -154,7 +154,7 @@ def check(
     """Check a recipe without running it, and say what it would try."""
     sources_exist(recipe=recipe)
     from cat_plugin import load_recipe
-    from cat_plugin.hosts.pipeline import describe
+    from cat_plugin.recipe.description import describe
     from cat_plugin.recipe.options import expand
 
     loaded = load_recipe(recipe)

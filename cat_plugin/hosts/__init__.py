@@ -12,6 +12,7 @@ import sys
 from types import ModuleType
 
 from cat_plugin.hosts._import_hook import PostImportHook
+from cat_plugin.recipe.runners import register_runner
 
 __all__ = ["is_registered", "register", "unregister"]
 
@@ -26,6 +27,10 @@ _WATCHED = {
     "neural_compressor.experimental.quantization": "cat_plugin.hosts.inc2.algorithm",
 }
 _hook: PostImportHook | None = None
+
+# Recipes run also after unregister(): the runner registers for as long as it works.
+register_runner("neural_compressor.torch", "cat_plugin.hosts.inc3.run")
+register_runner("neural_compressor", "cat_plugin.hosts.inc2.run")
 
 
 def _attach(host_module: ModuleType) -> None:

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from cat_plugin.calls import ModelCall, collect_logits, evaluating
 from cat_plugin.correction import CorrectedModule, fit_correction
-from cat_plugin.errors import CalibrationError
-from cat_plugin.hosts.progress import TrialProgress, current_watch
 from cat_plugin.models import device_of, fingerprint
+from cat_plugin.recipe.description import describe
 from cat_plugin.recipe.options import make_estimator, make_spec, quantization_key
+from cat_plugin.recipe.progress import TrialProgress, current_watch
 
 if TYPE_CHECKING:
     from cat_plugin.ptq.progress import Progress
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = [
     "CalibrationRecord",
     "TuningSession",
-    "describe",
     "quantize_and_correct",
     "rows_for_engine",
 ]
@@ -100,32 +98,6 @@ class TuningSession:
         while len(self._quantized) > self.capacity:
             self._quantized.popitem(last=False)
         return made
-
-
-def describe(params: Mapping[str, Any]) -> str:
-    """One line for a configuration: ``W4A4 fast, K 64, alpha 0.4``."""
-    base = params.get("base")
-    if base is not None:
-        name = next(iter(base)) if isinstance(base, Mapping) else str(base)
-        bits = (
-            base[name].get("bits") if isinstance(base, Mapping) and isinstance(base[name], Mapping) else None
-        )
-        what = f"{name} {bits} bit" if bits is not None else name
-    else:
-        what = f"W{params.get('w_bits', 4)}A{params.get('a_bits', 4)} {params.get('preset', 'balanced')}"
-    return f"{what}, K {params.get('num_clusters', 64)}, alpha {params.get('alpha', 0.4)}"
-
-
-def _engine_inputs(calls: list[ModelCall]) -> list[torch.Tensor]:
-    inputs: list[torch.Tensor] = []
-    for number, call in enumerate(calls):
-        if len(call.args) != 1 or call.kwargs or not isinstance(call.args[0], torch.Tensor):
-            raise CalibrationError(
-                f"calibration call {number} gave the model {len(call.args)} positional and {len(call.kwargs)} keyword "
-                "arguments; the low-bit engine takes models of one input tensor. Wrap the model, or give a base."
-            )
-        inputs.append(call.args[0])
-    return inputs
 
 
 def _state_of(key: str) -> Path | None:
@@ -204,7 +176,7 @@ def quantize_and_correct(
                 spec = dataclasses.replace(spec, num_samples=share)
                 with evaluating(reference):
                     module, engine_report = quantize(
-                        reference, spec, _engine_inputs(record.calls), progress=told, resume=_state_of(key)
+                        reference, spec, record.calls, progress=told, resume=_state_of(key)
                     )
                 report: dict[str, Any] | None = engine_report.to_dict()
                 # It takes the first rows of what it is given.

@@ -1,4 +1,8 @@
-"""What a host's calibration function feeds the model, recorded so that other models can be fed the same."""
+"""What a host's calibration function feeds the model, kept so that other models can be fed the same.
+
+The calls have one owner. What a recipe was given is passed on as it is, by :class:`Replay`; only the calls of somebody
+else's function are recorded, and their copies lie in one tensor, of which the engine gets a view.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from cat_plugin.calls import ModelCall, evaluating, logits_array
+from cat_plugin.batches import ModelCall, gathered
+from cat_plugin.calls import collect_logits, evaluating, logits_array
 from cat_plugin.errors import CalibrationError, CATTypeError
 
-__all__ = ["InputRecorder", "record_run"]
+__all__ = ["InputRecorder", "Replay", "record_run"]
+
+
+class Replay:
+    """The calibration function of whoever holds the calls already: nothing of it needs to be recorded.
+
+    Parameters
+    ----------
+    calls : list of ModelCall
+        Each is run once.
+    """
+
+    def __init__(self, calls: list[ModelCall]) -> None:
+        self.calls = calls
+
+    def __call__(self, model: nn.Module) -> None:
+        for call in self.calls:
+            model(*call.args, **call.kwargs)
 
 
 class InputRecorder:
@@ -54,7 +76,8 @@ def record_run(
     model : torch.nn.Module
         The full-precision model.
     run_fn : callable
-        The host's calibration function: ``run_fn(model)`` or ``run_fn(model, *run_args)``.
+        The host's calibration function: ``run_fn(model)`` or ``run_fn(model, *run_args)``. A :class:`Replay` is not
+        run: its calls are taken over.
     run_args : sequence, optional
         Its further arguments.
 
@@ -73,6 +96,8 @@ def record_run(
         raise CATTypeError(
             f"run_fn is a {type(run_fn).__name__}; expected a function that runs the model it is given"
         )
+    if isinstance(run_fn, Replay):
+        return run_fn.calls, collect_logits(model, run_fn.calls, "full-precision")
     recorder = InputRecorder()
     parts: list[np.ndarray] = []
 
@@ -93,4 +118,4 @@ def record_run(
             "run_fn did not run the model on any sample, so there is nothing to calibrate on; it must call the model "
             "that it is given, once a batch (a generator that was read before is empty the second time)"
         )
-    return recorder.calls, np.concatenate(parts)
+    return gathered(recorder.calls), np.concatenate(parts)

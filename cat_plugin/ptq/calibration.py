@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cat_plugin.batches import ModelCall, as_calls
+from cat_plugin.batches import ModelCall, as_calls, stacked
 from cat_plugin.errors import CalibrationError
 
 __all__ = ["gather_inputs"]
@@ -19,7 +19,7 @@ def _only_tensor(call: ModelCall, index: int) -> Tensor:
     if len(given) != 1 or not isinstance(given[0], Tensor):
         raise CalibrationError(
             f"calibration batch {index} gives the model {call}; the engine takes models of one input tensor. Wrap the "
-            "model in a module of one input."
+            "model in a module of one input, or quantize it with an algorithm of a host."
         )
     item = given[0]
     if item.ndim < 2:
@@ -42,7 +42,7 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Tens
     Returns
     -------
     Tensor
-        (N, ...), N <= num_samples.
+        (N, ...), N <= num_samples; a view of the inputs where they are portions of one tensor.
 
     Raises
     ------
@@ -70,4 +70,4 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Tens
             break
     if count == 0:
         raise CalibrationError("the calibration set yielded no inputs; expected at least one batch.")
-    return torch.cat(batches)  # a copy, also of a single batch
+    return stacked(batches)

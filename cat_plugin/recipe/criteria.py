@@ -132,7 +132,7 @@ def trial_table(trials: list[Trial], baseline: float | None, criterion: Criterio
     from rich.markup import escape
     from rich.table import Table
 
-    from cat_plugin.hosts.pipeline import describe
+    from cat_plugin.recipe.description import describe
 
     best = None
     for number, trial in enumerate(trials):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from cat_plugin.calls import ModelCall, as_calls
-from cat_plugin.errors import CalibrationError, CATError, CATTypeError, HostError, RecipeError
-from cat_plugin.hosts.progress import current_watch, watching
+from cat_plugin.errors import CalibrationError, CATError, CATTypeError, RecipeError
 from cat_plugin.recipe import options
 from cat_plugin.recipe.criteria import Criterion, Trial
+from cat_plugin.recipe.progress import current_watch, watching
 from cat_plugin.recipe.reading import Located, read
+from cat_plugin.recipe.runners import find_runner
 from cat_plugin.recipe.tuning import TuningRun
 
 if TYPE_CHECKING:
@@ -218,7 +218,8 @@ class Recipe:
         model : torch.nn.Module
             The full-precision model; it is left as it is.
         calibration : iterable
-            Input batches: tensors, or tuples and lists whose first item is the input.
+            Input batches: tensors or arrays, tuples and lists whose first item is the inputs, or mappings of keyword
+            arguments; or one tensor of all inputs.
         eval_fn : callable, optional
             Scores a model. With it the host tunes: it tries the configurations until one meets the
             criterion. Without it the recipe must describe exactly one configuration.
@@ -258,25 +259,9 @@ class Recipe:
         watch = replace(current_watch(), listener=progress, resume=None if resume is None else Path(resume))
         try:
             with watching(watch):
-                return _host_runner()(self.configurations, model, calls, scorer, run)
+                return find_runner()(self.configurations, model, calls, scorer, run)
         finally:
             self.baseline = run.baseline
-
-
-def _host_runner() -> Callable[..., nn.Module]:
-    """The function that hands a run to the installed host."""
-    if importlib.util.find_spec("neural_compressor") is None:
-        raise HostError(
-            "no Neural Compressor is installed; a recipe is run by it. Install one, for example with "
-            "pip install 'neural-compressor[pt]', or use cat_plugin.ptq.quantize and cat_plugin.correct without it"
-        )
-    if importlib.util.find_spec("neural_compressor.torch") is not None:
-        from cat_plugin.hosts.inc3.run import run as run3
-
-        return run3
-    from cat_plugin.hosts.inc2.run import run as run2
-
-    return run2
 
 
 def load_recipe(path: str | Path) -> Recipe:

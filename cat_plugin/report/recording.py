@@ -53,7 +53,7 @@ def recorded(
     dict
         The parts ``model``, ``recipe``, ``config``, ``engine`` and, after a tuning run, ``tuning`` and ``labels``.
     """
-    from cat_plugin.hosts.pipeline import describe
+    from cat_plugin.recipe.description import describe
 
     record: dict[str, Any] = {
         "version": VERSION,

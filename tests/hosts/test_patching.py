@@ -7,7 +7,7 @@ import types
 import pytest
 
 from cat_plugin.hosts._patching import Patches
-from cat_plugin.hosts.progress import TrialProgress
+from cat_plugin.recipe.progress import TrialProgress
 
 
 @pytest.fixture

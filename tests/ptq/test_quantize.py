@@ -126,6 +126,21 @@ def test_the_model_is_left_unchanged_and_its_mode_restored():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_the_calibration_inputs_are_left_unchanged():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = randomise(SmallResNet())
+
+        def forward(self, x):
+            return self.inner(x.mul_(0.5))
+
+    x = small_inputs(64, 3, 12, 12)
+    before = x.clone()
+    quantize(InPlace().eval(), _spec(preset="balanced", unit_steps=4, model_steps=4), x)
+    assert torch.equal(x, before)
+
+
 def test_calibration_may_be_a_generator_of_tuples():
     model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
     from_tensor, _ = quantize(model, _spec(), x)

@@ -145,29 +145,6 @@ def _converted(state: _State, original: Callable[[Any], Any], configuration: Any
     return converted
 
 
-def _call(model: nn.Module, batch: Any) -> None:
-    if isinstance(batch, (list, tuple)):
-        model(*batch)
-    elif isinstance(batch, Mapping):
-        model(**batch)
-    else:
-        model(batch)
-
-
-def _feed(model: nn.Module, dataloader: Any, samples: int) -> None:
-    """Run a model over a calibration loader of the host, which yields inputs with or without labels."""
-    seen = 0
-    for batch in dataloader:
-        inputs = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
-        _call(model, inputs)
-        first = inputs
-        while isinstance(first, (list, tuple, Mapping)) and len(first):
-            first = next(iter(first.values() if isinstance(first, Mapping) else first))
-        seen += len(first) if hasattr(first, "__len__") else 1
-        if seen >= samples:
-            return
-
-
 def _rewrapped(template: Any, corrected: nn.Module) -> Any:
     """The host's wrapper around a corrected model, with everything that `template` knows beside its model."""
     import torch
@@ -201,8 +178,9 @@ def _corrected(
     q_func: Any = None,
 ) -> Any:
     """The adaptor's ``quantize``, followed by the correction when the configuration asks for it."""
+    from cat_plugin.hosts.inc2.loader import CallLoader, feed
     from cat_plugin.hosts.pipeline import CalibrationRecord, quantize_and_correct
-    from cat_plugin.hosts.recording import record_run
+    from cat_plugin.hosts.recording import Replay, record_run
 
     params = (tune_cfg.get("recipe_cfgs") or {}).get(_PARAMS)
     if params is None:
@@ -215,7 +193,12 @@ def _corrected(
         )
     run_fn: Any = q_func
     if q_func is None:
-        run_fn = functools.partial(_feed, dataloader=dataloader, samples=state.samples)
+        held = isinstance(dataloader, CallLoader)
+        run_fn = (
+            Replay(dataloader.calls)
+            if held
+            else functools.partial(feed, dataloader=dataloader, samples=state.samples)
+        )
     source = (q_func, dataloader)
     record = state.session.record(
         reference, source, lambda: CalibrationRecord(*record_run(reference, run_fn))

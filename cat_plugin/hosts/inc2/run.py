@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import product
 from typing import Any
 
-import torch
 from neural_compressor import PostTrainingQuantConfig, quantization
 from neural_compressor.config import AccuracyCriterion, TuningCriterion
 from neural_compressor.config import options as host_options
@@ -18,6 +17,7 @@ from cat_plugin.calls import ModelCall
 from cat_plugin.correction import CorrectedModule
 from cat_plugin.errors import CATError, HostError, RecipeError
 from cat_plugin.hosts import is_registered, register, unregister
+from cat_plugin.hosts.inc2.loader import CallLoader
 from cat_plugin.recipe import options
 from cat_plugin.recipe.tuning import TuningRun
 
@@ -25,26 +25,6 @@ __all__ = ["run"]
 
 # The weight-only parameters of 3.x that 2.x has too, and how 2.x says them.
 _WEIGHT_ONLY = {"bits": "bits", "group_size": "group_size", "use_sym": "scheme", "dtype": "dtype"}
-
-
-class _Loader:
-    """Calibration calls as the host's data loader: batches of inputs, each with a label that nobody reads."""
-
-    def __init__(self, calls: list[ModelCall]) -> None:
-        self._calls = calls
-        first = calls[0].args[0] if calls[0].args else next(iter(calls[0].kwargs.values()))
-        self.batch_size = max(1, len(first))
-
-    def __iter__(self) -> Iterator[tuple[Any, torch.Tensor]]:
-        for call in self._calls:
-            inputs: Any = dict(call.kwargs) if call.kwargs else call.args
-            if not call.kwargs and len(call.args) == 1:
-                inputs = call.args[0]
-            yield inputs, torch.zeros(0)
-
-    def samples(self) -> int:
-        """Samples in all, at most."""
-        return self.batch_size * len(self._calls)
 
 
 def _approach(base: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -137,7 +117,7 @@ def run(
         with tempfile.TemporaryDirectory(prefix="cat-") as scratch:
             host_options.workspace = scratch
             for base, arguments in merged:
-                made = _fit(base, arguments, model, _Loader(calls), eval_fn, run, baseline)
+                made = _fit(base, arguments, model, CallLoader(calls), eval_fn, run, baseline)
                 if eval_fn is None:
                     return made
                 if run.trials and run.done():
@@ -155,7 +135,7 @@ def _fit(
     base: Mapping[str, Any] | None,
     arguments: list[dict[str, Any]],
     model: nn.Module,
-    loader: _Loader,
+    loader: CallLoader,
     eval_fn: Callable[[nn.Module], float] | None,
     run: TuningRun,
     baseline: list[float],

@@ -39,6 +39,7 @@ except ImportError as error:
 import torch
 from torch import nn
 
+from cat_plugin.batches import gathered
 from cat_plugin.calls import collect_logits
 from cat_plugin.correction import CorrectedModule
 from cat_plugin.hosts import is_registered
@@ -196,7 +197,7 @@ def _convert(model: nn.Module, config: CATConfig) -> CorrectedModule:
     state.recorder.detach(model)
     if hasattr(model, _STATE):
         delattr(model, _STATE)
-    calls = state.recorder.calls
+    calls = gathered(state.recorder.calls)
     if not calls:
         raise HostError(
             "the prepared model was not run between prepare and convert; run the calibration data through it, so that "

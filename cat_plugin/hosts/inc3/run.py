@@ -13,6 +13,7 @@ from cat_plugin.calls import ModelCall
 from cat_plugin.hosts import is_registered
 from cat_plugin.hosts.config import CATConfig
 from cat_plugin.hosts.inc3 import algorithm as inc3
+from cat_plugin.hosts.recording import Replay
 from cat_plugin.recipe.tuning import TuningRun
 
 __all__ = ["run"]
@@ -63,12 +64,7 @@ def run(
     configs = [CATConfig(**params) for params in configurations]
     if any(config.uses("static_quant") for config in configs):
         model = _exported(model, calls)
-
-    def run_fn(target: nn.Module) -> None:
-        for call in calls:
-            target(*call.args, **call.kwargs)
-
-    shared: dict[str, Any] = {"run_fn": run_fn, "example_inputs": calls[0].args}
+    shared: dict[str, Any] = {"run_fn": Replay(calls), "example_inputs": calls[0].args}
     if eval_fn is None:
         # The exported graph is ours already, and would lose its marks when copied.
         inplace = configs[0].base is None or configs[0].uses("static_quant")

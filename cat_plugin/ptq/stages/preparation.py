@@ -38,14 +38,15 @@ class Trace(_Always):
         for index, start in enumerate(range(0, len(inputs), rows)):
             batch = inputs[start : start + rows]
             name = f"calibration inputs from row {start} on"
-            logits = run_call(state.model, ModelCall((batch,)), name, "full-precision")
+            # A copy, since the inputs are the caller's and the model may work in place.
+            logits = run_call(state.model, ModelCall((batch,)).copied(), name, "full-precision")
             if isinstance(logits, Tensor) and not bool(torch.isfinite(logits).all()):
                 raise CalibrationError(
                     f"the full-precision model gives NaN or infinite logits on calibration batch {index} "
                     f"(inputs {start}..{start + len(batch) - 1}); repair the model or remove these "
                     "inputs."
                 )
-        state.module = trace(state.model, inputs[:2])
+        state.module = trace(state.model, inputs[:2].clone())
         return ()
 
 
