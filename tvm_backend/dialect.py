@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from cat_plugin.graph.manifest import corrections
 from tvm_backend import compat
 from tvm_backend.kernels import spec as specs
 from tvm_backend.kernels.spec import Epilogue, EpilogueSpec, KernelSpec, QParams, storage_dtype
@@ -48,7 +49,7 @@ __all__ = [
     "with_epilogue",
 ]
 
-CORRECTIONS = ("cluster_affine", "cluster_affine_lowrank", "cluster_affine_full")
+CORRECTIONS = tuple(corrections())
 """The correction operators, by the name that follows ``cat::`` in torch and ``cat.`` here."""
 
 _PREFIX = "cat."

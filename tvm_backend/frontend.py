@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from cat_plugin.errors import CompileError
+from cat_plugin.graph.manifest import corrections
 from tvm_backend import compat, dialect
 from tvm_backend.kernels.spec import QParams
 
@@ -96,7 +97,7 @@ def _correction(name: str) -> Converter:
         if alpha is None:
             alpha = operands.pop()
         tensors = [importer.env[arg] for arg in operands if arg is not None]
-        features = name == "cluster_affine_full" and operands[1] is not None
+        features = corrections()[name].takes_features and operands[1] is not None
         return importer.block_builder.emit(dialect.correction(name, tensors, alpha, features))
 
     return convert

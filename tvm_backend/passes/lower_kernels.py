@@ -21,6 +21,7 @@ import tvm
 from tvm import relax, tirx
 
 from cat_plugin.errors import CompileError
+from cat_plugin.graph.manifest import corrections
 from tvm_backend import compat, dialect
 from tvm_backend.kernels import registry
 from tvm_backend.kernels.cluster_affine import kernel as cluster_affine
@@ -101,7 +102,7 @@ class _Lower(Rewriter):
             n_clusters=centroids[0],
             n_components=d,
             n_features=features,
-            rank=maps[2][2] if call.name == "cluster_affine_lowrank" else 0,
+            rank=dict(zip(corrections()[call.name].shapes, maps, strict=True)).get("core", (0,))[-1],
             alpha=call.attributes["alpha"],
             batch=dialect.static_batch(call.args[0]),
             dtype=str(compat.type_of(call.args[0]).dtype),

@@ -14,7 +14,7 @@ from typing import Any
 from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels import tir
-from tvm_backend.kernels.cluster_affine.spec import OPAQUE, OPS, ClusterAffineSpec
+from tvm_backend.kernels.cluster_affine.spec import OPAQUE, ClusterAffineSpec
 from tvm_backend.kernels.cluster_affine.vectors import Vectors, ceil_to
 
 __all__ = ["CpuShape", "build"]
@@ -199,7 +199,7 @@ class _Emitter:
             y = z + alpha * (mapped - z)
             return y.astype(spec.dtype) if final else y
 
-        if spec.op == OPS[2]:
+        if spec.has("weight"):
             raw = self.buffer(1, spec.width)
             self.pad(raw, 0, spec.width, 0.0)
             self.load(raw, row, 0, centred=False)

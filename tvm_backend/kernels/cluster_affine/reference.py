@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tvm_backend.kernels.cluster_affine.spec import OPS, ClusterAffineSpec
+from tvm_backend.kernels.cluster_affine.spec import ClusterAffineSpec
 
 __all__ = ["nearest", "reference"]
 
@@ -58,12 +58,12 @@ def reference(spec: ClusterAffineSpec, *arrays: NDArray[np.generic]) -> tuple[ND
     inputs = np.concatenate([logits, given["features"]], axis=1) if spec.n_features else logits
     points = (inputs - given["mean"]) @ given["components"].T if spec.n_components else inputs
     cluster = nearest(points[:, : spec.distance_width], given["centroids"])
-    if spec.op == OPS[2]:
+    if spec.has("weight"):
         mapped = np.stack([given["weight"][k] @ x for k, x in zip(cluster, inputs, strict=True)])
     else:
         mapped = given["gamma"][cluster] * logits
     mapped = mapped + given["beta"][cluster]
-    if spec.op == OPS[1]:
+    if spec.has("core"):
         mapped += np.stack(
             [(p @ given["core"][k]) @ given["right"] for k, p in zip(cluster, points, strict=True)]
         )

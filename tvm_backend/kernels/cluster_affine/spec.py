@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cat_plugin.errors import CompileError
+from cat_plugin.graph.manifest import corrections
+
+if TYPE_CHECKING:
+    from cat_plugin.cluster_affine.families import AffineMap
 
 __all__ = ["DTYPES", "OPAQUE", "OPS", "RESULTS", "ClusterAffineSpec", "Finish"]
 
-OPS = ("cat::cluster_affine", "cat::cluster_affine_lowrank", "cat::cluster_affine_full")
+_ARRAYS = {"mean", "components", "centroids", "gamma", "beta", "core", "right", "weight"}
+"""The arrays that the kernels know what to do with."""
+
+OPS = tuple(f"cat::{name}" for name, applied in corrections().items() if set(applied.arrays) <= _ARRAYS)
 """The operators with a fused kernel."""
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -88,14 +95,13 @@ class ClusterAffineSpec:
             self.batch is None or self.batch >= 1, f"the batch size must be positive, not {self.batch!r}"
         )
         _require(math.isfinite(self.alpha), f"alpha is {self.alpha}; it must be finite")
-        lowrank, full = self.op == OPS[1], self.op == OPS[2]
         _require(
-            lowrank == (self.rank > 0),
+            self.has("core") == (self.rank > 0),
             f"rank {self.rank} does not go with {self.op}: only lowrank has a rank",
         )
         _require(
-            self.n_features >= 0 and (full or self.n_features == 0),
-            f"n_features {self.n_features} does not go with {self.op}: only {OPS[2]} takes features",
+            self.n_features >= 0 and (self.map.takes_features or self.n_features == 0),
+            f"n_features {self.n_features} does not go with {self.op}: only full takes features",
         )
         distance = self.n_distance_components
         _require(
@@ -107,6 +113,15 @@ class ClusterAffineSpec:
             self.finish != "topk" or 1 <= self.top_k <= self.n_classes,
             f"the {self.top_k} largest of {self.n_classes} logits cannot be taken",
         )
+
+    @property
+    def map(self) -> AffineMap:
+        """The operator's map: its arrays and their shapes."""
+        return corrections()[self.op.removeprefix("cat::")]
+
+    def has(self, array: str) -> bool:
+        """Whether the operator has an array of that name."""
+        return array in self.map.arrays
 
     @property
     def width(self) -> int:
@@ -133,27 +148,20 @@ class ClusterAffineSpec:
         list of (str, tuple, str)
             In the order of the operator's tensor arguments.
         """
-        classes, clusters, width, d = self.n_classes, self.n_clusters, self.width, self.n_components
+        classes, width = self.n_classes, self.width
         result: list[tuple[str, tuple[int | None, ...], str]] = [("logits", (None, classes), self.dtype)]
         if self.n_features:
             result.append(("features", (None, self.n_features), self.dtype))
+        extents = {"K": self.n_clusters, "C": classes, "P": width, "D": self.core_height, "R": self.rank}
         result += [
             ("mean", (width,), "float32"),
-            ("components", (d, width), "float32"),
-            ("centroids", (clusters, self.distance_width), "float32"),
+            ("components", (self.n_components, width), "float32"),
+            ("centroids", (self.n_clusters, self.distance_width), "float32"),
+            *(
+                (name, tuple(extents[letter] for letter in letters), "float32")
+                for name, letters in self.map.shapes.items()
+            ),
         ]
-        if self.op == OPS[2]:
-            result += [
-                ("weight", (clusters, classes, width), "float32"),
-                ("beta", (clusters, classes), "float32"),
-            ]
-        else:
-            result += [("gamma", (clusters, classes), "float32"), ("beta", (clusters, classes), "float32")]
-        if self.op == OPS[1]:
-            result += [
-                ("core", (clusters, self.core_height, self.rank), "float32"),
-                ("right", (self.rank, classes), "float32"),
-            ]
         if self.finish == "topk":
             return [
                 *result,

@@ -9,7 +9,6 @@ from typing import Any
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cluster_affine.cuda.emitter import THREADS, WARPS
 from tvm_backend.kernels.cluster_affine.cuda.finish import FinishingEmitter
-from tvm_backend.kernels.cluster_affine.spec import OPS
 from tvm_backend.kernels.cuda import device
 
 __all__ = ["RowKernel"]
@@ -56,7 +55,7 @@ class RowKernel(FinishingEmitter):
     def _map(self, row: Any, cluster: Any, thread: Any, term: Callable[[Any], Any] | None) -> None:
         """Map the row and store what is asked for."""
         spec, arg, warp, lane = self.spec, self.arg, thread // 32, thread % 32
-        full = spec.op == OPS[2]
+        full = spec.has("weight")
         if spec.finish == "logits":
             if full:
                 self._full(row, cluster, warp, lane, lambda j: (arg["output"], (row, j)))

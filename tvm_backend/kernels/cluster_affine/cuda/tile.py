@@ -8,7 +8,7 @@ from typing import Any
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cluster_affine.cuda.emitter import SHARED, THREADS, WARPS
 from tvm_backend.kernels.cluster_affine.cuda.finish import FinishingEmitter
-from tvm_backend.kernels.cluster_affine.spec import OPS, ClusterAffineSpec
+from tvm_backend.kernels.cluster_affine.spec import ClusterAffineSpec
 from tvm_backend.kernels.cuda import device
 
 __all__ = ["TileKernel", "fits_tile"]
@@ -31,7 +31,7 @@ def _pool(count: int) -> int:
 
 def fits_tile(spec: ClusterAffineSpec) -> bool:
     """Whether the kernel for many rows has room for the tile of sums in shared memory."""
-    if spec.op == OPS[2]:
+    if spec.has("weight"):
         return False
     count = spec.n_components or spec.n_clusters
     return 4 * (_pool(count) + _ROWS * (count | 1) + _ROWS * max(1, spec.rank) + _ROWS) <= SHARED
