@@ -17,6 +17,7 @@ from cat_plugin.models import device_of, evaluating, fingerprint
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
 from cat_plugin.ptq.checkpoint import Checkpoint
+from cat_plugin.ptq.graph.accept import acceptable
 from cat_plugin.ptq.pipeline import run_stages
 from cat_plugin.ptq.progress import Progress, Reporter
 from cat_plugin.ptq.report import QuantReport
@@ -71,10 +72,11 @@ def quantize(
     """
     if not isinstance(spec, QuantSpec):
         raise CATTypeError(f"spec is a {type(spec).__name__}; expected a QuantSpec.")
-    if not isinstance(model, nn.Module):
-        raise CATTypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module.")
     started = time.perf_counter()
+    model, notes = acceptable(model)
     inputs = gather_inputs(calibration, spec.num_samples)
+    if inputs.is_floating_point():
+        inputs = inputs.float()
     home = device_of(model) or inputs.device
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model, warn=True))
@@ -94,6 +96,7 @@ def quantize(
             home=home,
             store=store,
             reporter=Reporter(progress),
+            notes=notes,
         )
         run_stages(state, checkpoint)
     report = state.report(time.perf_counter() - started)

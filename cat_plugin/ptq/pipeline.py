@@ -53,3 +53,5 @@ def run_stages(state: State, checkpoint: Checkpoint | None = None, stages: Seque
             continue
         for step in stage.run(state):
             journal.record(step)
+        if stage.exact(state):
+            state.equivalence.check(stage.name, state.module, locate=stage.keeps_values)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.graph.equivalence import Equivalence
 from cat_plugin.ptq.graph.insert import Prepared
 from cat_plugin.ptq.graph.units import Unit, find_units
 from cat_plugin.ptq.learned.augment import looks_like_images
@@ -41,6 +42,8 @@ class State:
         Told of work done inside a step (:meth:`~cat_plugin.ptq.progress.Reporter.advance`).
     module : fx.GraphModule
         The graph, rewritten in place; from the first stage on.
+    equivalence : Equivalence
+        The user's model on a few rows, for comparison; from the first stage on.
     unfinished : list of callable
         What equivalent transformations have left to do, in place, in the graph with quantizers.
     prepared : Prepared
@@ -67,6 +70,7 @@ class State:
     store: TensorStore
     reporter: Reporter
     module: fx.GraphModule = field(init=False)
+    equivalence: Equivalence = field(init=False)
     unfinished: list[Callable[[fx.GraphModule], None]] = field(default_factory=list)
     prepared: Prepared = field(init=False)
     logits: Tensor = field(init=False)

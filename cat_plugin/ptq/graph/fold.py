@@ -37,16 +37,12 @@ def fold_batch_norm(module: fx.GraphModule) -> int:
     for node in list(graph.nodes):
         if not is_call(node, BATCH_NORM):
             continue
-        users = [node] if node.target is torch.ops.aten.batch_norm.default else list(node.users)
         conv = node.args[0]
         if not is_call(conv, WEIGHTED) or len(conv.users) != 1:
             continue
-        if node.target is torch.ops.aten.batch_norm.default:
-            gamma, beta, mean, var, _, _, eps = node.args[1:8]
-        else:
-            gamma, beta, mean, var, _, eps = node.args[1:7]
-            if any(u.args[1] != 0 for u in users):
-                continue
+        gamma, beta, mean, var, training, _, eps = node.args[1:8]
+        if training:
+            continue  # it normalises by the batch's own statistics
         weight, running_mean, running_var = (constant(module, n) for n in (conv.args[1], mean, var))
         if weight is None or running_mean is None or running_var is None:
             continue
@@ -61,8 +57,7 @@ def fold_batch_norm(module: fx.GraphModule) -> int:
         new_bias = shift * factor if b is None else shift * factor + b.double()
         new_weight = weight.double() * factor.reshape(-1, *[1] * (weight.ndim - 1))
         _replace_parameters(module, conv, new_weight.to(weight.dtype), new_bias.to(weight.dtype))
-        for user in users:
-            user.replace_all_uses_with(conv)
+        node.replace_all_uses_with(conv)
         folded += 1
     graph.eliminate_dead_code()
     module.delete_all_unused_submodules()

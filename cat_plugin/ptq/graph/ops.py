@@ -13,7 +13,6 @@ __all__ = [
     "ACTIVATIONS",
     "BATCH_NORM",
     "FLOAT_ONLY",
-    "INPLACE",
     "JOINING",
     "KIND",
     "MOVING",
@@ -42,26 +41,7 @@ KIND: dict[Any, str] = {
 }
 WEIGHTED = frozenset(KIND)
 
-BATCH_NORM = frozenset({_aten.batch_norm.default, _aten._native_batch_norm_legit_no_training.default})
-
-#: In-place operations and what stands for them in a graph without side effects.
-INPLACE: dict[Any, Any] = {
-    _aten.relu_.default: _aten.relu.default,
-    _aten.relu6_.default: _aten.relu6.default,
-    _aten.hardtanh_.default: _aten.hardtanh.default,
-    _aten.silu_.default: _aten.silu.default,
-    _aten.hardswish_.default: _aten.hardswish.default,
-    _aten.hardsigmoid_.default: _aten.hardsigmoid.default,
-    _aten.sigmoid_.default: _aten.sigmoid.default,
-    _aten.leaky_relu_.default: _aten.leaky_relu.default,
-    _aten.elu_.default: _aten.elu.default,
-    _aten.gelu_.default: _aten.gelu.default,
-    _aten.clamp_.default: _aten.clamp.default,
-    _aten.add_.Tensor: _aten.add.Tensor,
-    _aten.mul_.Tensor: _aten.mul.Tensor,
-    _aten.sub_.Tensor: _aten.sub.Tensor,
-    _aten.div_.Tensor: _aten.div.Tensor,
-}
+BATCH_NORM = frozenset({_aten.batch_norm.default})
 
 #: Operations that only move values (a quantizer may stand before or after them).
 MOVING = frozenset(
@@ -193,8 +173,8 @@ def is_relu6(node: Any) -> bool:
 
 def is_batched(node: Node) -> bool:
     """Whether the first axis of the node's value is the batch, and nothing but the batch."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.ndim == 0 or node.op == "get_attr":
+    value = node.meta.get("val") if isinstance(node, Node) and node.op != "get_attr" else None
+    if not isinstance(value, Tensor) or value.ndim == 0:
         return False
     first = value.shape[0]
     return not isinstance(first, int) and str(first).isidentifier()

@@ -22,9 +22,13 @@ class EquivalentTransforms(Stage):
 
     name = "transforms"
     checkpointed = False
+    keeps_values = False
 
     def applies(self, spec: QuantSpec) -> bool:
         return True
+
+    def exact(self, state: State) -> bool:
+        return not state.unfinished
 
     def run(self, state: State) -> Iterable[Step]:
         for transform in TRANSFORMS:

@@ -10,6 +10,7 @@ from torch import Tensor
 from cat_plugin.batches import ModelCall
 from cat_plugin.errors import CalibrationError
 from cat_plugin.models import run_call
+from cat_plugin.ptq.graph.equivalence import Equivalence
 from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.lower import lower
@@ -28,7 +29,12 @@ class _Always(Stage):
         return True
 
 
-class Trace(_Always):
+class _Exact(_Always):
+    def exact(self, state: State) -> bool:
+        return True
+
+
+class Trace(_Exact):
     """The model as an ATen graph, once it is known to give finite logits."""
 
     name = "trace"
@@ -46,11 +52,12 @@ class Trace(_Always):
                     f"(inputs {start}..{start + len(batch) - 1}); repair the model or remove these "
                     "inputs."
                 )
-        state.module = trace(state.model, inputs[:2].clone())
+        state.equivalence = Equivalence(state.model, inputs)
+        state.module = trace(state.model, inputs[:2])
         return ()
 
 
-class FoldBatchNorm(_Always):
+class FoldBatchNorm(_Exact):
     """BatchNorm as part of the layer in front of it."""
 
     name = "fold"
@@ -60,7 +67,7 @@ class FoldBatchNorm(_Always):
         return ()
 
 
-class InsertQuantizers(_Always):
+class InsertQuantizers(_Exact):
     """Layers with integers to be chosen, activation quantizers with ranges to be chosen."""
 
     name = "insert"
@@ -80,5 +87,8 @@ class Lower(_Always):
     name = "lower"
 
     def run(self, state: State) -> Iterable[Step]:
-        state.module = lower(state.module).to(state.home)
+        quantized = Equivalence(state.module, state.inputs)
+        state.module = lower(state.module)
+        quantized.check(self.name, state.module)
+        state.module.to(state.home)
         return ()

@@ -62,14 +62,21 @@ class Stage(ABC):
         Its name, unique in the pipeline.
     checkpointed : bool
         Whether the checkpoint holds what the stage does.  Others are done anew by a resumed run, with the same result.
+    keeps_values : bool
+        Whether the values inside the graph are the caller's modules' behind an exact stage, so that a fault can be placed.
     """
 
     name: ClassVar[str]
     checkpointed: ClassVar[bool] = True
+    keeps_values: ClassVar[bool] = True
 
     @abstractmethod
     def applies(self, spec: QuantSpec) -> bool:
         """Whether the specification asks for the stage."""
+
+    def exact(self, state: State) -> bool:
+        """Whether the graph, as the stage leaves it, computes what the caller's model does; this is then checked."""
+        return False
 
     def work(self, state: State) -> float:
         """How much there is to do, in gradient steps on one layer; 0 for what takes no time."""

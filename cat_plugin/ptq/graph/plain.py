@@ -1,0 +1,227 @@
+"""From an exported program to the graph that the engine reads: one name, one spelling and no side effect for each thing.
+
+Programs are made functional where anything in them writes into a tensor, so that views, aliases and slices that are
+assigned to are values like any others.  What depends on parameters alone is computed once.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cat_plugin.errors import QuantizationError
+from cat_plugin.ptq.graph.ops import MOVING, is_call, operand
+
+__all__ = ["fold_constants", "functional", "plain"]
+
+_aten = torch.ops.aten
+
+#: Operations that hand on their first argument, or check it, and change nothing in evaluation mode.
+_IDENTITY = frozenset(
+    {
+        _aten.dropout.default,
+        _aten.dropout_.default,
+        _aten.feature_dropout.default,
+        _aten.alpha_dropout.default,
+        _aten.feature_alpha_dropout.default,
+        _aten.alias.default,
+        _aten.detach.default,
+        _aten.lift_fresh_copy.default,
+    }
+)
+_CHECKS = frozenset(
+    {_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_scalar.default}
+)
+_NORM = _aten._native_batch_norm_legit_no_training.default
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
+
+
+def _uses_batch_statistics(node: fx.Node) -> bool:
+    """BatchNorm in training mode writes into its running statistics, although its schema does not say so."""
+    return is_call(node, {_aten.batch_norm.default}) and node.args[5] is not False
+
+
+def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program's graph as a module, with nothing in it that writes into a tensor.
+
+    Raises
+    ------
+    QuantizationError
+        If an operation remains that does.
+    """
+    if any(_writes(node) or _uses_batch_statistics(node) for node in program.graph.nodes):
+        program = program.run_decompositions({})
+    module = program.module(check_guards=False)
+    for node in reversed(module.graph.nodes):
+        # what the program leaves behind in its input or its buffers; nobody reads it after the call
+        if is_call(node, {_aten.copy_.default}) and node.args[0].op in ("placeholder", "get_attr"):
+            node.replace_all_uses_with(node.args[1])
+            module.graph.erase_node(node)
+    left = next((node for node in module.graph.nodes if _writes(node)), None)
+    if left is not None:
+        raise QuantizationError(
+            f"the model writes into a tensor by {left.target}, which cannot be expressed as a function of its inputs; "
+            "replace it by an operation that returns a new tensor."
+        )
+    return module
+
+
+def plain(module: fx.GraphModule) -> fx.GraphModule:
+    """Copy into a graph module of ours: plain calling convention, unique names, no dead or identity nodes.
+
+    Raises
+    ------
+    QuantizationError
+        If there is more than one input, or the result is not one tensor.
+    """
+    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+    if len(placeholders) != 1:
+        raise QuantizationError(
+            f"the model takes {len(placeholders)} inputs; expected one tensor. Wrap it in a module of one input."
+        )
+    graph = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    root = nn.Module()
+    names: dict[str, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "output":
+            value = node.args[0]
+            while isinstance(value, list | tuple) and len(value) == 1:
+                value = value[0]
+            if not isinstance(value, fx.Node):
+                raise QuantizationError("the model returns several values; expected one tensor of logits.")
+            graph.output(env[value])
+        elif is_call(node, _CHECKS):
+            continue
+        elif is_call(node, _IDENTITY) or _is_whole_slice(node) or _is_same_type(node):
+            env[node] = env[node.args[0]]
+        elif node.op == "get_attr":
+            env[node] = _attribute(module, node, root, graph, names)
+        elif is_call(node, {_NORM}):
+            x, weight, bias, mean, var, momentum, eps = fx.map_arg(node.args, lambda n: env[n])
+            args = (x, weight, bias, mean, var, False, momentum, eps, True)
+            env[node] = graph.call_function(_aten.batch_norm.default, args)
+            env[node].meta = {**node.meta, "val": node.meta["val"][0]}
+        elif is_call(node, {operator.getitem}) and is_call(node.args[0], {_NORM}):
+            if node.args[1] == 0:
+                env[node] = env[node.args[0]]
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+            _static_sizes(env[node])
+    result = fx.GraphModule(root, graph)
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return result.eval()
+
+
+def _is_whole_slice(node: fx.Node) -> bool:
+    """``x[:]``."""
+    if not is_call(node, {_aten.slice.Tensor}) or len(node.args) > 4:
+        return False
+    start, end = (*node.args[2:], None, None)[:2]
+    return start in (0, None) and (end is None or (isinstance(end, int) and end >= 2**62))
+
+
+def _is_same_type(node: fx.Node) -> bool:
+    """A conversion to the type that its operand has already."""
+    if not is_call(node, {_aten.to.dtype, _aten._to_copy.default, _aten.to.dtype_layout}):
+        return False
+    before, after = operand(node).meta["val"], node.meta["val"]
+    return bool(before.dtype == after.dtype and before.device == after.device)
+
+
+def _attribute(
+    module: fx.GraphModule, node: fx.Node, root: nn.Module, graph: fx.Graph, names: dict[str, str]
+) -> fx.Node:
+    """Copy what a ``get_attr`` node reads to the root, under a name that nothing else has."""
+    target = str(node.target)
+    if target not in names:
+        name = target.replace(".", "_")
+        while name in names.values() or hasattr(root, name):  # a.b_conv and a_b.conv are two
+            name += "_"
+        names[target] = name
+        value: object = module
+        for part in target.split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor):
+            root.register_buffer(name, value.detach().clone().contiguous())
+        else:
+            setattr(root, name, copy.deepcopy(value))
+    new = graph.create_node("get_attr", names[target])
+    new.meta = {**node.meta, "source": target}
+    return new
+
+
+def _static_sizes(node: fx.Node) -> None:
+    """Write -1 for the one symbolic size of a reshape, so that no symbol flows through the graph."""
+    if not is_call(node, MOVING) or node.target not in (
+        _aten.view.default,
+        _aten.reshape.default,
+        _aten._unsafe_view.default,
+    ):
+        return
+    shape = node.meta["val"].shape
+    symbolic = [i for i, size in enumerate(shape) if not isinstance(size, int)]
+    if len(symbolic) <= 1:
+        node.args = (node.args[0], [-1 if i in symbolic else int(size) for i, size in enumerate(shape)])
+
+
+def fold_constants(module: fx.GraphModule) -> int:
+    """Compute what depends on parameters and numbers alone, in place.
+
+    Weight norm, spectral norm, weight standardisation, ``weight * 0.5`` and ``parameter.exp()`` become one tensor each,
+    which is then quantized like any other weight.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        From :func:`plain`.
+
+    Returns
+    -------
+    int
+        Number of tensors computed.
+    """
+    graph = module.graph
+    constant: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            constant[node] = getattr(module, str(node.target))
+        elif (
+            node.op == "call_function"
+            and node.all_input_nodes
+            and all(n in constant for n in node.all_input_nodes)
+        ):
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: constant[n])
+            with torch.no_grad():
+                constant[node] = node.target(*args, **kwargs)
+    folded = 0
+    for node in list(graph.nodes):
+        if node not in constant or node.op == "get_attr" or not isinstance(constant[node], Tensor):
+            continue
+        if all(user in constant for user in node.users):
+            continue
+        name = f"_constant_{node.name}"
+        module.register_buffer(name, constant[node].detach().clone().contiguous())
+        with graph.inserting_before(node):
+            new = graph.create_node("get_attr", name)
+        new.meta = {**node.meta, "source": _owner(node)}
+        node.replace_all_uses_with(new)
+        folded += 1
+    graph.eliminate_dead_code()
+    module.recompile()
+    return folded
+
+
+def _owner(node: fx.Node) -> str:
+    """Name of the user's module whose parameters went into a computed tensor, or the node's own."""
+    sources = [str(n.meta["source"]) for n in node.all_input_nodes if "source" in n.meta]
+    return sources[0] if sources else node.name
