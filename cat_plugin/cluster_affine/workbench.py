@@ -57,6 +57,7 @@ class Workbench:
     _statistics: dict[tuple[Any, ...], ClusterStatistics] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        """Measure the columns."""
         self.scaling = Scaling.of(self.rows)
 
     def axes(self, count: int) -> FloatArray:

@@ -207,7 +207,7 @@ def _check_graph(graph: Any, path: Path) -> None:
 
 
 def _check_expression(text: Any, path: Path) -> None:
-    """An expression of sizes and integers: no attribute, call, text or power beyond what these need."""
+    """Read an expression of sizes and integers: no attribute, call, text or power beyond what these need."""
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise _refuse(path, f"the expression {text!r:.100}")
     try:

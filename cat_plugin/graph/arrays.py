@@ -41,7 +41,7 @@ def array_bytes(arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[st
 
 
 def array_shapes(stream: IO[bytes]) -> dict[str, Any] | None:
-    """The shape of each array, from the header of a safetensors file; None when it has none.
+    """Return the shape of each array, from the header of a safetensors file; None when it has none.
 
     Parameters
     ----------
