@@ -8,12 +8,22 @@ from typing import Any
 
 from torch import nn
 
-from cat_plugin.errors import CATTypeError
+from cat_plugin.errors import CATTypeError, CATValueError
 from cat_plugin.recipe.criteria import Clock, Criterion, Trial, trial_table
 
 __all__ = ["TuningRun"]
 
 _log = logging.getLogger("cat_plugin")
+
+
+def _number(score: Any) -> float:
+    """What an evaluation function returned, as a number."""
+    try:
+        return float(score)
+    except (TypeError, ValueError, RuntimeError):
+        raise CATTypeError(
+            f"eval_fn returned a {type(score).__name__}; expected one number, such as the accuracy"
+        ) from None
 
 
 class TuningRun:
@@ -49,25 +59,25 @@ class TuningRun:
 
         def evaluate(model: nn.Module, *args: Any) -> float:
             self._model = model
-            score = eval_fn(model, *args)
-            try:
-                return float(score)
-            except (TypeError, ValueError):
-                raise CATTypeError(
-                    f"eval_fn returned a {type(score).__name__}; expected one number, such as the accuracy"
-                ) from None
+            return _number(eval_fn(model, *args))
 
         return evaluate
 
     def started(self, baseline: float) -> None:
         """The full-precision model was evaluated."""
-        self.baseline = float(baseline)
+        baseline = _number(baseline)
+        if baseline != baseline:
+            raise CATValueError(
+                "eval_fn returned NaN for the full-precision model, with which no trial can be compared; check its data "
+                "and the model"
+            )
+        self.baseline = baseline
         self._model = None
         self._clock.lap()
 
     def add(self, config: dict[str, Any], score: float) -> Trial:
         """A trial was evaluated."""
-        score = float(score)
+        score = _number(score)
         met = self.baseline is not None and self.criterion.met(self.baseline, score)
         model = self._model if self.keep_models else None
         trial = Trial(config, score, self._clock.lap(), met, model)

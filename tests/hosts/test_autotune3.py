@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cat_plugin.hosts.pipeline as pipeline
+from cat_plugin.errors import CATTypeError, CATValueError
 from cat_plugin.recipe.criteria import Criterion
 from cat_plugin.recipe.tuning import TuningRun
 
@@ -158,6 +159,23 @@ def test_the_host_alone_is_served_by_the_host(task, monkeypatch):
     monkeypatch.setattr(inc3, "_Monitor", refuse)
     best = tune(task, [RTNConfig(bits=4, use_layer_wise=False)], task.accuracy, max_trials=1)
     assert not hasattr(best, "correction")
+
+
+@pytest.mark.parametrize(
+    ("score", "error", "message"),
+    [
+        ({"top1": 1.0}, CATTypeError, "eval_fn returned a dict; expected one number"),
+        (torch.ones(2), CATTypeError, "eval_fn returned a Tensor"),
+        (float("nan"), CATValueError, "eval_fn returned NaN for the full-precision model"),
+    ],
+)
+def test_scores_that_are_no_number(task, score, error, message):
+    with pytest.raises(error, match=message):
+        tune(task, [CATConfig(w_bits=[2, 3], **QUICK)], lambda model: score)
+
+
+def test_a_score_may_be_a_tensor_of_one_number(task):
+    assert tune(task, [CATConfig(w_bits=3, **QUICK)], lambda model: torch.tensor(1.0)).config["w_bits"] == 3
 
 
 def test_trial_table_is_printed(task):
