@@ -1,4 +1,4 @@
-"""What a caller is told while a model is quantized."""
+"""Progress reports while a model is quantized."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Reporter:
             self._report(stage, None, None)
 
     def finish(self, stage: str, before: float | None, after: float | None, work: float) -> None:
-        """A step is done, which makes ``work`` all in all, whatever parts of it were told of."""
+        """A step is done: ``work`` in all, the parts reported by :meth:`advance` included."""
         self.done, self._within = self.done + work, 0.0
         if self.callback is not None:
             self._report(stage, before, after)

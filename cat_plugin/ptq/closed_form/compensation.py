@@ -77,6 +77,7 @@ def ridge_by_halves(weight: Tensor, moments: Moments, candidates: tuple[float, .
     Returns
     -------
     float
+        One of the candidates.
     """
     if len(moments.halves) < 2:
         return candidates[-1]

@@ -154,6 +154,7 @@ def measure(
     Returns
     -------
     Moments
+        Over all rows used, and over the two halves of the batches.
     """
     sums: list[Tensor] | None = None
     odd: list[Tensor] | None = None

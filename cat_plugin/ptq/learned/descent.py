@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 
-__all__ = ["Objective", "Outcome", "Schedule", "descend", "held_out_rows"]
+__all__ = ["Objective", "Outcome", "Schedule", "descend", "held_out_rows", "split_rows"]
 
 # Training that gains nothing goes on with the end of its schedule, which begins at this share of the steps: what rounding
 # gains, it gains while the rates fall to zero.
@@ -92,6 +92,12 @@ def held_out_rows(count: int) -> int:
     """
     held = count // 16
     return held if held >= 8 else 0
+
+
+def split_rows(count: int) -> tuple[int, slice]:
+    """How many of ``count`` rows, the first ones, to train on, and which to judge on: those held out, else all."""
+    held = held_out_rows(count)
+    return count - held, slice(count - held if held else 0, count)
 
 
 class _Judge:

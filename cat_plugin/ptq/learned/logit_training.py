@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cat_plugin.ptq.learned.augment import mirrored_and_shifted, with_patches
-from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, held_out_rows
+from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
 from cat_plugin.ptq.learned.reconstruction import stored
 from cat_plugin.ptq.learned.soft_unit import SoftUnit, run_float
 
@@ -70,9 +70,7 @@ class _Divergence:
     ) -> None:
         self.soft, self.inputs, self.logits, self.settings = soft, inputs, logits, settings
         self.generator, self.penalty = generator, penalty
-        held = held_out_rows(len(inputs))
-        self.count = len(inputs) - held
-        self.judged = slice(self.count if held else 0, len(inputs))
+        self.count, self.judged = split_rows(len(inputs))
 
     def _reference(self, x: Tensor) -> Tensor:
         unit = self.soft.unit
@@ -98,7 +96,7 @@ class _Divergence:
             rows = slice(start, min(start + piece, self.judged.stop))
             x, z = stored(self.inputs[rows]), self.logits[rows]
             total += float(divergence(self.soft.run(x), z, self.settings.temperature)) * len(x)
-        return total / (self.judged.stop - self.judged.start)
+        return total / len(self.inputs[self.judged])
 
 
 def train_on_logits(

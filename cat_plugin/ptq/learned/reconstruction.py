@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.ops import is_batched
 from cat_plugin.ptq.graph.units import Unit
-from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, held_out_rows
+from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
 from cat_plugin.ptq.learned.rounding import Rates, Rounding, StraightThrough, parameter_groups
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 from cat_plugin.ptq.learned.steps import DropMask
@@ -89,9 +89,7 @@ class _OutputError:
         self.soft, self.inputs, self.full_inputs, self.targets = soft, inputs, full_inputs, targets
         self.weights, self.guidance, self.batch_size = weights, guidance, settings.batch_size
         self.device = next(iter(soft.layers)).weight.device if soft.layers else inputs.device
-        held = held_out_rows(len(inputs))
-        self.count = len(inputs) - held
-        self.judged = slice(self.count if held else 0, len(inputs))
+        self.count, self.judged = split_rows(len(inputs))
         self.power = float(self._weighted(targets.square(), targets.device).mean())
         self.mask = DropMask(settings.drop_probability, generator, self.device)
         self.mix = DropMask(settings.input_mix, generator, self.device)
