@@ -29,7 +29,7 @@ class Criterion:
     tolerance : float
         How much worse than the full-precision model a trial may be.
     relative : bool
-        Whether `tolerance` is a share of the full-precision score, below 1, or in the score's own unit.
+        Whether `tolerance` is a share of the full-precision score, or in the score's own unit.
     higher_is_better : bool
         Whether the score is to be large (accuracy) or small (loss).
     timeout : float
@@ -42,7 +42,7 @@ class Criterion:
     Raises
     ------
     RecipeError
-        On a tolerance that is negative, or that lets everything pass, and on limits that let nothing start.
+        On limits that let nothing start.
     """
 
     tolerance: float = 0.01
@@ -53,15 +53,6 @@ class Criterion:
     try_all: bool = False
 
     def __post_init__(self) -> None:
-        if not self.tolerance >= 0:
-            raise RecipeError(
-                f"the tolerance is {self.tolerance:g}; expected 0 or more, as much as may be lost of the score"
-            )
-        if self.relative and self.tolerance >= 1:
-            raise RecipeError(
-                f"the relative tolerance is {self.tolerance:g}, which is {100 * self.tolerance:g} % of the score; expected a "
-                "share from 0 to below 1, such as 0.01 for 1 %"
-            )
         if self.timeout < 0:
             raise RecipeError(f"timeout is {self.timeout}; expected seconds, or 0 for no limit")
         if self.max_trials < 1:

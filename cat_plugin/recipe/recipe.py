@@ -123,24 +123,27 @@ def _criterion(located: Located) -> Criterion:
             raise located.error(
                 ("tuning", "exit_policy", key), f"{key} is given twice, here and under tuning"
             )
-    given = {
+    given: dict[str, Any] = {
         "higher_is_better": accuracy.get("higher_is_better"),
         "timeout": tuning.get("timeout", leave.get("timeout")),
         "max_trials": tuning.get("max_trials", leave.get("max_trials")),
         "try_all": tuning.get("try_all"),
     }
-    place: tuple[str, ...] = ("tuning",)
+    place: tuple[str, ...] = ("tuning", "tolerable_loss")
+    tolerance = tuning.get("tolerable_loss")
     for key in ("relative", "absolute"):
         if key in accuracy:
-            place = ("tuning", "accuracy_criterion", key)
-            given |= {"tolerance": float(accuracy[key]), "relative": key == "relative"}
-    if "tolerable_loss" in tuning:
-        place = ("tuning", "tolerable_loss")
-        given["tolerance"] = float(tuning["tolerable_loss"])
-    try:
-        return Criterion(**{key: value for key, value in given.items() if value is not None})
-    except RecipeError as error:
-        raise located.error(place, str(error)) from None
+            place, tolerance = ("tuning", "accuracy_criterion", key), accuracy[key]
+            given["relative"] = key == "relative"
+    if tolerance is not None:
+        if tolerance >= 1 and given.get("relative", True):
+            raise located.error(
+                place,
+                f"the relative tolerance is {tolerance:g}, which is {100 * tolerance:g} % of the score; expected a share from "
+                "0 to below 1, such as 0.01 for 1 %",
+            )
+        given["tolerance"] = float(tolerance)
+    return Criterion(**{key: value for key, value in given.items() if value is not None})
 
 
 class Recipe:

@@ -142,7 +142,7 @@ _Algorithm = Annotated[
     Field(description="cat, or {cat: {options}}, or {name: cat, options}."),
 ]
 _Amount = Annotated[Number, Field(ge=0)]
-# Editors are told that a share is below 1; Criterion refuses others, after what is given twice was found.
+# Editors are told that a share is below 1; load_recipe refuses others, once it has looked for what is given twice.
 _Relative = Annotated[Number, Field(ge=0, json_schema_extra={"exclusiveMaximum": 1})]
 
 
