@@ -10,8 +10,7 @@ import torch
 
 import cat_plugin
 from cat_plugin.errors import CalibrationError, CATTypeError, HostError, RecipeError
-
-from .conftest import INC
+from tests.hosts.conftest import INC
 
 needs_host = pytest.mark.skipif(INC == (0, 0), reason="no Neural Compressor is installed")
 

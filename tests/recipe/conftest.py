@@ -1,0 +1,7 @@
+"""The hosts' small trained network and its data, for recipes that are run."""
+
+from __future__ import annotations
+
+from tests.hosts.conftest import _task, task
+
+__all__ = ["_task", "task"]
