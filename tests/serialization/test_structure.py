@@ -116,7 +116,7 @@ def test_a_module_with_absent_parameters_and_children_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tests.hosts.test_structure.Everything", "none of torch or the host"),
+        ("tests.serialization.test_structure.Everything", "none of torch or the host"),
         ("torch.nn.modules.linear.Missing", "does not exist here"),
         ("torch.nn.nowhere.Linear", "does not exist here"),
         ("torch.nn.functional.linear", "is not a module class"),
