@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from cat_plugin.cluster_affine.validation import MODE_NAMES
+from cat_plugin.cluster_affine.families import mode_names
 from cat_plugin.options import Count, Number, OneOf, Seed, Share, configuration, option
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class CorrectionOptions:
         "Principal components in which the cluster is found; null for the logits themselves.",
         since="0.1",
     )
-    mode: Annotated[str, OneOf(tuple(MODE_NAMES))] = option(
+    mode: Annotated[str, OneOf(mode_names())] = option(
         "auto",
         "The map fitted in each cluster; ``auto`` compares all of them by cross-validation, ``paper`` is the published "
         "method.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -86,3 +88,11 @@ def test_defaults_are_those_of_the_estimator():
     for name, parameter in signature.parameters.items():
         if name != "random_state":
             assert made[name] == parameter.default, name
+
+
+def test_checking_a_recipe_needs_no_scikit_learn():
+    code = "import sys, cat_plugin.recipe.options as o; o.check({'mode': 'paper'}); print('sklearn' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
