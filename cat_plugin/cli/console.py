@@ -11,10 +11,20 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_USAGE", "State", "fail", "key_value_table", "state"]
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_MISSED",
+    "EXIT_USAGE",
+    "State",
+    "fail",
+    "key_value_table",
+    "state",
+]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_MISSED = 3
 EXIT_INTERRUPTED = 130
 
 

@@ -200,7 +200,7 @@ def load_samples(
         raise CATValueError(
             f"{source} holds inputs of shape {inputs.shape}; expected (samples, ...) and at least one"
         )
-    if labels is not None and labels.shape != (len(inputs),):
+    if labels is not None and labels.shape[:1] != (len(inputs),):
         raise CATValueError(
             f"{source} holds {len(inputs)} inputs and labels of shape {labels.shape}; expected one each"
         )

@@ -45,7 +45,7 @@ _GLOBAL = ("--json", "--quiet", "-q", "--debug")
 app = typer.Typer(
     name="cat-ptq",
     help="Quantize networks to 2 to 8 bits, repair them with cluster-based affine maps, compile them with TVM.",
-    epilog="Exit codes: 0 it worked, 1 it failed, 2 the input cannot be used, 130 interrupted.",
+    epilog="Exit codes: 0 it worked, 1 it failed, 2 the input cannot be used, 3 no trial met the criterion, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -105,7 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 when it worked, 1 when something failed that is not the user's doing, 2 when the input cannot be used,
+        0 when it worked, 1 when something failed that is not the user's doing, 2 when the input cannot be used, 3 when no
+        trial of a tuning run met the criterion,
         130 when it was interrupted.
     """
     state.json = state.quiet = state.debug = False

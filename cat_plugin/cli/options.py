@@ -19,6 +19,7 @@ __all__ = [
     "Data",
     "ImageSize",
     "Mean",
+    "MetricName",
     "Model",
     "NumClasses",
     "Std",
@@ -59,6 +60,13 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="A .safetensors state dict.")]
+MetricName = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        help="What to score by: top1, top5, macro_f1, miou, or a function of logits and labels as module:function.",
+    ),
+]
 NumClasses = Annotated[
     int | None, typer.Option("--num-classes", min=1, help="Classes of a timm or torchvision model.")
 ]

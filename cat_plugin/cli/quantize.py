@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from cat_plugin.cli.console import key_value_table, state
+from cat_plugin.cli.console import EXIT_MISSED, key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
     Data,
     ImageSize,
     Mean,
+    MetricName,
     NumClasses,
     Std,
     Weights,
@@ -54,6 +55,13 @@ def quantize(
     tune: Annotated[
         str | None, typer.Option("--tune", help="Labelled data for the tuning criterion, as --data.")
     ] = None,
+    metric: MetricName = "top1",
+    allow_miss: Annotated[
+        bool,
+        typer.Option(
+            "--allow-miss", help="Exit with 0, not 3, when no trial met the criterion of the recipe."
+        ),
+    ] = False,
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
@@ -73,7 +81,8 @@ def quantize(
 ) -> None:
     """Quantize a model as a recipe says and write the best result as a bundle.
 
-    The state of a long run is kept in OUT.state until the bundle is written.
+    The state of a long run is kept in OUT.state until the bundle is written. With --tune the exit code is 3 when no
+    trial met the criterion of the recipe; the best bundle is written all the same.
     """
     sources_exist(recipe=recipe, data=(data, tune), weights=weights)
     may_write(out, BUNDLE)
@@ -86,6 +95,7 @@ def quantize(
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import quantized_layers
     from cat_plugin.recipe.options import has_choices
+    from cat_plugin.report.metrics import load_metric
     from cat_plugin.report.recording import measured, recorded
     from cat_plugin.report.scoring import Scorer
 
@@ -98,7 +108,7 @@ def quantize(
     prepared = preparation(mean, std, image_size)
     network = load_model(model, weights, num_classes)
     samples = samples_of(data, prepared)
-    scorer = None if tune is None else Scorer(labelled(tune, prepared), batch_size)
+    scorer = None if tune is None else Scorer(labelled(tune, prepared), batch_size, load_metric(metric))
     batches = list(torch.split(torch.from_numpy(samples.inputs), batch_size))
     with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
         corrected = _run(loaded, network, batches, scorer, kept, scalars)
@@ -125,6 +135,9 @@ def quantize(
     if "tuning" in record:
         values |= {key: record["tuning"][key] for key in ("baseline", "target", "trials")}
     state.report(values, lambda: _summary(values, out))
+    if not any(trial["met"] for trial in values.get("trials", ({"met": True},))) and not allow_miss:
+        _log.warning(f"no trial met the criterion; the best one is in {out} (--allow-miss exits with 0)")
+        raise typer.Exit(EXIT_MISSED)
 
 
 def _layer(layer: dict[str, Any]) -> dict[str, Any]:

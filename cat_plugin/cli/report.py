@@ -144,6 +144,11 @@ def _measure(
     from cat_plugin.report.record import label_changes
     from cat_plugin.report.scoring import logits_of
 
+    if samples.labels.ndim != 1:
+        raise CATValueError(
+            f"the labels have shape {samples.labels.shape}; a report compares the classes of whole samples, (N,): leave --data "
+            "out, and measure with 'cat-ptq evaluate --metric miou'"
+        )
     said: dict[str, np.ndarray] = {}
     if full[0] is not None:
         network = load_model(full[0], full[1], full[2])

@@ -90,7 +90,7 @@ def recorded(
         "trials": trials,
     }
     classes = scorer.classes(recipe.trials[best].model)
-    if classes is not None:
+    if classes is not None and scorer.samples.labels.ndim == 1:
         said = {} if scorer.full is None else {"full": scorer.full}
         said |= {"quantized": classes[0], "corrected": classes[1]}
         record["labels"] = label_changes(

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cat_plugin.errors import CATValueError
+from cat_plugin.report.metrics import Metric
+from cat_plugin.report.metrics import top1 as share_right
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +24,7 @@ IntArray = NDArray[np.integer[Any]]
 
 def top1(logits: FloatArray, labels: IntArray | None) -> float:
     """Top-1 accuracy in percent; an error where there are no labels."""
-    return float((logits.argmax(1) == known(labels)).mean() * 100)
+    return 100 * share_right(logits, known(labels))
 
 
 def known(labels: IntArray | None) -> IntArray:
@@ -81,7 +83,7 @@ def logits_of(model: nn.Module, inputs: FloatArray, batch_size: int) -> FloatArr
 
 
 class Scorer:
-    """Top-1 accuracy as a share of one, for the host's tuning.
+    """Scores models for the host's tuning.
 
     A corrected model is run once for both scores: its correction works on the logits alone.
 
@@ -90,6 +92,8 @@ class Scorer:
     samples : Labelled
     batch_size : int
         Samples per batch.
+    metric : callable
+        Of logits and labels; top-1 accuracy as a share of one unless given.
 
     Attributes
     ----------
@@ -97,8 +101,9 @@ class Scorer:
         Classes that the full-precision model gives.
     """
 
-    def __init__(self, samples: Labelled, batch_size: int) -> None:
-        self.samples, self._batch_size = samples, batch_size
+    def __init__(self, samples: Labelled, batch_size: int, metric: Metric = share_right) -> None:
+        self.samples, self._batch_size, self._metric = samples, batch_size, metric
+        self._uncorrected: dict[int, float] = {}
         self.full: IntArray | None = None
         self._classes: dict[int, tuple[IntArray, IntArray]] = {}
 
@@ -111,12 +116,13 @@ class Scorer:
             logits = logits_of(model, self.samples.inputs, self._batch_size)
             if self.full is None:
                 self.full = logits.argmax(1)
-            return top1(logits, self.samples.labels) / 100
+            return self._metric(logits, self.samples.labels)
         plain = logits_of(inner, self.samples.inputs, self._batch_size)
         with torch.no_grad():
             logits = step(torch.from_numpy(plain)).numpy()
         self._classes[id(model)] = plain.argmax(1), logits.argmax(1)
-        return top1(logits, self.samples.labels) / 100
+        self._uncorrected[id(model)] = self._metric(plain, self.samples.labels)
+        return self._metric(logits, self.samples.labels)
 
     def classes(self, model: nn.Module | None) -> tuple[IntArray, IntArray] | None:
         """Classes of a scored model without and with its correction; None when it was not scored so."""
@@ -124,5 +130,4 @@ class Scorer:
 
     def uncorrected(self, model: nn.Module | None) -> float | None:
         """Score of a model without its correction, None when that is not known."""
-        classes = self.classes(model)
-        return None if classes is None else float((classes[0] == self.samples.labels).mean())
+        return self._uncorrected.get(id(model))

@@ -184,3 +184,25 @@ def test_tuning_uses_the_labelled_data(workspace: Path, tmp_path: Path, as_json:
     ]
     assert sum(mean["rows"] for mean in record["clusters"]["means"]) == 347
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tuned"]
+
+
+def test_a_criterion_that_no_trial_meets_is_an_exit_code(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best bundle is written all the same; --allow-miss is content with it."""
+    (tmp_path / "strict.py").write_text(
+        "count = 0\ndef falling(logits, labels):\n    global count\n    count += 1\n    return 1 / count\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    changes = {"tune": str(workspace / "tune.npz"), "metric": "strict:falling"}
+    words = [*quantize_words(workspace, out=str(tmp_path / "b"), **changes), "--no-measure"]
+    assert main(words) == 3
+    assert "no trial met the criterion" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "b" / "manifest.json").is_file()
+    assert not (tmp_path / "b.state").exists()
+    assert main([*words, "--allow-miss"]) == 0
+    capsys.readouterr()
+    main([*words, "--json"])
+    (trial,) = json.loads(capsys.readouterr().out)["trials"]
+    assert not trial["met"]
+    assert trial["score"] < trial["uncorrected"]
