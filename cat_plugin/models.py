@@ -17,7 +17,7 @@ from torch import nn
 from cat_plugin.batches import ModelCall
 from cat_plugin.errors import CalibrationError, CATError
 
-__all__ = ["device_of", "evaluating", "fingerprint", "run_call"]
+__all__ = ["device_of", "evaluating", "fingerprint", "run_call", "without_autocast"]
 
 
 @contextmanager
@@ -49,6 +49,19 @@ def evaluating(model: nn.Module, *, warn: bool = False) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Regions of ``torch.autocast`` inside the model compute in the types that their inputs have."""
+    kind = torch.amp.autocast_mode.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+    kind.__enter__ = lambda self: self  # type: ignore[method-assign]
+    kind.__exit__ = lambda self, *exception: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = enter, leave  # type: ignore[method-assign]
 
 
 def device_of(model: nn.Module) -> torch.device | None:

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
 from cat_plugin.batches import read_batch
+from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CATTypeError, ExportError
 from cat_plugin.models import evaluating
 
@@ -49,7 +50,7 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
         Takes one tensor (N, ...): a result of :func:`cat_plugin.ptq.quantize`, a corrected module, or any module
         that :func:`torch.export.export` takes.
     example_inputs : Tensor or tuple of one Tensor
-        (N, ...); only shape, dtype and device matter.
+        (N, ...); the program is compared with the module on them, at two batch sizes.
 
     Returns
     -------
@@ -60,7 +61,8 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     Raises
     ------
     ExportError
-        Naming the operation or module that cannot be exported.
+        Naming the operation or module that cannot be exported, or saying that the program computes something else than
+        the module does.
     """
     if not isinstance(module, nn.Module):
         raise CATTypeError(f"the module is a {type(module).__name__}; expected a torch.nn.Module.")
@@ -77,7 +79,10 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
             f"{type(module).__name__} cannot be exported for any batch size: {_reason(module, error)}"
         ) from error
     program.example_inputs = None
-    return fold_weights(program)
+    program = fold_weights(program)
+    with evaluating(module):
+        Equivalence(module, example, ExportError).check("export", program.module(check_guards=False))
+    return program
 
 
 def fold_weights(program: ExportedProgram) -> ExportedProgram:

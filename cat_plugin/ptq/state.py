@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
+from cat_plugin.equivalence import Equivalence
 from cat_plugin.ptq.cache import TensorStore
-from cat_plugin.ptq.graph.equivalence import Equivalence
 from cat_plugin.ptq.graph.insert import Prepared
 from cat_plugin.ptq.graph.units import Unit, find_units
 from cat_plugin.ptq.learned.augment import looks_like_images

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 
 import torch
@@ -12,7 +10,7 @@ from torch import nn
 
 from cat_plugin.errors import CATTypeError, QuantizationError
 
-__all__ = ["acceptable", "without_autocast"]
+__all__ = ["acceptable"]
 
 _NARROW = (torch.float16, torch.bfloat16, torch.float64)
 
@@ -69,16 +67,3 @@ def acceptable(model: nn.Module) -> tuple[nn.Module, list[str]]:
             f"the model has {' and '.join(others)} parameters; it was converted to float32 and computes in it"
         )
     return model, notes
-
-
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Regions of ``torch.autocast`` inside the model compute in the types that their inputs have."""
-    kind = torch.amp.autocast_mode.autocast
-    enter, leave = kind.__enter__, kind.__exit__
-    kind.__enter__ = lambda self: self  # type: ignore[method-assign]
-    kind.__exit__ = lambda self, *exception: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        kind.__enter__, kind.__exit__ = enter, leave  # type: ignore[method-assign]

@@ -101,7 +101,7 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
             graph.output(env[value])
         elif is_call(node, _CHECKS):
             continue
-        elif is_call(node, _IDENTITY) or _is_whole_slice(node) or _is_same_type(node):
+        elif is_call(node, _IDENTITY) or _is_copy(node) or _is_whole_slice(node) or _is_same_type(node):
             env[node] = env[node.args[0]]
         elif node.op == "get_attr":
             env[node] = _attribute(module, node, root, graph, names)
@@ -120,6 +120,11 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
     result.graph.eliminate_dead_code()
     result.recompile()
     return result.eval()
+
+
+def _is_copy(node: fx.Node) -> bool:
+    """A copy in the same layout, of which nobody can tell the original where nothing is written into."""
+    return is_call(node, {_aten.clone.default}) and not node.kwargs
 
 
 def _is_whole_slice(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CATTypeError, QuantizationError
-from cat_plugin.ptq.graph.accept import without_autocast
+from cat_plugin.models import without_autocast
 from cat_plugin.ptq.graph.plain import fold_constants, functional, plain
 
 __all__ = ["trace"]

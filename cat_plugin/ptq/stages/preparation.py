@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from cat_plugin.batches import ModelCall
+from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CalibrationError
 from cat_plugin.models import run_call
-from cat_plugin.ptq.graph.equivalence import Equivalence
 from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.lower import lower

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq import QuantSpec, quantize
-from cat_plugin.ptq.graph.equivalence import Equivalence
 from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.trace import trace
 from tests.zoo import ZOO

@@ -6,14 +6,14 @@ never a wrong number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from cat_plugin.errors import QuantizationError
-from cat_plugin.ptq.graph.accept import without_autocast
+from cat_plugin.errors import CATError, QuantizationError
+from cat_plugin.models import without_autocast
 
 __all__ = ["Equivalence"]
 
@@ -30,22 +30,24 @@ class Equivalence:
     model : nn.Module
         In evaluation mode and float32.
     inputs : Tensor
-        (N, ...) calibration inputs; one row and three rows of them are run.
+        (N, ...) inputs; one row and three rows of them are run.
+    error : type of CATError
+        What is raised where outputs differ.
 
     Raises
     ------
-    QuantizationError
+    CATError
         If the model gives different outputs when it is run twice on the same rows.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, inputs: Tensor, error: type[CATError] = QuantizationError) -> None:
+        self.model, self.error = model, error
         self.rows = [inputs[:1], inputs[torch.arange(3) % len(inputs)]]
         with torch.no_grad(), without_autocast():
             self.expected = [model(rows.clone()) for rows in self.rows]
             again = model(self.rows[-1].clone())
         if (distance := self._distance(again, self.expected[-1])) > _TOLERANCE:
-            raise QuantizationError(
+            raise self.error(
                 f"the model gives different outputs for the same inputs ({distance:.2g} of the largest apart); expected "
                 "a function of its inputs. Remove what draws random numbers, or counts its calls, in evaluation mode."
             )
@@ -60,28 +62,28 @@ class Equivalence:
         scale = float(expected.abs().max().clamp_min(1e-6))
         return float((found - expected).abs().max().nan_to_num(torch.inf)) / scale
 
-    def check(self, stage: str, module: fx.GraphModule, *, locate: bool = True) -> None:
+    def check(self, stage: str, module: nn.Module, *, locate: bool = True) -> None:
         """Compare.
 
         Parameters
         ----------
         stage : str
             What was done to the graph, for the message.
-        module : fx.GraphModule
-            The rewritten model.
+        module : nn.Module
+            The rewritten model; a graph, where a fault is to be located.
         locate : bool
             Whether values inside the graph still are those of the caller's modules, so that the first module whose
             output differs can be named.
 
         Raises
         ------
-        QuantizationError
+        CATError
             If outputs differ by more than rounding.
         """
         device = next((t.device for t in module.buffers()), self.rows[0].device)
         for rows, expected in zip(self.rows, self.expected, strict=True):
             with torch.no_grad():
-                found = module(rows.to(device, copy=True)).to(expected.device)
+                found = _full_precision(module)(rows.to(device, copy=True)).to(expected.device)
             distance = self._distance(found, expected)
             if distance <= _TOLERANCE:
                 continue
@@ -90,12 +92,16 @@ class Equivalence:
                 if found.shape == expected.shape
                 else f" (shape {tuple(found.shape)} for {tuple(expected.shape)})"
             )
-            place = self._first_difference(module, rows) if locate else None
-            raise QuantizationError(
+            place = (
+                self._first_difference(module, rows)
+                if locate and isinstance(module, fx.GraphModule)
+                else None
+            )
+            raise self.error(
                 f"after the step {stage!r} the model's outputs are {distance:.2g} of the largest output away from the "
                 f"original's on {len(rows)} calibration row{'s' if len(rows) > 1 else ''}{shapes}; expected less than "
                 f"{_TOLERANCE:g}{f', and the first module whose output differs is {place!r}' if place else ''}. This is "
-                "a fault of the engine, not of the model: please report it with the model's code."
+                "a fault of this package, not of the model: please report it with the model's code."
             )
 
     def _first_difference(self, module: fx.GraphModule, rows: Tensor) -> str | None:
@@ -112,7 +118,7 @@ class Equivalence:
             for hook in hooks:
                 hook.remove()
         last = {path: node for node in module.graph.nodes if (path := _path(node)) in outputs}
-        values = _Recorder(module, set(last.values()))
+        values = _Recorder(module, last.values())
         with torch.no_grad():
             values.run(rows.clone())
         for name, expected in outputs.items():  # in the order in which the modules finished
@@ -134,17 +140,27 @@ def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
     return hook
 
 
+def _full_precision(module: nn.Module) -> Callable[..., Tensor]:
+    """The module as full precision runs it: some parts of a graph with quantizers compute otherwise once quantized."""
+    differs = any(hasattr(child, "full_precision") for child in module.modules())
+    return _Recorder(module).run if differs else module
+
+
 def _path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     return [path for path, _ in stack.values()][-1] if stack else ""
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph and keeps the values of some nodes."""
+    """Runs a graph in full precision and keeps the values of some nodes."""
 
-    def __init__(self, module: fx.GraphModule, nodes: set[fx.Node]) -> None:
+    def __init__(self, module: nn.Module, nodes: Iterable[fx.Node] = ()) -> None:
         super().__init__(module)
-        self.nodes, self.kept = nodes, dict[fx.Node, Tensor]()
+        self.nodes, self.kept = set(nodes), dict[fx.Node, Tensor]()
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        child = self.fetch_attr(target)
+        return getattr(child, "full_precision", child)(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
