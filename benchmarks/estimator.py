@@ -28,10 +28,10 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import sklearn  # noqa: E402
+import numpy as np
+import sklearn
 
-from cat_plugin.cluster_affine import ClusterAffine  # noqa: E402
+from cat_plugin.cluster_affine import ClusterAffine
 
 CONFIGURATIONS = ("w4a4_rtn", "w3a3_rtn", "w4a2_rtn", "w2a4_rtn", "w2a2_rtn", "w2a2_recon")
 #: Points gained, from the data's own description: the paper, the best hand-made variant, what auto must reach.

@@ -14,10 +14,10 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs" / "_ext")]
 
-from sphinx.ext.autodoc.mock import mock  # noqa: E402
+from sphinx.ext.autodoc.mock import mock
 
-import cat_plugin  # noqa: E402
-import cat_plugin.cluster_affine.estimator  # noqa: E402 - before torch has a stand-in, which scipy would take for it
+import cat_plugin
+import cat_plugin.cluster_affine.estimator  # before torch has a stand-in, which scipy would take for it
 
 project = "cat-ptq"
 version = release = cat_plugin.__version__

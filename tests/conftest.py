@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +23,67 @@ if importlib.util.find_spec("torch"):
     import torch
 
     torch.set_num_threads(1)
+
+
+#: What test files need beside the package's own dependencies.  Where it is missing they are skipped, with the reason.
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "benchmarks/*": ("torch",),
+    "cli/test_benchmark.py": ("neural_compressor",),
+    "cli/test_compile.py": ("neural_compressor",),
+    "cli/test_doctor.py": ("neural_compressor",),
+    "cli/test_evaluate.py": ("neural_compressor",),
+    "cli/test_inspect.py": ("neural_compressor",),
+    "cli/test_main.py": ("neural_compressor",),
+    "cli/test_models.py": ("torch",),
+    "cli/test_places.py": ("neural_compressor",),
+    "cli/test_quantize*.py": ("neural_compressor",),
+    "cli/test_report.py": ("neural_compressor",),
+    "cli/test_run.py": ("neural_compressor",),
+    "cli/test_timing.py": ("neural_compressor",),
+    "fuzz/test_readers.py": ("torch",),
+    "test_demo.py": ("neural_compressor", "tvm"),
+    "test_examples.py": ("torch", "neural_compressor.torch", "tvm"),
+    "test_no_space.py": ("torch",),
+    "tvm_backend/kernels/*": ("tvm",),
+    "tvm_backend/passes/*": ("tvm",),
+    "tvm_backend/test_*.py": ("tvm",),
+    "tvm_backend/passes/test_networks.py": ("torch",),
+    "tvm_backend/test_bundles.py": ("torch",),
+    "tvm_backend/test_cpp_example.py": ("torch",),
+    "tvm_backend/test_cuda_model.py": ("torch",),
+    "tvm_backend/test_graphs.py": ("torch",),
+    "tvm_backend/test_inverted_residuals.py": ("torch",),
+    "tvm_backend/test_library.py": ("torch",),
+    "tvm_backend/test_neural_compressor.py": ("torch", "neural_compressor.torch"),
+    "tvm_backend/test_runtime.py": ("torch",),
+}
+
+
+def _missing(path: Path) -> str | None:
+    """The first package that the test file needs and that is not installed."""
+    place = path.relative_to(Path(__file__).parent).as_posix()
+    needs = (name for pattern, names in _NEEDS.items() if fnmatch.fnmatch(place, pattern) for name in names)
+    return next((name for name in needs if not _installed(name)), None)
+
+
+def _installed(name: str) -> bool:
+    package, _, rest = name.partition(".")
+    return importlib.util.find_spec(package) is not None and (
+        not rest or importlib.util.find_spec(name) is not None
+    )
+
+
+class _Skipped(pytest.Module):
+    """A test file that is not even imported."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        pytest.skip(f"{_missing(self.path)} is not installed", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if Path(__file__).parent in module_path.parents and _missing(module_path):
+        return _Skipped.from_parent(parent, path=module_path)
+    return None
 
 
 @pytest.fixture(autouse=True, scope="session")

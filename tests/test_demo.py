@@ -11,9 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
-pytest.importorskip("tvm", reason="TVM is not installed")
-
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -8,17 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch", reason="PyTorch is not installed")
-pytest.importorskip("neural_compressor.torch", reason="Neural Compressor 3.x is not installed")
-
 import torch
 
 from benchmarks.models import DATA_ROOT
+from examples.cifar_resnet20 import run as cifar
 from examples.text_encoder import model as encoder_model
 from examples.text_encoder.texts import TOPICS, load_split
-
-cifar = pytest.importorskip("examples.cifar_resnet20.run", reason="TVM or rich is not installed")
 
 
 def test_missing_data_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="torch is not installed")
-
-import cat_plugin  # noqa: E402
-from cat_plugin.errors import BundleError, CATError, CompileError, QuantizationError  # noqa: E402
-from cat_plugin.ptq import QuantSpec, quantize  # noqa: E402
-from tests.disks import files_of_at_most, mounted, read_only  # noqa: E402
-from tests.ptq.models import SmallResNet, randomise, small_inputs  # noqa: E402
+import cat_plugin
+from cat_plugin.errors import BundleError, CATError, CompileError, QuantizationError
+from cat_plugin.ptq import QuantSpec, quantize
+from tests.disks import files_of_at_most, mounted, read_only
+from tests.ptq.models import SmallResNet, randomise, small_inputs
 
 _SPEC = QuantSpec(preset="balanced", unit_steps=2, model_steps=0, refinement_steps=0, batch_size=8)
 

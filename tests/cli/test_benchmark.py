@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
-
 from cat_plugin.cli import main
 
 AsJson = Callable[..., dict[str, Any]]

@@ -9,9 +9,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-
-pytest.importorskip("torch", reason="torch is not installed")
-
 import torch
 from safetensors.torch import save_file
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
-
 from cat_plugin.cli import main
 from cat_plugin.cli.main import COMMANDS
 from cat_plugin.cli.places import held_state

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
-
 from cat_plugin.cli import main
 
 AsJson = Callable[..., dict[str, Any]]

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-pytest.importorskip("neural_compressor", reason="Neural Compressor is not installed")
-
 from cat_plugin.cli.timing import latency
 
 AsJson = Callable[..., dict[str, Any]]

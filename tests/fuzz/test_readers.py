@@ -12,8 +12,6 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("torch", reason="torch is not installed")
-
 from tests.fuzz import targets
 
 SCALARS = st.one_of(

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("tvm")
-
-from torch import nn  # noqa: E402
-
-import cat_plugin  # noqa: E402
-import tvm_backend  # noqa: E402
-from cat_plugin.cluster_affine import ClusterAffine  # noqa: E402
-from cat_plugin.correction import CorrectedModule  # noqa: E402
-from cat_plugin.graph.bundle import read_bundle  # noqa: E402
-from cat_plugin.graph.module import ClusterAffineModule  # noqa: E402
-from tests.cluster_affine.reference import random_parameters  # noqa: E402
-from tests.tvm_backend import qdq_models as models  # noqa: E402
+import cat_plugin
+import tvm_backend
+from cat_plugin.cluster_affine import ClusterAffine
+from cat_plugin.correction import CorrectedModule
+from cat_plugin.graph.bundle import read_bundle
+from cat_plugin.graph.module import ClusterAffineModule
+from tests.cluster_affine.reference import random_parameters
+from tests.tvm_backend import qdq_models as models
 
 CLASSES = 10
 

@@ -9,13 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
+import tvm_ffi
 
-tvm = pytest.importorskip("tvm")
-pytest.importorskip("torch")
-
-import tvm_ffi  # noqa: E402
-
-import tvm_backend  # noqa: E402
+import tvm_backend
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 

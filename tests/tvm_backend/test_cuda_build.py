@@ -9,13 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
-
-from cat_plugin.errors import CompileError  # noqa: E402
-from tests.tvm_backend import cuda_tools  # noqa: E402
-from tvm_backend import cuda_build  # noqa: E402
-from tvm_backend.kernels.cluster_affine.kernel import OPS, ClusterAffineSpec, lower  # noqa: E402
+from cat_plugin.errors import CompileError
+from tests.tvm_backend import cuda_tools
+from tvm_backend import cuda_build
+from tvm_backend.kernels.cluster_affine.kernel import OPS, ClusterAffineSpec, lower
 
 SPEC = ClusterAffineSpec(OPS[0], 1000, 64, 50)
 

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
-
-import cat_plugin.graph.op  # noqa: E402, F401
-import tvm_backend  # noqa: E402
-from tests.tvm_backend import cuda_tools, qdq_models  # noqa: E402
-from tvm_backend import cuda_build  # noqa: E402
+import cat_plugin.graph.op  # noqa: F401
+import tvm_backend
+from tests.tvm_backend import cuda_tools, qdq_models
+from tvm_backend import cuda_build
 
 emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cuda_tools.available()))
 

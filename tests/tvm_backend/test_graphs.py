@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("tvm")
-
-from torch import nn  # noqa: E402
-
-import cat_plugin.graph.op  # noqa: E402, F401
-import tvm_backend  # noqa: E402
-from cat_plugin.errors import CATTypeError, CompileError, LibraryError  # noqa: E402
-from tests.tvm_backend import qdq_models as models  # noqa: E402
+import cat_plugin.graph.op  # noqa: F401
+import tvm_backend
+from cat_plugin.errors import CATTypeError, CompileError, LibraryError
+from tests.tvm_backend import qdq_models as models
 
 Q = models.Quantize
 

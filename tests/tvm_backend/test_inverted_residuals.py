@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("tvm")
-
-from torch import nn  # noqa: E402
-
-import tvm_backend  # noqa: E402
-from tests.tvm_backend import qdq_models as models  # noqa: E402
+import tvm_backend
+from tests.tvm_backend import qdq_models as models
 
 BITS = 4
 

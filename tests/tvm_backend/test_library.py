@@ -9,11 +9,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("tvm")
-
-import tvm_backend  # noqa: E402
+import tvm_backend
 
 
 def assert_close(actual, wanted):

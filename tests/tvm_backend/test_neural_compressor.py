@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from neural_compressor.torch import quantization
 
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-quantization = pytest.importorskip(
-    "neural_compressor.torch.quantization", reason="Neural Compressor 3 is not installed"
-)
 if not hasattr(quantization, "INT8StaticQuantConfig"):
     pytest.skip("this Neural Compressor has no static int8 by pt2e", allow_module_level=True)
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-import cat_plugin  # noqa: E402
-import tvm_backend  # noqa: E402
-from cat_plugin.cluster_affine import ClusterAffine  # noqa: E402
+import cat_plugin
+import tvm_backend
+from cat_plugin.cluster_affine import ClusterAffine
 
 
 @pytest.fixture(scope="module")

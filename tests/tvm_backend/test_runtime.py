@@ -15,14 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("tvm")
-
-import tvm_backend  # noqa: E402
-from cat_plugin import files  # noqa: E402
-from cat_plugin.errors import LibraryError  # noqa: E402
-from tvm_backend import build, runtime  # noqa: E402
+import tvm_backend
+from cat_plugin import files
+from cat_plugin.errors import LibraryError
+from tvm_backend import build, runtime
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,8 @@ def _fold_algorithm(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_cfg(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the host's reader of a file, so that what it says of CAT's keys becomes one clear error."""
+
     def read(self: Any, cfg_fname: Any) -> Any:
         try:
             return original(self, cfg_fname)

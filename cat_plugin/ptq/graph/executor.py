@@ -112,8 +112,10 @@ class Executor:
         self.values[node] = kept
 
     def _fits(self, place: fx.Node, node: fx.Node, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-        """Whether the value of ``place`` may be overwritten by that of ``node``: rows of one depend on the same rows of
-        the other only, it is no one else's, and it is not the caller's."""
+        """Whether the value of ``place`` may be overwritten by that of ``node``.
+
+        Rows of one depend on the same rows of the other only, it is no one else's, and it is not the caller's.
+        """
         value = self.values.get(place)
         if value is None or place.op == "placeholder" or place not in node.all_input_nodes:
             return False
@@ -129,8 +131,11 @@ class Executor:
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
     def run_stretch(self, nodes: Sequence[fx.Node], output: fx.Node) -> None:
-        """Compute ``output`` anew from what stands before ``nodes``; of what lies between, only what others will read is
-        kept (a quantizer that a shortcut shares with the layer behind it, when layers are units)."""
+        """Compute ``output`` anew from what stands before ``nodes``.
+
+        Of what lies between, only what others will read is kept (a quantizer that a shortcut shares with the layer behind
+        it, when layers are units).
+        """
         inside = set(nodes)
         shared = [n for n in nodes if n in self.values and any(user not in inside for user in n.users)]
         self.drop(nodes)

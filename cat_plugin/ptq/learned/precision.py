@@ -17,8 +17,10 @@ __all__ = ["bf16_is_faster", "compute_in_bf16"]
 
 
 def bf16_is_faster(device: torch.device) -> bool:
-    """Whether dense convolutions are: on a CPU with BF16 dot products.  A property of the machine, never timed, so that
-    equal seeds give equal bits."""
+    """Whether dense convolutions are: on a CPU with BF16 dot products.
+
+    A property of the machine, never timed, so that equal seeds give equal bits.
+    """
     if device.type != "cpu":
         return False
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

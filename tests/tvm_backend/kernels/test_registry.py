@@ -7,27 +7,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import tvm
+from tvm.target import Target
 
-tvm = pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
-from tvm.target import Target  # noqa: E402
-
-from cat_plugin.errors import CompileError  # noqa: E402
-from tests.tvm_backend.kernels.test_spec import FACTS, S8, U8  # noqa: E402
-from tvm_backend.kernels import spec as specs  # noqa: E402
-from tvm_backend.kernels import tir  # noqa: E402
-from tvm_backend.kernels.cpu.conv2d import DirectConv  # noqa: E402
-from tvm_backend.kernels.cpu.conv2d_amx import AmxConv  # noqa: E402
-from tvm_backend.kernels.cpu.depthwise import Depthwise  # noqa: E402
-from tvm_backend.kernels.cpu.depthwise_dot import DepthwiseDot  # noqa: E402
-from tvm_backend.kernels.cpu.generator import CpuGenerator  # noqa: E402
-from tvm_backend.kernels.cpu.linear import Linear  # noqa: E402
-from tvm_backend.kernels.cpu.linear_amx import AmxLinear  # noqa: E402
-from tvm_backend.kernels.cuda.dp4a import Dp4aProduct  # noqa: E402
-from tvm_backend.kernels.cuda.grouped import Grouped  # noqa: E402
-from tvm_backend.kernels.cuda.mma import MmaProduct  # noqa: E402
-from tvm_backend.kernels.registry import KERNELS, Entry, lower, machine_of, reference  # noqa: E402
-from tvm_backend.kernels.spec import ConvSpec, Epilogue, KernelSpec, LinearSpec, Operand  # noqa: E402
+from cat_plugin.errors import CompileError
+from tests.tvm_backend.kernels.test_spec import FACTS, S8, U8
+from tvm_backend.kernels import spec as specs
+from tvm_backend.kernels import tir
+from tvm_backend.kernels.cpu.conv2d import DirectConv
+from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
+from tvm_backend.kernels.cpu.depthwise import Depthwise
+from tvm_backend.kernels.cpu.depthwise_dot import DepthwiseDot
+from tvm_backend.kernels.cpu.generator import CpuGenerator
+from tvm_backend.kernels.cpu.linear import Linear
+from tvm_backend.kernels.cpu.linear_amx import AmxLinear
+from tvm_backend.kernels.cuda.dp4a import Dp4aProduct
+from tvm_backend.kernels.cuda.grouped import Grouped
+from tvm_backend.kernels.cuda.mma import MmaProduct
+from tvm_backend.kernels.registry import KERNELS, Entry, lower, machine_of, reference
+from tvm_backend.kernels.spec import ConvSpec, Epilogue, KernelSpec, LinearSpec, Operand
 
 OUT = Epilogue((0.0, None), None, (U8,))
 DENSE = ConvSpec(None, 14, 14, 64, 64, (3, 3), U8, OUT, padding=(1, 1, 1, 1))

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
 from tvm_backend.kernels.spec import (
     ConcatSpec,
     ConvSpec,

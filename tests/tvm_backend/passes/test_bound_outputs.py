@@ -6,13 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     BIAS_CONST,
     CONV,
     Q2,
@@ -25,11 +22,11 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     kernel,
     untouched,
 )
-from tvm_backend import dialect  # noqa: E402
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend import dialect
+from tvm_backend.kernels.spec import (
     Epilogue,
 )
-from tvm_backend.passes.bound_outputs import BoundOutputs  # noqa: E402
+from tvm_backend.passes.bound_outputs import BoundOutputs
 
 
 @pytest.mark.parametrize("kinds", [(Q8,), (Q8, Q2)])

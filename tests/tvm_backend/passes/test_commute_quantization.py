@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     END,
     Q8,
     check,
@@ -17,7 +13,7 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     quantize,
     untouched,
 )
-from tvm_backend.passes.commute_quantization import HoistQuantize, SinkDequantize  # noqa: E402
+from tvm_backend.passes.commute_quantization import HoistQuantize, SinkDequantize
 
 
 def test_hoist_quantize():

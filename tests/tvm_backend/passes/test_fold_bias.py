@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     BIAS_CONST,
     BIAS_NCHW,
     CONV,
@@ -20,7 +16,7 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     kernel,
     untouched,
 )
-from tvm_backend.passes.fold_bias import FoldBias  # noqa: E402
+from tvm_backend.passes.fold_bias import FoldBias
 
 
 def test_fold_bias():

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     S8,
     check,
     dequantize,
     kernel,
     quantize,
 )
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend.kernels.spec import (
     DequantizeSpec,
     QuantizeSpec,
 )
-from tvm_backend.passes.fold_border import FoldBorder  # noqa: E402
+from tvm_backend.passes.fold_border import FoldBorder
 
 
 def test_fold_border():

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     Q8,
     S8,
     check,
     dequantize,
     kernel,
 )
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend.kernels.spec import (
     ConcatSpec,
     Epilogue,
 )
-from tvm_backend.passes.fold_concat import FoldConcat  # noqa: E402
+from tvm_backend.passes.fold_concat import FoldConcat
 
 
 def test_fold_concat():

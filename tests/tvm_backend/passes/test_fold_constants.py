@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     BIAS_CONST,
     BIAS_NCHW,
     check,
 )
-from tvm_backend.passes.fold_constants import FoldConstants  # noqa: E402
+from tvm_backend.passes.fold_constants import FoldConstants
 
 
 def test_fold_constants():

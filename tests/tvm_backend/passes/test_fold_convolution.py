@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     CHANNEL,
     CONV,
     Q8,
@@ -24,11 +20,11 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     per_channel,
     untouched,
 )
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend.kernels.spec import (
     ConvSpec,
     Epilogue,
 )
-from tvm_backend.passes.fold_convolution import FoldConvolution  # noqa: E402
+from tvm_backend.passes.fold_convolution import FoldConvolution
 
 
 def test_fold_convolution():

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     Q2,
     Q8,
     S8,
@@ -18,11 +14,11 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     kernel,
     quantize,
 )
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend.kernels.spec import (
     ElementwiseSpec,
     Epilogue,
 )
-from tvm_backend.passes.fold_elementwise import FoldElementwise  # noqa: E402
+from tvm_backend.passes.fold_elementwise import FoldElementwise
 
 
 def test_fold_elementwise():

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     Q8,
     RNG,
     SCALE,
@@ -23,11 +19,11 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     per_channel,
     untouched,
 )
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend.kernels.spec import (
     Epilogue,
     LinearSpec,
 )
-from tvm_backend.passes.fold_linear import FoldLinear  # noqa: E402
+from tvm_backend.passes.fold_linear import FoldLinear
 
 
 def test_fold_linear():

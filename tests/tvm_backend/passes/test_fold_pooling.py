@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     Q8,
     check,
     dequantize,
     kernel,
     untouched,
 )
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend.kernels.spec import (
     Epilogue,
     PoolSpec,
 )
-from tvm_backend.passes.fold_pooling import FoldPooling  # noqa: E402
+from tvm_backend.passes.fold_pooling import FoldPooling
 
 
 @pytest.mark.parametrize("operator", ["mean", "adaptive", "avg"])

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     END,
     Q8,
     check,
@@ -17,10 +13,10 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     kernel,
     untouched,
 )
-from tvm_backend.kernels.spec import (  # noqa: E402
+from tvm_backend.kernels.spec import (
     SubsampleSpec,
 )
-from tvm_backend.passes.fold_subsample import FoldSubsample  # noqa: E402
+from tvm_backend.passes.fold_subsample import FoldSubsample
 
 
 def test_fold_subsample():

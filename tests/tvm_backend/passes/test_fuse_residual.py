@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     BIAS_CONST,
     CONV,
     Q8,
@@ -22,8 +18,8 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     quantize,
     untouched,
 )
-from tvm_backend import dialect  # noqa: E402
-from tvm_backend.passes.fuse_residual import FuseResidual  # noqa: E402
+from tvm_backend import dialect
+from tvm_backend.passes.fuse_residual import FuseResidual
 
 
 def test_fuse_residual():

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import tvm
+from tvm import relax
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm import relax  # noqa: E402
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     BIAS_CONST,
     CONV,
     RNG,
@@ -21,11 +19,11 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     kernel,
     untouched,
 )
-from tvm_backend import compat, dialect  # noqa: E402
-from tvm_backend.kernels import registry  # noqa: E402
-from tvm_backend.kernels.cluster_affine import kernel as cluster_affine  # noqa: E402
-from tvm_backend.passes.lower_kernels import LowerKernels  # noqa: E402
-from tvm_backend.target import resolve  # noqa: E402
+from tvm_backend import compat, dialect
+from tvm_backend.kernels import registry
+from tvm_backend.kernels.cluster_affine import kernel as cluster_affine
+from tvm_backend.passes.lower_kernels import LowerKernels
+from tvm_backend.target import resolve
 
 (TARGET,) = resolve("avx2" if "avx2" in resolve("portable") else "portable").values()
 PLAIN = dialect.with_epilogue(CONV, outputs=("float32",))

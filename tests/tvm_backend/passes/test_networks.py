@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-tvm = pytest.importorskip("tvm")
-
-import cat_plugin.graph.op  # noqa: E402, F401
-from tests.tvm_backend import qdq_models as models  # noqa: E402
-from tests.tvm_backend.interpreter import interpret  # noqa: E402
-from tvm_backend import compat, dialect  # noqa: E402
-from tvm_backend.frontend import import_program  # noqa: E402
-from tvm_backend.passes.pipeline import INTEGER_PASSES  # noqa: E402
+import cat_plugin.graph.op  # noqa: F401
+from tests.tvm_backend import qdq_models as models
+from tests.tvm_backend.interpreter import interpret
+from tvm_backend import compat, dialect
+from tvm_backend.frontend import import_program
+from tvm_backend.passes.pipeline import INTEGER_PASSES
 
 
 def symbolic(program):

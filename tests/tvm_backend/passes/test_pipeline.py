@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from cat_plugin.errors import CompileError  # noqa: E402
-from tests.tvm_backend.passes.tools import CONV, untouched  # noqa: E402
-from tvm_backend import compat, dialect  # noqa: E402
-from tvm_backend.passes.dump import Dump  # noqa: E402
-from tvm_backend.passes.lower_kernels import LowerKernels  # noqa: E402
-from tvm_backend.passes.pipeline import INTEGER_PASSES, integer_kernels, library_passes  # noqa: E402
-from tvm_backend.target import resolve  # noqa: E402
+from cat_plugin.errors import CompileError
+from tests.tvm_backend.passes.tools import CONV, untouched
+from tvm_backend import compat, dialect
+from tvm_backend.passes.dump import Dump
+from tvm_backend.passes.lower_kernels import LowerKernels
+from tvm_backend.passes.pipeline import INTEGER_PASSES, integer_kernels, library_passes
+from tvm_backend.target import resolve
 
 
 def test_passes_leave_a_float_graph_untouched():

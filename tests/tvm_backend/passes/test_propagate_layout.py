@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     BIAS,
     BIAS_NCHW,
     END,
@@ -19,7 +15,7 @@ from tests.tvm_backend.passes.tools import (  # noqa: E402
     dequantize,
     untouched,
 )
-from tvm_backend.passes.propagate_layout import PropagateLayout  # noqa: E402
+from tvm_backend.passes.propagate_layout import PropagateLayout
 
 
 def test_propagate_layout():

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from tvm.script import ir as I
+from tvm.script import relax as R
 
-tvm = pytest.importorskip("tvm")
-
-from tvm.script import ir as I  # noqa: E402
-from tvm.script import relax as R  # noqa: E402
-
-from tests.tvm_backend.passes.tools import (  # noqa: E402
+from tests.tvm_backend.passes.tools import (
     check,
 )
-from tvm_backend.passes.unpack_tuples import UnpackTuples  # noqa: E402
+from tvm_backend.passes.unpack_tuples import UnpackTuples
 
 
 def test_unpack_tuples():

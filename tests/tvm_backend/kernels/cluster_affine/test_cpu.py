@@ -6,13 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
-
-from cat_plugin.errors import CompileError  # noqa: E402
-from tvm_backend import compat  # noqa: E402
-from tvm_backend.kernels.cluster_affine.cpu import CpuShape, build  # noqa: E402
-from tvm_backend.kernels.cluster_affine.kernel import (  # noqa: E402
+from cat_plugin.errors import CompileError
+from tvm_backend import compat
+from tvm_backend.kernels.cluster_affine.cpu import CpuShape, build
+from tvm_backend.kernels.cluster_affine.kernel import (
     OPS,
     ClusterAffineSpec,
     lower,

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
-
-from cat_plugin.errors import CompileError  # noqa: E402
-from tests.tvm_backend import cuda_tools  # noqa: E402
-from tvm_backend import cuda_build  # noqa: E402
-from tvm_backend.kernels.cluster_affine.cuda.kernel import FEW_ROWS, fits_tile  # noqa: E402
-from tvm_backend.kernels.cluster_affine.kernel import OPS, ClusterAffineSpec, lower, reference  # noqa: E402
-from tvm_backend.kernels.cluster_affine.spec import RESULTS, Finish  # noqa: E402
+from cat_plugin.errors import CompileError
+from tests.tvm_backend import cuda_tools
+from tvm_backend import cuda_build
+from tvm_backend.kernels.cluster_affine.cuda.kernel import FEW_ROWS, fits_tile
+from tvm_backend.kernels.cluster_affine.kernel import OPS, ClusterAffineSpec, lower, reference
+from tvm_backend.kernels.cluster_affine.spec import RESULTS, Finish
 
 DIAGONAL, LOWRANK, FULL = OPS
 emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cuda_tools.available()))

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
 import tvm
 from tvm.target import Target
 

@@ -9,9 +9,6 @@ import subprocess
 
 import numpy as np
 import pytest
-
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
 import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
 from tvm.target import Target
 
 from tvm_backend.kernels.cpu.isa import (

@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
 from benchmarks.kernels import convolution
 from benchmarks.layer_shapes import NETWORKS, Layer
 from tests.tvm_backend.kernels.tools import TARGETS, check_weighted, random_tensor, random_weight

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -6,9 +6,6 @@ import importlib
 
 import numpy as np
 import pytest
-
-pytest.importorskip("tvm", reason="Apache TVM is not installed")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
-tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
-
-from cat_plugin.errors import CompileError  # noqa: E402
-from tests.tvm_backend import cuda_tools  # noqa: E402
-from tests.tvm_backend.kernels.tools import random_tensor, random_weight  # noqa: E402
-from tvm_backend import cuda_build  # noqa: E402
-from tvm_backend.kernels.cuda.packing import TileLayout  # noqa: E402
-from tvm_backend.kernels.cuda.product import choose_tile  # noqa: E402
-from tvm_backend.kernels.kernel import Kernel  # noqa: E402
-from tvm_backend.kernels.registry import lower, reference  # noqa: E402
-from tvm_backend.kernels.spec import (  # noqa: E402
+from cat_plugin.errors import CompileError
+from tests.tvm_backend import cuda_tools
+from tests.tvm_backend.kernels.tools import random_tensor, random_weight
+from tvm_backend import cuda_build
+from tvm_backend.kernels.cuda.packing import TileLayout
+from tvm_backend.kernels.cuda.product import choose_tile
+from tvm_backend.kernels.kernel import Kernel
+from tvm_backend.kernels.registry import lower, reference
+from tvm_backend.kernels.spec import (
     ConcatSpec,
     ConvSpec,
     DequantizeSpec,
