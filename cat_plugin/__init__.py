@@ -16,6 +16,9 @@ from cat_plugin.version import __version__
 if TYPE_CHECKING:
     from cat_plugin.correction import correct
     from cat_plugin.graph.bundle import export_bundle
+    from cat_plugin.graph.onnx.correction import append_step, correct_logits, correct_onnx
+    from cat_plugin.graph.onnx.reading import load_onnx
+    from cat_plugin.graph.onnx.writing import export_onnx
     from cat_plugin.hosts.inc3.algorithm import CATConfig
     from cat_plugin.recipe.recipe import Recipe, load_recipe
     from cat_plugin.serialization.saving import load, save
@@ -24,9 +27,14 @@ __all__ = [
     "CATConfig",
     "Recipe",
     "__version__",
+    "append_step",
     "correct",
+    "correct_logits",
+    "correct_onnx",
     "export_bundle",
+    "export_onnx",
     "load",
+    "load_onnx",
     "load_recipe",
     "save",
     "unregister",
@@ -35,9 +43,14 @@ __all__ = [
 _LAZY = {
     "CATConfig": "cat_plugin.hosts.inc3.algorithm",
     "Recipe": "cat_plugin.recipe.recipe",
+    "append_step": "cat_plugin.graph.onnx.correction",
     "correct": "cat_plugin.correction",
+    "correct_logits": "cat_plugin.graph.onnx.correction",
+    "correct_onnx": "cat_plugin.graph.onnx.correction",
     "export_bundle": "cat_plugin.graph.bundle",
+    "export_onnx": "cat_plugin.graph.onnx.writing",
     "load": "cat_plugin.serialization.saving",
+    "load_onnx": "cat_plugin.graph.onnx.reading",
     "load_recipe": "cat_plugin.recipe.recipe",
     "save": "cat_plugin.serialization.saving",
 }

@@ -1,0 +1,209 @@
+"""Converters of ATen operations that work value by value."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from cat_plugin.errors import ExportError
+from cat_plugin.graph.onnx.writer import CONVERTERS, Converter, Writer, converts
+
+__all__: list[str] = []
+
+_UNARY = {
+    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",
+    "reciprocal": "Reciprocal", "abs": "Abs", "neg": "Neg", "erf": "Erf", "floor": "Floor", "ceil": "Ceil",
+    "round": "Round", "sin": "Sin", "cos": "Cos", "sign": "Sign", "softplus": "Softplus", "mish": "Mish",
+    "hardswish": "HardSwish", "selu": "Selu", "logical_not": "Not", "isnan": "IsNaN", "bitwise_not": "Not",
+}  # fmt: skip
+_BINARY = {
+    "mul.Tensor": "Mul", "mul.Scalar": "Mul", "maximum.default": "Max", "minimum.default": "Min",
+    "pow.Tensor_Scalar": "Pow", "pow.Tensor_Tensor": "Pow", "pow.Scalar": "Pow",
+}  # fmt: skip
+_COMPARED = {"eq": "Equal", "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual"}
+_SAME = (
+    "clone", "contiguous", "alias", "detach", "dropout", "dropout_", "feature_dropout", "lift_fresh_copy", "detach_",
+)  # fmt: skip
+
+
+def _unary(op: str) -> Converter:
+    def convert(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+        if op == "Softplus" and (given["beta"] != 1 or given["threshold"] < 20):
+            raise ExportError("beta must be 1 and the threshold at least 20; ONNX's Softplus knows no other")
+        first = next(iter(given.values()))
+        dtype = node.meta["val"].dtype
+        return writer.emit(op, [writer.value(first, None if op in ("Not", "IsNaN") else dtype)])
+
+    return convert
+
+
+def _binary(op: str) -> Converter:
+    def convert(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+        dtype = node.meta["val"].dtype
+        first, second = list(given.values())[:2]
+        return writer.emit(op, [writer.value(first, dtype), writer.value(second, dtype)])
+
+    return convert
+
+
+def _compared(op: str) -> Converter:
+    def convert(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+        values = [item.meta["val"] if isinstance(item, Node) else item for item in list(given.values())[:2]]
+        dtype = torch.result_type(*values)
+        names = [writer.value(item, dtype) for item in list(given.values())[:2]]
+        return writer.emit(op, names)
+
+    return convert
+
+
+for _name, _op in _UNARY.items():
+    CONVERTERS[f"aten.{_name}.default"] = _unary(_op)
+for _name, _op in _BINARY.items():
+    CONVERTERS[f"aten.{_name}"] = _binary(_op)
+for _name, _op in _COMPARED.items():
+    CONVERTERS.update({f"aten.{_name}.{kind}": _compared(_op) for kind in ("Tensor", "Scalar")})
+for _name in _SAME:
+    CONVERTERS[f"aten.{_name}.default"] = lambda writer, node, given: writer.value(next(iter(given.values())))
+
+
+@converts("aten.add.Tensor", "aten.add.Scalar", "aten.sub.Tensor", "aten.sub.Scalar")
+@converts("aten.rsub.Scalar", "aten.rsub.Tensor")
+def _sum(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    first, second = (writer.value(given[name], dtype) for name in ("self", "other"))
+    name, factor = str(node.target), given.get("alpha", 1)
+    if "rsub" in name:
+        first, second = second, first
+    if factor != 1:
+        # alpha multiplies what is added or taken away, which is the second operand by now, also of rsub
+        second = writer.emit("Mul", [second, writer.value(factor, dtype)])
+    return writer.emit("Add" if ".add." in name else "Sub", [first, second])
+
+
+@converts("aten.div.Tensor", "aten.div.Scalar", "aten.div.Tensor_mode", "aten.div.Scalar_mode")
+@converts("aten.true_divide.Tensor", "aten.floor_divide.default")
+def _quotient(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    mode = "floor" if "floor_divide" in str(node.target) else given.get("rounding_mode")
+    if mode is not None and not dtype.is_floating_point:
+        raise ExportError("a rounded division of integers; divide floats")
+    result = writer.emit("Div", [writer.value(given["self"], dtype), writer.value(given["other"], dtype)])
+    if mode == "trunc":
+        sign, size = writer.emit("Sign", [result]), writer.emit("Floor", [writer.emit("Abs", [result])])
+        return writer.emit("Mul", [sign, size])
+    return writer.emit("Floor", [result]) if mode == "floor" else result
+
+
+@converts("aten.clamp.default", "aten.clamp_min.default", "aten.clamp_max.default", "aten.hardtanh.default")
+@converts("aten.relu6.default")
+def _clip(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    low, high = given.get("min", given.get("min_val")), given.get("max", given.get("max_val"))
+    if "relu6" in str(node.target):
+        low, high = 0, 6
+    limits = ["" if limit is None else writer.value(limit, dtype) for limit in (low, high)]
+    if any("quantize_per" in str(user.target) for user in node.users):
+        # ONNX Runtime fuses a Clip with what quantizes behind it, and fails where that is not 8 bits.
+        name = writer.value(given["self"], dtype)
+        name = name if not limits[1] else writer.emit("Min", [name, limits[1]])
+        return name if not limits[0] else writer.emit("Max", [name, limits[0]])
+    return writer.emit("Clip", [writer.value(given["self"], dtype), *limits])
+
+
+@converts("aten.silu.default")
+def _silu(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    x = writer.value(given["self"])
+    return writer.emit("Mul", [x, writer.emit("Sigmoid", [x])])
+
+
+@converts("aten.gelu.default")
+def _gelu(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.emit("Gelu", [writer.value(given["self"])], approximate=str(given["approximate"]))
+
+
+@converts("aten.rsqrt.default")
+def _rsqrt(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.emit("Reciprocal", [writer.emit("Sqrt", [writer.value(given["self"])])])
+
+
+@converts("aten.hardsigmoid.default")
+def _hardsigmoid(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.emit("HardSigmoid", [writer.value(given["self"])], alpha=1 / 6, beta=0.5)
+
+
+@converts("aten.leaky_relu.default")
+def _leaky_relu(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.emit("LeakyRelu", [writer.value(given["self"])], alpha=float(given["negative_slope"]))
+
+
+@converts("aten.elu.default")
+def _elu(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    x = writer.value(given["self"])
+    if given["scale"] == 1 and given["input_scale"] == 1:
+        return writer.emit("Elu", [x], alpha=float(given["alpha"]))
+    if given["input_scale"] == 1:
+        return writer.emit("Selu", [x], alpha=float(given["alpha"]), gamma=float(given["scale"]))
+    raise ExportError("input_scale must be 1")
+
+
+@converts("aten.prelu.default", "aten._prelu_kernel.default")
+def _prelu(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    source, slope = given["self"], given["weight"]
+    name = writer.value(slope)
+    rank, extent = source.meta["val"].ndim, int(slope.meta["val"].numel())
+    if slope.meta["val"].ndim == 1 and rank > 1:
+        name = writer.emit("Reshape", [name, writer.integers([extent, *[1] * (rank - 2)])])
+    return writer.emit("PRelu", [writer.value(source), name])
+
+
+@converts("aten.logical_and.default", "aten.bitwise_and.Tensor")
+def _and(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.emit(
+        "And", [writer.value(given["self"], torch.bool), writer.value(given["other"], torch.bool)]
+    )
+
+
+@converts("aten.logical_or.default", "aten.bitwise_or.Tensor")
+def _or(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.emit(
+        "Or", [writer.value(given["self"], torch.bool), writer.value(given["other"], torch.bool)]
+    )
+
+
+@converts("aten.ne.Tensor", "aten.ne.Scalar")
+def _unequal(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.emit("Not", [_compared("Equal")(writer, node, given)])
+
+
+@converts("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf")
+def _where(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    names = [writer.value(given[name], dtype) for name in ("self", "other")]
+    return writer.emit("Where", [writer.value(given["condition"], torch.bool), *names])
+
+
+@converts("aten.masked_fill.Scalar", "aten.masked_fill.Tensor")
+def _masked_fill(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    names = [writer.value(given["mask"], torch.bool), writer.value(given["value"], dtype)]
+    return writer.emit("Where", [*names, writer.value(given["self"], dtype)])
+
+
+@converts("aten.to.dtype", "aten._to_copy.default", "aten.to.dtype_layout", "aten.to.device")
+def _cast(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    return writer.value(given["self"], node.meta["val"].dtype)
+
+
+@converts("aten.log1p.default")
+def _log1p(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    x = writer.value(given["self"])
+    return writer.emit("Log", [writer.emit("Add", [x, writer.value(1.0, node.meta["val"].dtype)])])
+
+
+@converts("aten.log2.default")
+def _log2(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    factor = writer.value(1 / math.log(2), node.meta["val"].dtype)
+    return writer.emit("Mul", [writer.emit("Log", [writer.value(given["self"])]), factor])

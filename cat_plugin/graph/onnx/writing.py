@@ -1,0 +1,184 @@
+"""A quantized model as ONNX: standard QDQ, a dynamic batch, and the cluster-affine step in standard operators."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from cat_plugin.errors import CATTypeError, CATValueError, ExportError
+from cat_plugin.graph.bundle import Bundle, read_bundle
+from cat_plugin.graph.export import export_program
+from cat_plugin.graph.onnx import aten_elementwise, aten_layers, aten_shapes, quantizers  # noqa: F401
+from cat_plugin.graph.onnx.files import need, write_model
+from cat_plugin.graph.onnx.runtimes import refusals, runtime_notes
+from cat_plugin.graph.onnx.writer import CONVERTERS, Writer, operation_of
+
+__all__ = ["OPSETS", "export_onnx", "to_onnx"]
+
+_log = logging.getLogger("cat_plugin")
+
+#: The opsets that can be written, and the version of the file format that belongs to each.
+OPSETS = {21: 10, 22: 10, 23: 11, 24: 12, 25: 13}
+
+
+def export_onnx(
+    model: torch.nn.Module | ExportedProgram | Bundle | str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    example_inputs: tuple[torch.Tensor, ...] | torch.Tensor | None = None,
+    *,
+    opset: int = 21,
+    runtime: str | None = None,
+) -> Path:
+    """Write a quantized model, with its correction if it has one, as an ONNX file.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, ExportedProgram, Bundle or path
+        A module as :func:`cat_plugin.export_bundle` takes it, its exported program, or a bundle or its directory.
+    path : path
+        The file to write; one that stands there is replaced.
+    example_inputs : tensor or tuple of tensors, optional
+        One batch, for shapes and dtypes only; needed for a module.
+    opset : int, default 21
+        21 to 25. From 25 on values of 2 bits have a type of their own; before, they are stored in 4.
+    runtime : {"onnxruntime", "openvino"}, optional
+        Refuse what this runtime cannot take, before anything is written. Without, it is logged as a warning.
+
+    Returns
+    -------
+    pathlib.Path
+        Absolute.
+
+    Raises
+    ------
+    ExportError
+        When the model cannot be exported, an operation has no counterpart (it is named, with its module), or
+        `runtime` cannot take the result.
+    CATTypeError, CATValueError
+        When an argument cannot be used.
+
+    Notes
+    -----
+    The file computes what the module does but for rounding: ONNX divides by a scale where torch multiplies by its
+    inverse, so that a value half way between two integers may fall to the other side.
+    """
+    program = _program(model, example_inputs)
+    _check_opset(opset)
+    notes = runtime_notes(program, opset)
+    refused = [] if runtime is None else refusals(notes, runtime)
+    if refused:
+        raise ExportError(f"{runtime} cannot take this model: {'; '.join(refused)}")
+    for note in notes:
+        _log.warning("%s", note.text)
+    return write_model(to_onnx(program, opset), path)
+
+
+def _check_opset(opset: int) -> None:
+    if opset not in OPSETS:
+        raise CATValueError(f"opset is {opset!r}; it must be one of {', '.join(map(str, OPSETS))}")
+
+
+def _program(model: Any, example_inputs: Any) -> ExportedProgram:
+    if isinstance(model, str | os.PathLike):
+        model = read_bundle(model)
+    if isinstance(model, Bundle):
+        return model.program()
+    if isinstance(model, ExportedProgram):
+        return model
+    if not isinstance(model, torch.nn.Module):
+        raise CATTypeError(
+            f"the model is a {type(model).__name__}; expected a torch.nn.Module, an ExportedProgram, or a bundle"
+        )
+    if example_inputs is None:
+        raise CATValueError("a module is exported by its example_inputs, which are missing; give one batch")
+    return export_program(model, example_inputs)
+
+
+def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
+    """The program as an ONNX model in memory.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        Left as it is.
+    opset : int, default 21
+
+    Returns
+    -------
+    onnx.ModelProto
+        Checked by ONNX's own checker; inputs have the program's names, the outputs ``output`` or ``output_0`` and so on.
+
+    Raises
+    ------
+    ExportError
+        Naming the operation that has no counterpart, and where it stands.
+    """
+    _check_opset(opset)
+    onnx = need("onnx")
+    program = _known_operations(program)
+    writer = Writer(program, opset)
+    nodes = {node.name: node for node in program.graph.nodes}
+    inputs = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            node = nodes[spec.arg.name]
+            writer.names[node] = writer.fresh(node.name)
+            inputs.append(writer.described(writer.names[node], node.meta["val"]))
+    results = [str(name) for name in program.graph_signature.user_outputs]
+    wanted = ["output"] if len(results) == 1 else [f"output_{i}" for i in range(len(results))]
+    reserved = [writer.fresh(name) for name in wanted]
+    for node in program.graph.nodes:
+        if node.op == "call_function" and "_assert" not in str(node.target):
+            writer.write(node)
+    outputs = []
+    for name, result in zip(reserved, results, strict=True):
+        # A node of its own: a result may be read inside the graph as well, or be an input.
+        writer.nodes.append(
+            onnx.helper.make_node("Identity", [writer.value(nodes[result])], [name], name=name)
+        )
+        outputs.append(writer.described(name, nodes[result].meta["val"]))
+    graph = onnx.helper.make_graph(
+        _living(writer, set(reserved)), "cat_ptq", inputs, outputs, writer.initializers
+    )
+    model = onnx.helper.make_model(
+        graph,
+        producer_name="cat-ptq",
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+        ir_version=OPSETS[opset],
+    )
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:
+        raise ExportError(
+            f"the ONNX model that was written does not pass its checker: {error}; report it"
+        ) from error
+    return model
+
+
+def _known_operations(program: ExportedProgram) -> ExportedProgram:
+    """The program itself where every operation has a converter, else with the others decomposed."""
+    calls = {operation_of(node) for node in program.graph.nodes if node.op == "call_function"}
+    if all(name in CONVERTERS or "_assert" in name for name in calls):
+        return program
+    table = torch.export.default_decompositions()
+    for operation in [each for each in table if str(each) in CONVERTERS]:
+        del table[operation]
+    decomposed: ExportedProgram = program.run_decompositions(table)
+    return decomposed
+
+
+def _living(writer: Writer, read: set[str]) -> list[Any]:
+    """The nodes that `read`, the outputs, depend on; drops the constants that none of them reads."""
+    kept = []
+    for node in reversed(writer.nodes):
+        if any(output in read for output in node.output):
+            kept.append(node)
+            read.update(node.input)
+    writer.initializers = [each for each in writer.initializers if each.name in read]
+    return kept[::-1]
