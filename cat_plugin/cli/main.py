@@ -14,8 +14,10 @@ from rich.console import Console
 from cat_plugin.cli.benchmark import benchmark
 from cat_plugin.cli.compile import compile_
 from cat_plugin.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail, state
+from cat_plugin.cli.correct import correct
 from cat_plugin.cli.doctor import doctor
 from cat_plugin.cli.evaluate import evaluate
+from cat_plugin.cli.export import export
 from cat_plugin.cli.inspect import inspect
 from cat_plugin.cli.quantize import quantize
 from cat_plugin.cli.recipe import check, new
@@ -33,6 +35,8 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("run", run),
     ("report", report),
     ("compile", compile_),
+    ("export", export),
+    ("correct", correct),
     ("benchmark", benchmark),
     ("inspect", inspect),
     ("doctor", doctor),

@@ -139,7 +139,8 @@ def load_model(model: str, weights: Path | None = None, num_classes: int | None 
     ----------
     model : str
         ``module:factory`` (the module is looked up in the working directory first, the factory takes no argument),
-        ``timm:NAME`` or ``torchvision:NAME`` (with `weights`), or ``hf:FOLDER`` of a Hugging Face image classifier.
+        ``timm:NAME`` or ``torchvision:NAME`` (with `weights`), ``hf:FOLDER`` of a Hugging Face image classifier, or an
+        ONNX file, of which a Softmax at the end is left out.
     weights : path, optional
         A ``.safetensors`` file with the model's state dict.
     num_classes : int, optional
@@ -155,6 +156,14 @@ def load_model(model: str, weights: Path | None = None, num_classes: int | None 
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if model.endswith(".onnx"):
+        if weights is not None or num_classes is not None:
+            raise CATValueError(
+                f"--model {model!r} holds its own weights; leave out --weights and --num-classes"
+            )
+        from cat_plugin.graph.onnx import load_onnx
+
+        return load_onnx(model, logits=True)
     prefix, _, name = model.partition(":")
     if num_classes is not None and prefix not in ("timm", "torchvision"):
         raise CATValueError(

@@ -56,7 +56,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, or hf:FOLDER.",
+        help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, or a .onnx file.",
     ),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="A .safetensors state dict.")]

@@ -22,6 +22,7 @@ __all__ = [
     "LIBRARY",
     "LOGITS",
     "NEW",
+    "ONNX",
     "PAGE",
     "Kind",
     "held_state",
@@ -93,6 +94,14 @@ def _is_page(path: Path) -> bool:
         return _GENERATOR in stream.read(2048)
 
 
+def _is_onnx(path: Path) -> bool:
+    """A file that export or correct wrote: the producer stands at its beginning, a mark of the correction at its end."""
+    if not path.is_file() or path.suffix != ".onnx":
+        return False
+    content = path.read_bytes()
+    return b"cat-ptq" in content[:64] or b"corrected_by\x12\x07cat-ptq" in content[-4096:]
+
+
 def _is_logits(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -105,6 +114,7 @@ BUNDLE = Kind("not a bundle with nothing else in it", _is_bundle)
 LIBRARY = Kind("not of a compiled library", _is_library)
 PAGE = Kind("not a report of cat-ptq", _is_page)
 LOGITS = Kind("not a file of logits that cat-ptq wrote", _is_logits)
+ONNX = Kind("not an ONNX file that cat-ptq wrote", _is_onnx)
 DIRECTORY = Kind("not a directory", Path.is_dir)
 """For what is written into under names that are always new."""
 NEW = Kind("not ours to replace", lambda path: False)

@@ -45,7 +45,7 @@ def quantize(
         str,
         typer.Option(
             "--model",
-            help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, or hf:FOLDER.",
+            help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, or a .onnx file.",
         ),
     ],
     data: Data,

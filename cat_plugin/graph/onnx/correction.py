@@ -20,6 +20,9 @@ __all__ = ["append_step", "correct_logits", "correct_onnx"]
 
 _log = logging.getLogger("cat_plugin")
 
+#: What a corrected file's metadata say of it.
+MARK = ("corrected_by", "cat-ptq")
+
 Source = str | os.PathLike[str] | Callable[[Any], Any] | np.ndarray[Any, Any]
 
 
@@ -179,6 +182,8 @@ def append_step(
     graph.node.extend(fragment.nodes)
     graph.initializer.extend(fragment.initializers)
     graph.output[place].name = name
+    if not any(each.key == MARK[0] for each in model.metadata_props):
+        model.metadata_props.add(key=MARK[0], value=MARK[1])
     return write_model(model, out)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from cat_plugin.cluster_affine import AffineParameters
+from cat_plugin.cluster_affine.families import MAPS
 from cat_plugin.errors import ExportError
 from cat_plugin.graph.onnx.files import need
 from cat_plugin.graph.onnx.step import write_step
@@ -117,18 +118,14 @@ def _dequantize(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     return writer.emit("DequantizeLinear", [name, *grid.names(writer)], **grid.axis)
 
 
-@converts(
-    "cat.cluster_affine.default", "cat.cluster_affine_lowrank.default", "cat.cluster_affine_full.default"
-)
+@converts("cat")
 def _cluster_affine(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    name = str(node.target).split(".")[1]
-    mode = {"cluster_affine": "diagonal"}.get(name, name.removeprefix("cluster_affine_"))
-    arrays = {
-        key: writer.tensor(item).double().numpy()
-        for key, item in given.items()
-        if key not in ("logits", "features", "alpha")
-    }
-    parameters = AffineParameters(mode=mode, alpha=float(given["alpha"]), **arrays)
+    operation = str(node.target).split(".")[1]
+    applied = next((known for known in MAPS.values() if known.op == operation), None)
+    if applied is None:
+        raise ExportError("no map family has this op; register the family before exporting")
+    arrays = {name: writer.tensor(given[name]).double().numpy() for name in applied.arrays}
+    parameters = AffineParameters(mode=applied.mode, alpha=float(given["alpha"]), **arrays)
     features = given.get("features")
     logits = writer.value(given["logits"], torch.float32)
     result = write_step(

@@ -69,7 +69,7 @@ def write_step(
     ----------
     arXiv:2509.26277, inference with blending factor.
     """
-    p = parameters
+    p, terms = parameters, parameters.terms()
     inputs = logits
     if features is not None:
         inputs = fragment.emit("Concat", [logits, features], "inputs", axis=1)
@@ -80,20 +80,18 @@ def write_step(
         centred = fragment.emit("Sub", [inputs, mean], "centred")
         position = fragment.emit("MatMul", [centred, components], "position")
     label = None if p.n_clusters == 1 else _nearest(fragment, p, position)
-    shift = _chosen(fragment, p.alpha * p.beta, label, "shift")
-    if p.gamma is not None:
-        scale = _chosen(fragment, 1.0 + p.alpha * (p.gamma - 1.0), label, "scale")
-        result = fragment.emit("Mul", [logits, scale], "scaled")
+    shift = _chosen(fragment, p.alpha * terms.offset, label, "shift")
+    if terms.slope is not None:
+        scale = _chosen(fragment, 1.0 + p.alpha * (terms.slope - 1.0), label, "scale")
     else:
-        kept = fragment.constant(_single(1.0 - p.alpha), "kept")
-        result = fragment.emit("Mul", [logits, kept], "scaled")
-    if p.weight is not None:
-        change = _product(fragment, inputs, p.alpha * p.weight.transpose(0, 2, 1), label, "map")
-        result = fragment.emit("Add", [result, change], "mapped")
-    elif p.core is not None and p.right is not None:
-        inner = _product(fragment, position, p.alpha * p.core, label, "core")
-        right = fragment.constant(_single(p.right), "right")
-        change = fragment.emit("MatMul", [inner, right], "lowrank")
+        scale = fragment.constant(_single(1.0 - p.alpha), "kept")
+    result = fragment.emit("Mul", [logits, scale], "scaled")
+    if terms.matrix is not None:
+        rows = position if terms.projected else inputs
+        change = _product(fragment, rows, p.alpha * terms.matrix, label, "map")
+        if terms.right is not None:
+            right = fragment.constant(_single(terms.right), "right")
+            change = fragment.emit("MatMul", [change, right], "change")
         result = fragment.emit("Add", [result, change], "mapped")
     return fragment.emit("Add", [result, shift], "corrected")
 

@@ -203,7 +203,9 @@ def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def operation_of(node: Node) -> str:
-    """The name that a converter is registered under; functions of sizes go by their own."""
+    """The name that a converter is registered under: functions of sizes go by their own, all corrections by one."""
+    if str(node.target).startswith("cat."):
+        return "cat"
     return str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", "")
 
 
