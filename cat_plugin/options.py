@@ -4,7 +4,7 @@
 
     @configuration
     class Example:
-        bits: Bits = option(4, "Bits of the weights.", since="0.1")
+        bits: Bits = option(default=4, doc="Bits of the weights.", since="0.1")
 
 Each option is declared once, in a class under :func:`configuration`: its type, with its range or its choices, its default,
 one line of documentation and the release it came with.  The class checks its values when it is made, lists its options in
@@ -77,7 +77,7 @@ class OneOf:
         return core_schema.literal_schema(list(self.words))
 
 
-def option(default: Any, doc: str, *, since: str) -> Any:
+def option(*, default: Any, doc: str, since: str) -> Any:
     """Declare an option: the value of an annotated name in a class under :func:`configuration`.
 
     Parameters

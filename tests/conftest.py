@@ -39,6 +39,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "cli/test_quantize*.py": ("neural_compressor",),
     "cli/test_report.py": ("neural_compressor",),
     "cli/test_run.py": ("neural_compressor",),
+    "cli/test_sensitivity.py": ("neural_compressor",),
     "cli/test_timing.py": ("neural_compressor",),
     "fuzz/test_readers.py": ("torch",),
     "test_demo.py": ("neural_compressor", "tvm"),

@@ -24,12 +24,12 @@ class Example:
         On nonsense.
     """
 
-    bits: Bits = option(4, "Bits of it.  More is said here.", since="0.1")
-    rows: Count | None = option(None, "Rows of it; None for all.", since="0.2")
-    share: Share = option(0.5, "Share of it.", since="0.2")
-    kind: Annotated[str, OneOf(("plain", "fancy"))] = option("plain", "Its kind.", since="0.2")
-    exact: Switch = option(True, "See :mod:`cat_plugin.options`, ``exact``.", since="0.2")
-    names: tuple[str, ...] = option((), "Its names.", since="0.2")
+    bits: Bits = option(default=4, doc="Bits of it.  More is said here.", since="0.1")
+    rows: Count | None = option(default=None, doc="Rows of it; None for all.", since="0.2")
+    share: Share = option(default=0.5, doc="Share of it.", since="0.2")
+    kind: Annotated[str, OneOf(("plain", "fancy"))] = option(default="plain", doc="Its kind.", since="0.2")
+    exact: Switch = option(default=True, doc="See :mod:`cat_plugin.options`, ``exact``.", since="0.2")
+    names: tuple[str, ...] = option(default=(), doc="Its names.", since="0.2")
 
 
 def test_what_follows_from_a_declaration():

@@ -23,6 +23,7 @@ from cat_plugin.cli.quantize import quantize
 from cat_plugin.cli.recipe import check, new
 from cat_plugin.cli.report import report
 from cat_plugin.cli.run import run
+from cat_plugin.cli.sensitivity import sensitivity
 from cat_plugin.errors import CATError
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -34,6 +35,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("evaluate", evaluate),
     ("run", run),
     ("report", report),
+    ("sensitivity", sensitivity),
     ("compile", compile_),
     ("export", export),
     ("correct", correct),

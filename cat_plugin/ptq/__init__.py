@@ -13,15 +13,18 @@ from cat_plugin._lazy import attach
 if TYPE_CHECKING:
     from cat_plugin.ptq.engine import quantize
     from cat_plugin.ptq.report import LayerReport, QuantReport
+    from cat_plugin.ptq.sensitivity_analysis import Sensitivity, sensitivity
     from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["LayerReport", "QuantReport", "QuantSpec", "quantize"]
+__all__ = ["LayerReport", "QuantReport", "QuantSpec", "Sensitivity", "quantize", "sensitivity"]
 
 _LAZY = {
     "LayerReport": "cat_plugin.ptq.report",
     "QuantReport": "cat_plugin.ptq.report",
     "QuantSpec": "cat_plugin.ptq.spec",
+    "Sensitivity": "cat_plugin.ptq.sensitivity_analysis",
     "quantize": "cat_plugin.ptq.engine",
+    "sensitivity": "cat_plugin.ptq.sensitivity_analysis",
 }
 
 __getattr__, __dir__ = attach(__name__, _LAZY)

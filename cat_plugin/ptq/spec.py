@@ -44,12 +44,12 @@ class LayerOverride:
     """
 
     w_bits: Bits | None = option(
-        None, "Bits of the layer's weights; None keeps the model-wide value.", since="0.1"
+        default=None, doc="Bits of the layer's weights; None keeps the model-wide value.", since="0.1"
     )
     a_bits: Bits | None = option(
-        None, "Bits of the layer's input; None keeps the model-wide value.", since="0.1"
+        default=None, doc="Bits of the layer's input; None keeps the model-wide value.", since="0.1"
     )
-    skip: Switch = option(False, "Leave the layer in floating point.", since="0.1")
+    skip: Switch = option(default=False, doc="Leave the layer in floating point.", since="0.1")
 
 
 @configuration
@@ -72,23 +72,31 @@ class QuantSpec:
         On a value that cannot be used.
     """
 
-    w_bits: Bits = option(4, "Bits of the weights of every convolution and linear layer.", since="0.1")
-    a_bits: Bits = option(4, "Bits of the input of every convolution and linear layer.", since="0.1")
+    w_bits: Bits = option(
+        default=4, doc="Bits of the weights of every convolution and linear layer.", since="0.1"
+    )
+    a_bits: Bits = option(
+        default=4, doc="Bits of the input of every convolution and linear layer.", since="0.1"
+    )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = option(
-        "balanced",
-        "How much work is spent: ``fast`` is closed form only, ``balanced`` also trains the rounding of each block, "
+        default="balanced",
+        doc="How much work is spent: ``fast`` is closed form only, ``balanced`` also trains the rounding of each block, "
         "``best`` the whole model on its own logits as well.",
         since="0.1",
     )
     first_bits: Bits | None = option(
-        8, "Weight and input bits of the first layers; None treats them like all others.", since="0.1"
+        default=8,
+        doc="Weight and input bits of the first layers; None treats them like all others.",
+        since="0.1",
     )
     last_bits: Bits | None = option(
-        8, "Weight and input bits of the last layers; None treats them like all others.", since="0.1"
+        default=8,
+        doc="Weight and input bits of the last layers; None treats them like all others.",
+        since="0.1",
     )
     residual_bits: Bits = option(
-        8,
-        """
+        default=8,
+        doc="""
         Bits of the tensors that feed an element-wise operation, a concatenation or a pooling.  That is what is kept in
         memory beside the layers' inputs.  ``residual_bits=a_bits`` is the strict convention of the literature, in which a
         block's output has one quantizer for the next layer and the shortcut.
@@ -96,77 +104,77 @@ class QuantSpec:
         since="0.1",
     )
     branch_bits: Bits = option(
-        8,
-        "The same where the tensor is a layer's own output, requantized inside that layer's kernel.",
+        default=8,
+        doc="The same where the tensor is a layer's own output, requantized inside that layer's kernel.",
         since="0.1",
     )
     attention_bits: Bits | None = option(
-        None,
-        "Bits of the inputs of products of two activations (queries, keys, values, attention); None leaves them in float.",
+        default=None,
+        doc="Bits of the inputs of products of two activations (queries, keys, values, attention); None leaves them in float.",
         since="0.1",
     )
     overrides: Mapping[Pattern, LayerOverride] = option(
-        {},
-        "Shell-style name pattern to the ``w_bits``, ``a_bits`` or ``skip`` of the layers that it matches.  The last match "
+        default={},
+        doc="Shell-style name pattern to the ``w_bits``, ``a_bits`` or ``skip`` of the layers that it matches.  The last match "
         "wins.",
         since="0.1",
     )
     skip: tuple[Pattern, ...] = option(
-        (), "Name patterns of layers that stay in floating point.", since="0.1"
+        default=(), doc="Name patterns of layers that stay in floating point.", since="0.1"
     )
     symmetric_weights: Switch = option(
-        False,
-        """
+        default=False,
+        doc="""
         Zero points of the weights are 0.  At 8 bits they always are; below, a zero point costs nothing at run time (the
         difference to it fits into int8) and at 2 and 3 bits much is gained by it.
         """,
         since="0.1",
     )
     symmetric_activations: Switch = option(
-        False, "Signed activations have zero point 0; otherwise it is searched.", since="0.1"
+        default=False, doc="Signed activations have zero point 0; otherwise it is searched.", since="0.1"
     )
-    num_samples: Count = option(1024, "Calibration inputs used at most.", since="0.1")
-    batch_size: Count = option(64, "Inputs per forward pass while calibrating.", since="0.1")
-    seed: Seed = option(0, "Seed of every random choice.", since="0.1")
+    num_samples: Count = option(default=1024, doc="Calibration inputs used at most.", since="0.1")
+    batch_size: Count = option(default=64, doc="Inputs per forward pass while calibrating.", since="0.1")
+    seed: Seed = option(default=0, doc="Seed of every random choice.", since="0.1")
     compensation: Switch = option(
-        True,
-        "Error-compensated rounding (:mod:`cat_plugin.ptq.closed_form.compensation`) instead of rounding to nearest.",
+        default=True,
+        doc="Error-compensated rounding (:mod:`cat_plugin.ptq.closed_form.compensation`) instead of rounding to nearest.",
         since="0.1",
     )
     refit: Switch = option(
-        True,
-        "Least-squares refit of the weights to quantized inputs before rounding (only with ``compensation``).",
+        default=True,
+        doc="Least-squares refit of the weights to quantized inputs before rounding (only with ``compensation``).",
         since="0.1",
     )
     bias_correction: Switch = option(
-        True,
-        "Correct the mean that quantization moves (:mod:`cat_plugin.ptq.closed_form.bias_correction`).",
+        default=True,
+        doc="Correct the mean that quantization moves (:mod:`cat_plugin.ptq.closed_form.bias_correction`).",
         since="0.1",
     )
     equalization: Switch | None = option(
-        None,
-        "Scale channels for the least rounding noise (:mod:`cat_plugin.ptq.transforms.equalization`); None for models with "
+        default=None,
+        doc="Scale channels for the least rounding noise (:mod:`cat_plugin.ptq.transforms.equalization`); None for models with "
         "depthwise convolutions.",
         since="0.1",
     )
     rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] = option(
-        "straight_through",
-        "How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`).",
+        default="straight_through",
+        doc="How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`).",
         since="0.1",
     )
     learned_steps: Switch = option(
-        True,
-        "Learn activation steps with the rounding (:mod:`cat_plugin.ptq.learned.steps`).",
+        default=True,
+        doc="Learn activation steps with the rounding (:mod:`cat_plugin.ptq.learned.steps`).",
         since="0.1",
     )
     drop_probability: Share = option(
-        0.0,
-        "QDrop's share of unquantized elements while units are trained (:mod:`cat_plugin.ptq.learned.steps`).",
+        default=0.0,
+        doc="QDrop's share of unquantized elements while units are trained (:mod:`cat_plugin.ptq.learned.steps`).",
         since="0.1",
     )
     input_mix: Share = option(
-        0.0,
-        """
+        default=0.0,
+        doc="""
         Share of full-precision elements in a unit's input while it is trained.  QDrop mixes half; here the closed form has
         fitted the unit to quantized inputs already.  One unit was measured: of the output of ResNet-20's ``layer3.1`` at
         W2A2, strict, 0.397 was lost after 240 steps with half mixed in and 0.390 with none.
@@ -174,59 +182,61 @@ class QuantSpec:
         since="0.1",
     )
     unit: Annotated[str, OneOf(("layer", "block", "pack"))] = option(
-        "block",
-        "What is reconstructed at a time (:mod:`cat_plugin.ptq.graph.units`, :mod:`cat_plugin.ptq.graph.packs`).",
+        default="block",
+        doc="What is reconstructed at a time (:mod:`cat_plugin.ptq.graph.units`, :mod:`cat_plugin.ptq.graph.packs`).",
         since="0.1",
     )
     units: tuple[Pattern, ...] = option(
-        (), "Name patterns of modules that are to be one unit each.", since="0.1"
+        default=(), doc="Name patterns of modules that are to be one unit each.", since="0.1"
     )
     unit_steps: Steps | None = option(
-        None, "Gradient steps for each unit; None as the preset says.", since="0.1"
+        default=None, doc="Gradient steps for each unit; None as the preset says.", since="0.1"
     )
     loss: Annotated[str, OneOf(("mse", "fisher"))] = option(
-        "mse", "Loss of the reconstruction (:mod:`cat_plugin.ptq.learned.losses`).", since="0.1"
+        default="mse", doc="Loss of the reconstruction (:mod:`cat_plugin.ptq.learned.losses`).", since="0.1"
     )
     guidance: _Weight = option(
-        0.0, "Weight of the prediction difference (PD-Quant) in a unit's loss.", since="0.1"
+        default=0.0, doc="Weight of the prediction difference (PD-Quant) in a unit's loss.", since="0.1"
     )
     model_steps: Steps | None = option(
-        None,
-        "Gradient steps of the whole-model stage (:mod:`cat_plugin.ptq.learned.logit_training`); None as the preset says.",
+        default=None,
+        doc="Gradient steps of the whole-model stage (:mod:`cat_plugin.ptq.learned.logit_training`); None as the preset says.",
         since="0.1",
     )
     augment: Switch | None = option(
-        None,
-        "Varied inputs (:mod:`cat_plugin.ptq.learned.augment`) in that stage and the refinement; None for what looks like "
+        default=None,
+        doc="Varied inputs (:mod:`cat_plugin.ptq.learned.augment`) in that stage and the refinement; None for what looks like "
         "images.",
         since="0.1",
     )
     refinement_steps: Steps | None = option(
-        None,
-        "Gradient steps of CAT's refinement (:mod:`cat_plugin.ptq.learned.refinement`); None as the preset says.",
+        default=None,
+        doc="Gradient steps of CAT's refinement (:mod:`cat_plugin.ptq.learned.refinement`); None as the preset says.",
         since="0.1",
     )
-    refinement_penalty: _Weight = option(0.01, "The refinement's ``lambda_p``.", since="0.1")
+    refinement_penalty: _Weight = option(default=0.01, doc="The refinement's ``lambda_p``.", since="0.1")
     temperature: Annotated[Number, Field(ge=1e-3, le=1e3)] = option(
-        2.0, "``T`` of the divergence, in the whole-model stage and in the refinement.", since="0.1"
+        default=2.0,
+        doc="``T`` of the divergence, in the whole-model stage and in the refinement.",
+        since="0.1",
     )
     weight_budget: Annotated[Number, Field(ge=2, le=8)] | None = option(
-        None,
-        "Mean bits of a weight that ``w_bits`` is replaced by, chosen for each unit "
+        default=None,
+        doc="Mean bits of a weight that ``w_bits`` is replaced by, chosen for each unit "
         "(:mod:`cat_plugin.ptq.closed_form.mixed_precision`).",
         since="0.1",
     )
     weight_candidates: Annotated[tuple[Bits, ...], Field(min_length=1)] = option(
-        (2, 3, 4, 6, 8), "Bit-widths that ``weight_budget`` chooses from.", since="0.1"
+        default=(2, 3, 4, 6, 8), doc="Bit-widths that ``weight_budget`` chooses from.", since="0.1"
     )
     memory_mb: Steps | None = option(
-        None,
-        "What cached activations may take, in MiB; beyond, they lie in files mapped into memory.",
+        default=None,
+        doc="What cached activations may take, in MiB; beyond, they lie in files mapped into memory.",
         since="0.1",
     )
     bf16: Switch | None = option(
-        None,
-        "BF16 convolutions in training passes (:mod:`cat_plugin.ptq.learned.precision`); None where the processor has it.",
+        default=None,
+        doc="BF16 convolutions in training passes (:mod:`cat_plugin.ptq.learned.precision`); None where the processor has it.",
         since="0.1",
     )
 

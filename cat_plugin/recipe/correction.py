@@ -35,27 +35,29 @@ class CorrectionOptions:
         On a value that cannot be used.
     """
 
-    num_clusters: Count = option(64, "Clusters of logits; with mode ``auto`` at most so many.", since="0.1")
+    num_clusters: Count = option(
+        default=64, doc="Clusters of logits; with mode ``auto`` at most so many.", since="0.1"
+    )
     alpha: Share = option(
-        0.4,
-        "Blending factor, from 0 (no correction) to 1 (the whole of it); with mode ``auto`` one candidate among others.",
+        default=0.4,
+        doc="Blending factor, from 0 (no correction) to 1 (the whole of it); with mode ``auto`` one candidate among others.",
         since="0.1",
     )
     pca_dim: Count | None = option(
-        None,
-        "Principal components in which the cluster is found; null for the logits themselves.",
+        default=None,
+        doc="Principal components in which the cluster is found; null for the logits themselves.",
         since="0.1",
     )
     mode: Annotated[str, OneOf(mode_names())] = option(
-        "auto",
-        "The map fitted in each cluster; ``auto`` compares all of them by cross-validation, ``paper`` is the published "
+        default="auto",
+        doc="The map fitted in each cluster; ``auto`` compares all of them by cross-validation, ``paper`` is the published "
         "method.",
         since="0.1",
     )
-    seed: Seed = option(0, "Seed of every random choice, the engine's too.", since="0.1")
+    seed: Seed = option(default=0, doc="Seed of every random choice, the engine's too.", since="0.1")
     holdout: Annotated[Number, Field(ge=0, lt=1)] = option(
-        0.25,
-        "Share of the calibration rows, from 512 on, that the engine is not given, so that the correction can be judged on "
+        default=0.25,
+        doc="Share of the calibration rows, from 512 on, that the engine is not given, so that the correction can be judged on "
         "rows that the quantized model was not tuned on.",
         since="0.1",
     )

@@ -127,9 +127,10 @@ def measured(
     """
     import torch
 
+    from cat_plugin.ptq.sensitivity_analysis import rows_for
     from cat_plugin.report.clusters import cluster_summary
     from cat_plugin.report.scoring import logits_of
-    from cat_plugin.report.sensitivity import layer_sensitivity, rows_for
+    from cat_plugin.report.sensitivity import layer_sensitivity
 
     found: dict[str, Any] = {}
     rows = rows_for(torch.from_numpy(inputs))

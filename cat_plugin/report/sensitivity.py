@@ -11,27 +11,17 @@ from torch.func import functional_call
 
 from cat_plugin.ptq.learned.logit_training import divergence
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range, subsample
-from cat_plugin.ptq.quantizers.uniform import integer_range
+from cat_plugin.ptq.sensitivity_analysis import rounded
 
-__all__ = ["layer_sensitivity", "rows_for"]
+__all__ = ["layer_sensitivity"]
 
 _SAMPLE = 1 << 16
-
-
-def rows_for(inputs: Tensor) -> int:
-    """How many rows tell enough: 128 small inputs, fewer large ones, never below 16."""
-    return min(len(inputs), 128, max(16, (1 << 22) // max(inputs[0].numel(), 1)))
-
-
-def _rounded(values: Tensor, scale: Tensor | float, zero: Tensor | int, bits: int, signed: bool) -> Tensor:
-    low, high = integer_range(bits, signed)
-    return (torch.clamp(torch.round(values / scale) + zero, low, high) - zero) * scale
 
 
 def _rounded_weight(weight: Tensor, bits: int) -> Tensor:
     scale, zero = search_weight_range(weight, bits, symmetric=False)
     shape = (-1, *[1] * (weight.ndim - 1))
-    return _rounded(weight, scale.view(shape), zero.view(shape), bits, True)
+    return rounded(weight, scale.view(shape), zero.view(shape), bits, True)
 
 
 class _InputRounding:
@@ -47,7 +37,7 @@ class _InputRounding:
             sample = subsample(x.detach(), _SAMPLE, torch.Generator().manual_seed(0))
             self.range = search_activation_range(sample.float(), self.bits, symmetric=False)
         scale, zero, signed = self.range
-        return (_rounded(x, scale, zero, self.bits, signed), *args[1:])
+        return (rounded(x, scale, zero, self.bits, signed), *args[1:])
 
 
 @torch.no_grad()
