@@ -58,6 +58,7 @@ NAVIGATION = {
         "ptq",
         "estimator",
         "bundle",
+        "onnx",
         "cli",
         "deploy",
         "security",

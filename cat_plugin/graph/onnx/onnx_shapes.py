@@ -7,10 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from cat_plugin.graph.onnx.operators import Known, Step, Value, implements, to_tensor
 
 __all__: list[str] = []
+
+#: The end of a slice from which on it means the end of the axis; files say 1e9, or the largest of a type.
+_FAR = 10**9
 
 
 @implements("Reshape")
@@ -83,14 +87,10 @@ def _slice(
             extent = tensor.shape[axis]
             picked = range(extent)[start : None if end < -extent else end : stride]
             tensor = tensor.index_select(axis, torch.tensor(list(picked), dtype=torch.int64))
-        elif (
-            isinstance(start, int)
-            and start == 0
-            and stride == 1
-            and isinstance(end, int)
-            and end >= 2**31 - 1
-        ):
-            continue
+        elif isinstance(end, int) and end >= _FAR:
+            # Compared with a size that is not known, a number so large would limit the batch.
+            if start != 0 or stride != 1:
+                tensor = torch.ops.aten.slice.Tensor(tensor, axis, start, None, stride)
         else:
             tensor = torch.ops.aten.slice.Tensor(tensor, axis, start, end, stride)
     return tensor
@@ -123,9 +123,18 @@ def _expand(step: Step, x: Value, shape: Value) -> Tensor:
     missing = max(0, len(sizes) - tensor.ndim)
     held = [1] * missing + list(tensor.shape)
     wanted = [1] * (len(held) - len(sizes)) + list(sizes)
-    # A one keeps what is there: both sides broadcast.
-    full = [h if isinstance(w, int) and w == 1 else w for h, w in zip(held, wanted, strict=True)]
-    return tensor.expand(full)
+    # A one keeps what is there, since both sides broadcast, and so does what is there: nothing then asks whether the batch
+    # is one.
+    kept = [
+        -1 if axis >= missing and (_same(size, 1) or _same(size, there)) else size
+        for axis, (there, size) in enumerate(zip(held, wanted, strict=True))
+    ]
+    return tensor.expand(kept)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal whatever the symbols in them stand for."""
+    return bool(statically_known_true(a == b))
 
 
 @implements("Tile")

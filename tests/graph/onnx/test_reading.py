@@ -109,10 +109,14 @@ GRAPHS = {
             ("Slice", ["x", "start", "end", "axes", "step"], "a", {}),
             ("Transpose", ["a"], "t", {"perm": [0, 2, 1]}),
             ("Gather", ["t", "last"], "g", {"axis": 1}),
-            ("Expand", ["g", "one"], "y", {}),
+            ("Shape", ["g"], "shape", {}),
+            ("Expand", ["one", "shape"], "ones", {}),
+            ("Add", ["g", "ones"], "h", {}),
+            ("Expand", ["h", "shape"], "i", {}),
+            ("Slice", ["i", "all", "far"], "y", {}),
         ],
         {"start": np.array([-1, 1]), "end": np.array([-99, 5]), "axes": np.array([1, 2]), "step": np.array([-2, 2]),
-         "last": np.int64(-1), "one": np.array([1, 1])}, ["n", 5, 7], 13,
+         "last": np.int64(-1), "one": np.float32([[1]]), "all": np.array([0]), "far": np.array([10**9])}, ["n", 5, 7], 13,
     ),
 }  # fmt: skip
 
