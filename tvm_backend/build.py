@@ -17,7 +17,7 @@ from cat_plugin.errors import CATError, CATTypeError, CompileError
 from cat_plugin.files import locked, sha256_of, staged_files, sync, write_errors
 from tvm_backend import cache as cache_of
 from tvm_backend import compat, cuda_build, dialect, linker
-from tvm_backend.frontend import batch_variable, function_inputs, import_program
+from tvm_backend.importer import batch_variable, function_inputs, import_program
 from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.lower_kernels import LowerKernels

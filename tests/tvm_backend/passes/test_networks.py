@@ -9,7 +9,7 @@ import cat_plugin.graph.op  # noqa: F401
 from tests.tvm_backend import qdq_models as models
 from tests.tvm_backend.interpreter import interpret
 from tvm_backend import compat, dialect
-from tvm_backend.frontend import import_program
+from tvm_backend.importer import import_program
 from tvm_backend.passes.pipeline import INTEGER_PASSES
 
 

@@ -1,0 +1,87 @@
+"""Elementwise operators whose converters drop an argument."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from tvm_backend.importer.rewrites import promotion
+
+__all__ = ["rewrites"]
+
+aten = torch.ops.aten
+
+
+def _scaled(operator: Any) -> Callable[..., Any]:
+    """``add`` and ``sub`` without their ``alpha``."""
+    promote = promotion.rewrites()[operator]
+
+    def rewrite(left: Any, right: Any, *, alpha: Any = 1) -> Any:
+        return promote(left, right) if alpha == 1 else operator(left, right * alpha)
+
+    return rewrite
+
+
+def _scaled_by_position(operator: Any) -> Callable[..., Any]:
+    promote = promotion.rewrites()[operator]
+
+    def rewrite(left: Any, right: Any, alpha: Any = 1) -> Any:
+        return promote(left, right) if alpha == 1 else operator(left, right * alpha)
+
+    return rewrite
+
+
+def _elu(x: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
+    """ELU, SELU and CELU: ``scale * (max(0, x) + alpha * (exp(input_scale * min(0, x)) - 1))``."""
+    if scale == 1 and input_scale == 1 and alpha >= 0:
+        return NotImplemented
+    negative = torch.expm1(torch.clamp(x, max=0) * input_scale) * (alpha * scale)
+    return torch.relu(x) * scale + negative
+
+
+def _rrelu(
+    x: Any, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Any:
+    return NotImplemented if training else torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _copy(self: Any, source: Any, non_blocking: bool = False) -> Any:
+    """The converter makes every later reader of `self` read `source`."""
+    return source.to(self.dtype).expand(self.shape).clone()
+
+
+def _round(x: Any, *, decimals: int) -> Any:
+    factor = 10.0 ** abs(decimals)
+    return torch.round(x * factor) / factor if decimals > 0 else torch.round(x / factor) * factor
+
+
+def _isfinite(x: Any) -> Any:
+    return torch.abs(x) < math.inf
+
+
+def _hardswish(x: Any) -> Any:
+    return x * torch.clamp(x + 3, 0, 6) * (1 / 6)
+
+
+def _hardsigmoid(x: Any) -> Any:
+    return torch.clamp(x + 3, 0, 6) * (1 / 6)
+
+
+def rewrites() -> dict[Any, Callable[..., Any]]:
+    """Rewrites of elementwise operators."""
+    return {
+        aten.add.Tensor: _scaled(aten.add.Tensor),
+        aten.sub.Tensor: _scaled(aten.sub.Tensor),
+        aten.add.Scalar: _scaled_by_position(aten.add.Scalar),
+        aten.sub.Scalar: _scaled_by_position(aten.sub.Scalar),
+        aten.elu.default: _elu,
+        aten.rrelu.default: _rrelu,
+        aten.copy.default: _copy,
+        aten.round.decimals: _round,
+        aten.isfinite.default: _isfinite,
+        aten.hardswish.default: _hardswish,
+        aten.hardsigmoid.default: _hardsigmoid,
+    }

@@ -1,0 +1,158 @@
+"""Indices counted from the front and inside their bounds: TVM's ``take`` reads whatever memory an index points to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["along", "rewrites"]
+
+aten = torch.ops.aten
+
+
+def along(x: Any, dim: int, indices: Any) -> Any:
+    """`x` at `indices`, a 1-d tensor of indices that are not negative, along one dimension."""
+    return aten.index_select(x, dim, indices)
+
+
+def _select(x: Any, dim: int, index: Any) -> Any:
+    size = x.shape[dim]
+    if isinstance(index, int) and isinstance(size, int):
+        return aten.select(x, dim, index + size) if index < 0 else NotImplemented
+    # The batch dimension, or an index that depends on it.
+    start = index + size if isinstance(index, int) and index < 0 else index
+    return torch.squeeze(aten.slice(x, dim, start, start + 1), dim)
+
+
+def _bound(value: Any, size: Any, default: Any) -> Any:
+    if value is None:
+        return default
+    if not isinstance(value, int):
+        return value
+    if isinstance(size, int):
+        return min(max(value + size if value < 0 else value, 0), size)
+    return size + value if value < 0 else (size if value >= 2**62 else value)
+
+
+def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    size = x.shape[dim]
+    low, high = _bound(start, size, 0), _bound(end, size, size)
+    whole = isinstance(low, int) and low == 0 and step == 1
+    if whole and (high is size or (isinstance(high, int) and isinstance(size, int) and high == size)):
+        return x.clone()
+    if isinstance(high, int) and isinstance(low, int):
+        high = max(low, high)
+    if not all(isinstance(value, int) for value in (size, low, high)):
+        # Of the batch: TVM's slice has a size there that it does not simplify, and then broadcasts wrongly.
+        return along(x, dim, torch.arange(low, high, step, device=x.device))
+    if all(a is b or (isinstance(a, int) and a == b) for a, b in ((low, start), (high, end))):
+        return NotImplemented
+    return aten.slice(x, dim, low, high, step)
+
+
+def _narrow(x: Any, dim: int, start: Any, length: Any) -> Any:
+    start = start + x.shape[dim] if isinstance(start, int) and start < 0 else start
+    return aten.slice(x, dim, start, start + length)
+
+
+def _from_front(index: Any, size: Any) -> Any:
+    index = index.to(torch.int64)
+    return torch.where(index < 0, index + size, index)
+
+
+def _index(x: Any, indices: Any, unsafe: bool = False) -> Any:
+    """Index tensors as one: the indexed dimensions are brought together and read with the index of their product.
+
+    What TVM makes of several index tensors beside whole dimensions is their outer product, where torch pairs them.
+    """
+    where = [i for i, index in enumerate(indices) if index is not None]
+    if any(indices[i].dtype in (torch.bool, torch.uint8) for i in where):
+        return NotImplemented  # a mask: the number of what it selects is not known
+    tensors = [_from_front(indices[i], x.shape[i]) for i in where]
+    if len(where) > 1:
+        adjacent = where == list(range(where[0], where[-1] + 1))
+        if not adjacent:  # torch puts the indices' dimensions in front
+            rest = [i for i in range(x.dim()) if i not in where]
+            x = x.permute([*where, *rest])
+            where = list(range(len(where)))
+        sizes = [x.shape[i] for i in where]
+        flat: Any = 0
+        for tensor, size in zip(tensors, sizes, strict=True):
+            flat = tensor if isinstance(flat, int) else flat * size + tensor
+        shape = list(x.shape)
+        merged = 1
+        for size in sizes:
+            merged = merged * size
+        x = x.reshape([*shape[: where[0]], merged, *shape[where[-1] + 1 :]])
+        tensors = [flat]
+    dim, (index,) = where[0], tensors
+    taken = along(x, dim, index.reshape(-1))
+    if index.dim() == 1:
+        return taken
+    return taken.reshape([*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]])
+
+
+def _index_put(x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
+    """Rows scattered into `x` with the indexed dimensions in front, and flat."""
+    where = [i for i, index in enumerate(indices) if index is not None]
+    if accumulate or any(indices[i].dtype in (torch.bool, torch.uint8) for i in where):
+        return NotImplemented
+    order = [*where, *(i for i in range(x.dim()) if i not in where)]
+    flat: Any = 0
+    for i in where:
+        tensor = _from_front(indices[i], x.shape[i])
+        flat = tensor if isinstance(flat, int) else flat * x.shape[i] + tensor
+    front = x.permute(order)
+    rest = list(front.shape[len(where) :])
+    rows = front.reshape([-1, math.prod(rest)])
+    if where == list(
+        range(where[0], where[-1] + 1)
+    ):  # the indices' dimensions stand where the indexed ones stood
+        whole = [*x.shape[: where[0]], *flat.shape, *x.shape[where[-1] + 1 :]]
+        values = values.expand(whole)
+        inner = range(where[0], where[0] + flat.dim())
+        values = values.permute([*inner, *(i for i in range(values.dim()) if i not in inner)])
+    else:
+        values = values.expand([*flat.shape, *rest])
+    index = flat.reshape([-1, 1]).expand([-1, rows.shape[1]])
+    result = torch.scatter(rows, 0, index, values.to(x.dtype).reshape([-1, rows.shape[1]]))
+    inverse = sorted(range(x.dim()), key=order.__getitem__)
+    return result.reshape(front.shape).permute(inverse)
+
+
+def _unfold(x: Any, dimension: int, size: int, step: int) -> Any:
+    """Windows along a dimension, which becomes their number; the place in the window comes last."""
+    dim = dimension % x.dim()
+    count = (x.shape[dim] - size) // step + 1
+    starts = torch.arange(count, device=x.device) * step
+    taken = along(x, dim, (starts.unsqueeze(1) + torch.arange(size, device=x.device)).reshape(-1))
+    taken = taken.reshape([*x.shape[:dim], count, size, *x.shape[dim + 1 :]])
+    return taken.movedim(dim + 1, -1)
+
+
+def _squeeze(x: Any, dims: Any = None) -> Any:
+    """Only the dimensions of one element; the converter refuses others, where torch leaves them."""
+    given = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    chosen = {dim % max(x.dim(), 1) for dim in given}
+    shape = list(x.shape)
+    kept = [size for i, size in enumerate(shape) if not (i in chosen and isinstance(size, int) and size == 1)]
+    return x.view(kept) if len(kept) < len(shape) else x.clone()
+
+
+def rewrites() -> dict[Any, Callable[..., Any]]:
+    """Rewrites of operators that read part of a tensor."""
+    return {
+        aten.select.int: _select,
+        aten.slice.Tensor: _slice,
+        aten.narrow.default: _narrow,
+        aten.index.Tensor: _index,
+        aten._unsafe_index.Tensor: _index,  # noqa: SLF001
+        aten.index_put.default: _index_put,
+        aten.unfold.default: _unfold,
+        aten.squeeze.default: _squeeze,
+        aten.squeeze.dim: _squeeze,
+        aten.squeeze.dims: _squeeze,
+    }

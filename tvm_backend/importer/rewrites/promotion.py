@@ -1,0 +1,80 @@
+"""Operands of one type: TVM turns a scalar into the other operand's type, so that 0.5 beside integers becomes 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["rewrites"]
+
+aten = torch.ops.aten
+
+_ARITHMETIC = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.remainder.Tensor, aten.fmod.Tensor, aten.maximum.default,
+    aten.minimum.default, aten.pow.Tensor_Tensor, aten.pow.Tensor_Scalar, aten.pow.Scalar, aten.remainder.Scalar,
+    aten.fmod.Scalar, aten.add.Scalar, aten.sub.Scalar, aten.mul.Scalar,
+)  # fmt: skip
+_DIVISIONS = (aten.div.Tensor, aten.div.Scalar, aten.atan2.default)
+_COMPARISONS = tuple(
+    getattr(getattr(aten, name), kind)
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for kind in ("Tensor", "Scalar")
+)
+
+
+def common_dtype(left: Any, right: Any, divides: bool = False) -> torch.dtype:
+    """The type in which torch computes `left` (an operator) `right`."""
+    dtype = torch.result_type(left, right)
+    whole = not dtype.is_floating_point and not dtype.is_complex
+    return torch.get_default_dtype() if divides and whole else dtype
+
+
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype != dtype else value
+
+
+def _promoting(operator: Any, divides: bool) -> Callable[..., Any]:
+    def rewrite(left: Any, right: Any, **options: Any) -> Any:
+        dtype = common_dtype(left, right, divides)
+        new = _converted(left, dtype), _converted(right, dtype)
+        if new[0] is left and new[1] is right:
+            return NotImplemented
+        return operator(*new, **options)
+
+    return rewrite
+
+
+def _division_with_mode(left: Any, right: Any, *, rounding_mode: str | None) -> Any:
+    """A quotient as the quotient and its rounding, which TVM computes in integers only for integers."""
+    if rounding_mode is None:
+        return aten.div.Tensor(left, right)
+    dtype = common_dtype(left, right)
+    if not dtype.is_floating_point:
+        if isinstance(right, torch.Tensor) and rounding_mode == "floor" and left.dtype == right.dtype:
+            return NotImplemented
+        right = right.to(dtype) if isinstance(right, torch.Tensor) else torch.full((), right, dtype=dtype)
+        left = _converted(left, dtype)
+        if rounding_mode == "floor":
+            return torch.div(left, right, rounding_mode="floor")
+        whole = torch.div(torch.abs(left), torch.abs(right), rounding_mode="floor")
+        return whole * (torch.sign(left) * torch.sign(right))
+    quotient = torch.div(_converted(left, dtype), _converted(right, dtype))
+    return torch.floor(quotient) if rounding_mode == "floor" else torch.trunc(quotient)
+
+
+def _where(condition: Any, left: Any, right: Any) -> Any:
+    dtype = torch.result_type(left, right)
+    if left.dtype == right.dtype == dtype:
+        return NotImplemented
+    return torch.where(condition, left.to(dtype), right.to(dtype))
+
+
+def rewrites() -> dict[Any, Callable[..., Any]]:
+    """Rewrites of elementwise operators with two operands."""
+    found = {operator: _promoting(operator, False) for operator in (*_ARITHMETIC, *_COMPARISONS)}
+    found.update({operator: _promoting(operator, True) for operator in _DIVISIONS})
+    found[aten.div.Tensor_mode] = _division_with_mode
+    found[aten.where.self] = _where
+    return found
