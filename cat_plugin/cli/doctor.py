@@ -27,6 +27,7 @@ _PACKAGES = {
     "transformers": "--model hf:FOLDER: pip install transformers",
     "tensorboard": "--tensorboard: pip install tensorboard",
 }
+_TORCH = (2, 13)  # the newest release that the tests have run with
 _NEEDED = ("torch", "neural-compressor", "apache-tvm", "apache-tvm-ffi")
 _OK, _OPTIONAL, _MISSING = "ok", "optional", "missing"
 
@@ -36,6 +37,8 @@ def _packages() -> list[dict[str, str]]:
     for name, hint in _PACKAGES.items():
         try:
             version = importlib.metadata.version(name)
+            if name == "torch" and _number(version) > _TORCH:
+                version = f"{version}, not tested with this release ({_TORCH[0]}.{_TORCH[1]} is)"
             found.append({"part": name, "state": _OK, "found": version, "hint": ""})
         except importlib.metadata.PackageNotFoundError:
             rank = _MISSING if name in _NEEDED else _OPTIONAL
@@ -43,23 +46,25 @@ def _packages() -> list[dict[str, str]]:
     return found
 
 
+def _number(version: str) -> tuple[int, ...]:
+    """Major and minor release."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
 def _host() -> dict[str, str]:
     """Whether the installed Neural Compressor is a supported one, and what it can do."""
     from cat_plugin.hosts.versions import RELEASES
-
-    def number(version: str) -> tuple[int, ...]:
-        return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
     try:
         version = importlib.metadata.version("neural-compressor")
     except importlib.metadata.PackageNotFoundError:
         return _part("recipe host", _MISSING, "no Neural Compressor", _PACKAGES["neural-compressor"])
     # The releases between those that are listed share their interfaces.
-    like = [r for r in RELEASES if number(r.version) <= number(version)]
+    like = [r for r in RELEASES if _number(r.version) <= _number(version)]
     if (
         not like
-        or number(version) > number(RELEASES[-1].version)
-        or number(version)[0] != number(like[-1].version)[0]
+        or _number(version) > _number(RELEASES[-1].version)
+        or _number(version)[0] != _number(like[-1].version)[0]
     ):
         spans = f"{RELEASES[0].version} to {RELEASES[-1].version}"
         hint = "pip install 'neural-compressor[pt]>=3.9,<3.11'"

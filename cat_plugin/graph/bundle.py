@@ -204,9 +204,11 @@ class Bundle:
             When the file changed since the bundle was read, or torch cannot load it.
         """
         import torch
-        import torch.ao.quantization.fx._decomposed  # registers the QDQ ops that the graph refers to
 
         import cat_plugin.graph.op  # noqa: F401 - registers the cluster-affine ops
+        from cat_plugin.torch_compat import register_quantized_decomposed
+
+        register_quantized_decomposed()  # the graph refers to these ops
 
         path = self.directory / MODEL
         with checked(path, self.manifest["files"][MODEL], BundleError, REMEDY) as stream:

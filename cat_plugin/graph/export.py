@@ -19,6 +19,7 @@ from cat_plugin.batches import read_batch
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CATTypeError, ExportError
 from cat_plugin.models import evaluating
+from cat_plugin.torch_compat import schema_of
 
 __all__ = ["export_program", "fold_weights"]
 
@@ -118,7 +119,7 @@ def fold_weights(program: ExportedProgram) -> ExportedProgram:
     def constant(node: Node) -> bool:
         if node.op == "placeholder":
             return node.name in specs and specs[node.name].target not in written
-        schema = getattr(node.target, "_schema", None)
+        schema = schema_of(node.target)
         pure = node.op == "call_function" and schema is not None and not schema.is_mutable
         return pure and bool(node.all_input_nodes) and all(constant(each) for each in node.all_input_nodes)
 

@@ -12,6 +12,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from cat_plugin.errors import ExportError
+from cat_plugin.torch_compat import schema_of
 
 __all__ = ["Correction", "QuantizedLayer", "find_correction", "quantized_layers", "signature"]
 
@@ -80,7 +81,7 @@ def _dequantized_bits(node: Node) -> int | None:
     target = _target(node)
     if "quantized_decomposed.dequantize_per_" not in target:
         return None
-    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    schema = schema_of(node.target).arguments
     values = dict(zip((argument.name for argument in schema), node.args, strict=False)) | node.kwargs
     levels = int(values["quant_max"]) - int(values["quant_min"]) + 1
     return (levels - 1).bit_length()
@@ -168,7 +169,7 @@ def find_correction(program: ExportedProgram) -> Correction | None:
     (node,) = nodes
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     alpha = 1.0
-    for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+    for argument, value in zip(schema_of(node.target).arguments, node.args, strict=False):
         if argument.name == "alpha":
             alpha = float(value)
         elif argument.name not in ("logits", "features") and value is not None:

@@ -6,11 +6,12 @@ CPU and CUDA with a dynamic batch, computes in float32 and returns the dtype of 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.custom_ops import CustomOpDef
 
 __all__ = ["cluster_affine", "cluster_affine_full", "cluster_affine_lowrank"]
 
@@ -67,7 +68,28 @@ def _check(logits: Tensor, classes: int) -> None:
         raise RuntimeError(f"logits must be floating point; got {logits.dtype}")
 
 
-@torch.library.custom_op("cat::cluster_affine", mutates_args=())
+def _operation(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register a function as an op, and what it returns without computing it.
+
+    That is a tensor like the logits, of as many classes as `beta` has.
+    """
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        op = torch.library.custom_op(name, function, mutates_args=())
+        names = list(inspect.signature(function).parameters)
+
+        def fake(*arguments: Any) -> Tensor:
+            given = dict(zip(names, arguments, strict=True))
+            _check(given["logits"], given["beta"].shape[1])
+            return torch.empty_like(given["logits"], memory_format=torch.contiguous_format)
+
+        op.register_fake(fake)
+        return op
+
+    return register
+
+
+@_operation("cat::cluster_affine")
 def cluster_affine(
     logits: Tensor,
     mean: Tensor,
@@ -107,7 +129,7 @@ def cluster_affine(
     return corrected.to(logits.dtype)
 
 
-@torch.library.custom_op("cat::cluster_affine_lowrank", mutates_args=())
+@_operation("cat::cluster_affine_lowrank")
 def cluster_affine_lowrank(
     logits: Tensor,
     mean: Tensor,
@@ -150,7 +172,7 @@ def cluster_affine_lowrank(
     return (z + alpha * change).to(logits.dtype)
 
 
-@torch.library.custom_op("cat::cluster_affine_full", mutates_args=())
+@_operation("cat::cluster_affine_full")
 def cluster_affine_full(
     logits: Tensor,
     features: Tensor | None,
@@ -193,19 +215,3 @@ def cluster_affine_full(
         label = _nearest(_position(x, mean, components), centroids)
         mapped = _per_cluster(x, label, weight.to(z.dtype).transpose(1, 2)) + beta.to(z.dtype)[label]
     return (z + alpha * (mapped - z)).to(logits.dtype)
-
-
-def _register_fake(op: CustomOpDef) -> None:
-    """Say what an op returns without computing it: a tensor like the logits, of as many classes as `beta` has."""
-    names = [argument.name for argument in op._opoverload._schema.arguments]
-
-    def fake(*arguments: Any) -> Tensor:
-        given = dict(zip(names, arguments, strict=True))
-        _check(given["logits"], given["beta"].shape[1])
-        return torch.empty_like(given["logits"], memory_format=torch.contiguous_format)
-
-    op.register_fake(fake)
-
-
-for _op in (cluster_affine, cluster_affine_lowrank, cluster_affine_full):
-    _register_fake(_op)

@@ -32,6 +32,7 @@ from cat_plugin.serialization.structure import (
     encode_module,
     tensors_of,
 )
+from cat_plugin.torch_compat import register_quantized_decomposed
 
 __all__ = ["is_saved", "load", "save"]
 
@@ -229,8 +230,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> C
 
     directory = Path(directory)
     manifest, tensors = _read(directory)
-    import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers the ops of quantized graphs)
-
+    register_quantized_decomposed()  # quantized graphs call these ops
     parts = {
         name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
     }

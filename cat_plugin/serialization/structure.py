@@ -18,14 +18,23 @@ import torch
 from torch import fx, nn
 
 from cat_plugin.errors import BundleError, ExportError
+from cat_plugin.torch_compat import (
+    NATIVE_FUNCTIONS,
+    PACKED_MODULES,
+    QUANTIZED_MODULES,
+    OpOverload,
+    linear_packed_parameters,
+    quantized_tensor,
+    schema_of,
+)
 
 __all__ = ["decode_graph", "decode_module", "encode_graph", "encode_module", "tensors_of"]
 
-_CLASS_ROOTS = ("torch.nn.", "torch.ao.nn.", "torchao.", "neural_compressor.")
+_CLASS_ROOTS = ("torch.nn.", QUANTIZED_MODULES, "torchao.", "neural_compressor.")
 _FUNCTION_ROOTS = {
     "torch": torch,
     "torch.nn.functional": torch.nn.functional,
-    "torch._C._nn": torch._C._nn,
+    "torch._C._nn": NATIVE_FUNCTIONS,
     "operator": operator,
     "_operator": operator,
     "math": math,
@@ -34,7 +43,6 @@ _TORCH_NAMES = {torch.dtype: "dtype", torch.memory_format: "memory_format", torc
 _NAMESPACES = ("aten", "quantized", "quantized_decomposed", "prims", "cat", "torchao", "onednn")
 _BLANK = frozenset(vars(nn.Module())) | {"training"}
 _PATH = re.compile(r"(?!__)\w+(\.(?!__)\w+)*")
-_QUANTIZED = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 
 
 def encode(value: Any) -> Any:
@@ -96,8 +104,8 @@ def decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
 
 
 def _name_function(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return f"op:{target.namespace}:{target._schema.name.split('::')[1]}:{target._overloadname}"
+    if isinstance(target, OpOverload):
+        return f"op:{target.namespace}:{schema_of(target).name.split('::')[1]}:{target._overloadname}"
     for root, module in _FUNCTION_ROOTS.items():
         name = getattr(target, "__name__", "")
         if name and getattr(module, name, None) is target:
@@ -262,7 +270,7 @@ def encode_module(module: nn.Module) -> dict[str, Any]:
                           "host can be written as plain data")  # fmt: skip
     skipped = {"_packed_params", "save"}
     plain = {key: value for key, value in vars(module).items() if key not in _BLANK and key not in skipped}
-    if not name.startswith(_QUANTIZED):
+    if not name.startswith(PACKED_MODULES):
         plain = {key: value for key, value in plain.items() if not callable(value)}
     return {
         "class": name,
@@ -308,7 +316,7 @@ def decode_module(data: Mapping[str, Any], tensors: Mapping[str, Any], prefix: s
         module.register_buffer(key, None)
     for key, child in data["children"].items():
         module.add_module(key, decode_module(child, tensors, f"{prefix}{key}."))
-    if name.startswith(_QUANTIZED):
+    if name.startswith(PACKED_MODULES):
         _pack(module, tensors, prefix)
     module.training = False
     return module
@@ -322,13 +330,9 @@ def _pack(module: nn.Module, tensors: Mapping[str, Any], prefix: str) -> None:
     scales = tensors[prefix + "packed.scales"]
     zero_points = tensors[prefix + "packed.zero_points"]
     axis = int(tensors[prefix + "packed.axis"])
-    if axis >= 0:
-        weight = torch._make_per_channel_quantized_tensor(values, scales, zero_points, axis)
-    else:
-        weight = torch._make_per_tensor_quantized_tensor(values, float(scales), int(zero_points))
+    weight = quantized_tensor(values, scales, zero_points, axis)
     if "Linear" in type(module).__name__:
-        packed = importlib.import_module("torch.ao.nn.quantized.modules.linear").LinearPackedParams
-        module._packed_params = packed(torch.qint8)
+        module._packed_params = linear_packed_parameters()
     module.set_weight_bias(weight, tensors.get(prefix + "packed.bias"))  # type: ignore[operator]
 
 
@@ -351,7 +355,7 @@ def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
             for key, value in group.items():
                 if value is not None:
                     found[prefix + key] = value.detach()
-        if _class_name(child).startswith(_QUANTIZED) and hasattr(child, "_weight_bias"):
+        if _class_name(child).startswith(PACKED_MODULES) and hasattr(child, "_weight_bias"):
             found.update({f"{prefix}packed.{key}": value for key, value in _packed(child).items()})
     return {name: value.cpu().contiguous() for name, value in found.items()}
 

@@ -38,3 +38,17 @@ def test_doctor_says_what_to_install(
     assert "cat-ptq[inc]" in hints["recipe host"]
     assert main(["doctor"]) == 0
     assert "cat-ptq[inc]" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_newer_torch_is_said_to_be_untested_and_is_not_missing(
+    as_json: AsJson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cat_plugin.cli import doctor
+
+    version = doctor.importlib.metadata.version
+    monkeypatch.setattr(
+        doctor.importlib.metadata, "version", lambda name: "2.15.1" if name == "torch" else version(name)
+    )
+    part = next(part for part in as_json("doctor")["parts"] if part["part"] == "torch")
+    assert part["state"] == "ok"
+    assert part["found"] == "2.15.1, not tested with this release (2.13 is)"

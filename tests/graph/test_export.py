@@ -9,6 +9,7 @@ from torch import nn
 from cat_plugin.errors import CATTypeError, ExportError
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.torch_compat import register_quantized_decomposed
 from tests.ptq.models import GroupedNet, SmallResNet, randomise, small_inputs
 
 
@@ -99,7 +100,7 @@ class FloatWeights(nn.Module):
 
 @pytest.mark.parametrize("both", [False, True])
 def test_float_weights_are_stored_as_integers(both, tmp_path):
-    import torch.ao.quantization.fx._decomposed
+    register_quantized_decomposed()
 
     module, x = FloatWeights(both), torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
     program = export_program(module, x)

@@ -7,9 +7,11 @@ graph that the backend is meant to read.  Scales are taken from one pass over ra
 from __future__ import annotations
 
 import torch
-import torch.ao.quantization.fx._decomposed
 from torch import nn
 
+from cat_plugin.torch_compat import register_quantized_decomposed
+
+register_quantized_decomposed()
 qd = torch.ops.quantized_decomposed
 
 

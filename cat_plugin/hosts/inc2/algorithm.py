@@ -38,7 +38,6 @@ _log = logging.getLogger("cat_plugin")
 _patches = Patches()
 _PARAMS = "cat_params"
 _SAMPLES = 1024
-_PACKED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 # Errors of strategies that ran, for the functions that the host returns from.
 _raised: list[Exception] = []
 _NO_BASE: dict[str, Any] = {"static_quant": {}}
@@ -229,8 +228,10 @@ def _corrected(
             state.session,
             detail,
         )
+        from cat_plugin.torch_compat import PACKED_MODULES
+
         template = state.wrappers.get(detail, model)
-        if any(type(module).__module__.startswith(_PACKED) for module in corrected.model.modules()):
+        if any(type(module).__module__.startswith(PACKED_MODULES) for module in corrected.model.modules()):
             corrected.export_obstacle = (
                 "the int8 model of the 2.x API computes with torch's packed int8 kernels, which torch.export does not "
                 "take. Quantize with the low-bit engine (w_bits: 8, a_bits: 8), or with static int8 of 3.9 or later"

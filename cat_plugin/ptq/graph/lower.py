@@ -9,15 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # registers quantized_decomposed
 from torch import fx, nn
 
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.transforms.equalization import Ceiling
+from cat_plugin.torch_compat import register_quantized_decomposed
 
 __all__ = ["lower"]
 
+register_quantized_decomposed()
 _qd = torch.ops.quantized_decomposed
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq.graph.ops import MOVING, is_call, operand
+from cat_plugin.torch_compat import schema_of
 
 __all__ = ["fold_constants", "functional", "plain"]
 
@@ -40,7 +41,7 @@ _NORM = _aten._native_batch_norm_legit_no_training.default
 
 
 def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     return node.op == "call_function" and schema is not None and bool(schema.is_mutable)
 
 

@@ -1,0 +1,193 @@
+"""Everything that is taken from PyTorch's private parts, nowhere else, with what stands in where a release lacks it.
+
+``torch.ao`` is to be deleted in favour of torchao.  A graph that is handed over needs of it only the operations
+``quantized_decomposed.*``; they are registered here, with the same schemas and the same results to the bit, where torch
+brings none.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "NATIVE_FUNCTIONS",
+    "PACKED_MODULES",
+    "QUANTIZED_MODULES",
+    "OpOverload",
+    "define_quantized_decomposed",
+    "linear_packed_parameters",
+    "quantized_tensor",
+    "register_quantized_decomposed",
+    "schema_of",
+]
+
+OpOverload = torch._ops.OpOverload
+
+NATIVE_FUNCTIONS = torch._C._nn
+"""Functions of torch that are written in C++ and have names in a traced graph, such as ``gelu``."""
+
+QUANTIZED_MODULES = "torch.ao.nn."
+"""Where the classes of torch's quantized layers live."""
+
+PACKED_MODULES = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
+"""Where those live that hold their weight packed for int8 kernels."""
+
+_NAMESPACE = "quantized_decomposed"
+_GRID = "int quant_min, int quant_max, ScalarType dtype"
+_WIDEN = "*, ScalarType? out_dtype=None"
+_SCHEMAS = (
+    f"quantize_per_tensor(Tensor input, float scale, int zero_point, {_GRID}) -> Tensor",
+    f"quantize_per_tensor.tensor(Tensor input, Tensor scale, Tensor zero_point, {_GRID}) -> Tensor",
+    f"dequantize_per_tensor(Tensor input, float scale, int zero_point, {_GRID}, {_WIDEN}) -> Tensor",
+    f"dequantize_per_tensor.tensor(Tensor input, Tensor scale, Tensor zero_point, {_GRID}, {_WIDEN}) -> Tensor",
+    f"quantize_per_channel(Tensor input, Tensor scales, Tensor zero_points, int axis, {_GRID}) -> Tensor",
+    f"dequantize_per_channel(Tensor input, Tensor scales, Tensor? zero_points, int axis, {_GRID}, {_WIDEN}) -> Tensor",
+)
+_libraries: list[torch.library.Library] = []  # a library's operations go when it is collected
+
+
+def schema_of(target: Any) -> Any:
+    """The schema of an operation of torch; None for any other callable."""
+    return getattr(target, "_schema", None)
+
+
+def quantized_tensor(values: Tensor, scales: Tensor, zero_points: Tensor, axis: int) -> Tensor:
+    """A tensor of torch's own quantized type.
+
+    Parameters
+    ----------
+    values : Tensor
+        Integers of any shape.
+    scales, zero_points : Tensor
+        One number, or one for each index of `axis`.
+    axis : int
+        The axis of the channels; below 0 where there is one scale.
+    """
+    if axis >= 0:
+        return torch._make_per_channel_quantized_tensor(values, scales, zero_points, axis)
+    return torch._make_per_tensor_quantized_tensor(values, float(scales), int(zero_points))
+
+
+def linear_packed_parameters() -> Any:
+    """Empty packed int8 parameters of a quantized linear layer of torch's."""
+    return importlib.import_module("torch.ao.nn.quantized.modules.linear").LinearPackedParams(torch.qint8)
+
+
+def register_quantized_decomposed() -> None:
+    """Make ``torch.ops.quantized_decomposed`` there: torch's where it has one, else what is defined here."""
+    if hasattr(torch.ops.quantized_decomposed, "quantize_per_tensor"):
+        return
+    try:
+        importlib.import_module("torch.ao.quantization.fx._decomposed")
+    except ImportError:
+        define_quantized_decomposed()
+
+
+def define_quantized_decomposed() -> None:
+    """Register the operations of a QDQ graph, as a fragment, so that a package that owns the namespace may follow."""
+    library: Any = torch.library.Library(_NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+    for schema in _SCHEMAS:
+        library.define(schema)
+        name = schema.partition("(")[0]
+        compute = _COMPUTE[name.partition(".")[0]]
+        library.impl(name, compute, "CompositeExplicitAutograd")
+        library.impl(name, _fake_quantize if name.startswith("quantize") else _fake_dequantize, "Meta")
+    _libraries.append(library)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _check_input(x: Tensor) -> Tensor:
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.to(torch.float32)
+    if x.dtype != torch.float32:
+        raise TypeError(f"a tensor of dtype {x.dtype} was given to be quantized; expected float32")
+    return x
+
+
+def _check_range(low: int, high: int, dtype: torch.dtype) -> None:
+    limits = torch.iinfo(dtype)
+    if low < limits.min or high > limits.max:
+        raise ValueError(f"quant_min {low} and quant_max {high} do not fit into {dtype}")
+
+
+def _check_integers(x: Tensor, dtype: torch.dtype) -> None:
+    if x.dtype != dtype:
+        raise TypeError(f"a tensor of dtype {x.dtype} was given to be dequantized; expected {dtype}")
+
+
+def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
+    """One number a channel in a shape that broadcasts against `x`."""
+    return values.view([-1 if i == axis % x.ndim else 1 for i in range(x.ndim)])
+
+
+def _quantize_per_tensor(
+    x: Tensor, scale: Any, zero_point: Any, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """``clip(round(x * (1 / scale)) + zero_point)``, halves to even; the reciprocal is taken in double precision."""
+    x = _check_input(x)
+    _check_range(low, high, dtype)
+    integers: Tensor = torch.round(x * (1.0 / _number(scale))) + _number(zero_point)
+    return integers.clamp(low, high).to(dtype)
+
+
+def _dequantize_per_tensor(
+    x: Tensor,
+    scale: Any,
+    zero_point: Any,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    _check_integers(x, dtype)
+    shifted: Tensor = x.to(out_dtype or torch.float32) - _number(zero_point)
+    return shifted.mul(_number(scale))
+
+
+def _quantize_per_channel(
+    x: Tensor, scales: Tensor, zero_points: Tensor, axis: int, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    x = _check_input(x)
+    _check_range(low, high, dtype)
+    integers = torch.round(x * (1.0 / _along(scales, x, axis))) + _along(zero_points, x, axis)
+    return integers.clamp(low, high).to(dtype)
+
+
+def _dequantize_per_channel(
+    x: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    axis: int,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    _check_integers(x, dtype)
+    shifted = x if zero_points is None else x - _along(zero_points, x, axis)
+    return (shifted * _along(scales, x, axis)).to(out_dtype or torch.float32)
+
+
+def _fake_quantize(x: Tensor, *grid: Any) -> Tensor:
+    return torch.empty_like(x, dtype=grid[-1])
+
+
+def _fake_dequantize(x: Tensor, *_grid: Any, out_dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(x, dtype=out_dtype or torch.float32)
+
+
+_COMPUTE = {
+    "quantize_per_tensor": _quantize_per_tensor,
+    "dequantize_per_tensor": _dequantize_per_tensor,
+    "quantize_per_channel": _quantize_per_channel,
+    "dequantize_per_channel": _dequantize_per_channel,
+}
