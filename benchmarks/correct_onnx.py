@@ -87,9 +87,20 @@ def quantize(
     )
 
 
-def top1(logits: np.ndarray, labels: np.ndarray, first: int) -> float:
-    """Percent of rows whose largest of the 1000 logits is at their label."""
-    return round(100.0 * float((logits[:, first:].argmax(1) == labels).mean()), 2)
+def hits(logits: np.ndarray, labels: np.ndarray, first: int) -> np.ndarray:
+    """Per row, whether the largest of the 1000 logits is at its label."""
+    return np.asarray(logits[:, first:].argmax(1) == labels)
+
+
+def percent(right: np.ndarray) -> float:
+    """Share of the rows that are right."""
+    return round(100.0 * float(right.mean()), 2)
+
+
+def paired_error(after: np.ndarray, before: np.ndarray) -> float:
+    """Standard error, in points, of the difference of two top-1s on the same rows."""
+    change = after.astype(np.float64) - before
+    return round(100.0 * float(change.std(ddof=1)) / len(change) ** 0.5, 2)
 
 
 def measure(network: str, root: Path, bits: list[str]) -> list[dict[str, Any]]:
@@ -118,12 +129,13 @@ def measure(network: str, root: Path, bits: list[str]) -> list[dict[str, Any]]:
         full = export_onnx(make(root), Path(folder) / "fp.onnx", torch.zeros(2, 3, 224, 224))
         name = read_model(full).graph.input[0].name
         reference = logits_of(full, fit)
-        exact = top1(logits_of(full, held_out), labels, first)
+        exact = percent(hits(logits_of(full, held_out), labels, first))
         for each in bits:
             low = Path(folder) / f"{each}.onnx"
             quantize(full, low, name, lambda: batches(pixels[:CALIBRATION]), each)
             row: dict[str, Any] = {"network": network, "bits": each, "fp": exact}
-            row["before"] = top1(logits_of(low, held_out), labels, first)
+            uncorrected = hits(logits_of(low, held_out), labels, first)
+            row["before"] = percent(uncorrected)
             known = logits_of(low, fit)
             for setting, estimator in (
                 ("paper", ClusterAffine.paper()),
@@ -133,7 +145,8 @@ def measure(network: str, root: Path, bits: list[str]) -> list[dict[str, Any]]:
                 fitted = correct_logits(known, reference, estimator=estimator)
                 row[f"{setting}_fit_s"] = round(time.perf_counter() - started, 1)
                 corrected = append_step(low, fitted, Path(folder) / "corrected.onnx")
-                row[setting] = top1(logits_of(corrected, held_out), labels, first)
+                right = hits(logits_of(corrected, held_out), labels, first)
+                row[setting], row[f"{setting}_error"] = percent(right), paired_error(right, uncorrected)
                 row[f"{setting}_map"] = (
                     f"{fitted.parameters_.mode}, K {fitted.parameters_.n_clusters}, alpha "
                     f"{fitted.parameters_.alpha:g}"
@@ -151,8 +164,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     lines += [
         f"| {row['network']} | {row['bits']} | {row['fp']:.2f} | {row['before']:.2f} | "
-        f"{row['paper']:.2f} ({row['paper'] - row['before']:+.2f}) | "
-        f"{row['auto']:.2f} ({row['auto'] - row['before']:+.2f}) |"
+        f"{row['paper']:.2f} ({row['paper'] - row['before']:+.2f} ± {row['paper_error']:.2f}) | "
+        f"{row['auto']:.2f} ({row['auto'] - row['before']:+.2f} ± {row['auto_error']:.2f}) |"
         for row in rows
     ]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from cat_plugin.errors import CATValueError
 from cat_plugin.graph.onnx.files import need, read_model
 from cat_plugin.graph.onnx.imported import OnnxModule
 from cat_plugin.graph.onnx.operators import OPERATORS, Step
-from cat_plugin.graph.onnx.sessions import session_of
+from cat_plugin.graph.onnx.sessions import session_of, showing
 
 __all__ = ["load_onnx"]
 
@@ -248,7 +248,7 @@ class _Truth:
         ends = [makers[name] for name in self.names if name in makers and makers[name].op_type in _BOUNDED]
         self.bounded = {node.output[0] for node in ends}
         self.names += [node.input[0] for node in ends if node.input[0] not in self.names]
-        self._session = session_of(_showing(model, self.names), optimized=False)
+        self._session = session_of(showing(model, self.names), optimized=False)
 
     def off(self, name: str, got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
         """Largest difference, relative to the largest value; infinite where shapes or non-finite values differ."""
@@ -274,16 +274,6 @@ class _Truth:
         ]
         whole = [np.concatenate(each)[:rows] for each in zip(*parts, strict=True)]
         return dict(zip(self.names, whole, strict=True))
-
-
-def _showing(model: Any, names: Sequence[str]) -> Any:
-    """The model with further values as outputs."""
-    onnx = need("onnx")
-    shown = onnx.ModelProto()
-    shown.CopyFrom(model)
-    held = {each.name for each in shown.graph.output}
-    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in held)
-    return shown
 
 
 def _run(
@@ -346,7 +336,7 @@ def _first_difference(
     """The first node whose result is not ONNX Runtime's, as a part of a sentence."""
     names = list(dict.fromkeys(name for _, name in made))
     try:
-        everything = _Truth(_showing(truth.model, names), truth.fixed)
+        everything = _Truth(showing(truth.model, names), truth.fixed)
         theirs = everything(feed)
     except Exception:  # values of odd types cannot be shown; the message does without
         return ""

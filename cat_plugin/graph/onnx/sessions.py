@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from cat_plugin.errors import CalibrationError, CATValueError
 from cat_plugin.graph.onnx.files import need
 
-__all__ = ["OnnxClassifier", "batches_of", "collect", "session_of"]
+__all__ = ["OnnxClassifier", "batches_of", "collect", "session_of", "showing"]
 
 
 def session_of(model: Any, *, optimized: bool = True) -> Any:
@@ -39,6 +39,27 @@ def session_of(model: Any, *, optimized: bool = True) -> Any:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         raise CATValueError(f"ONNX Runtime {runtime.__version__} cannot load the model: {error}") from error
+
+
+def showing(model: Any, names: Sequence[str]) -> Any:
+    """A copy of a model with further values as outputs.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+    names : sequence of str
+        Values that nodes of the graph make.
+
+    Returns
+    -------
+    onnx.ModelProto
+    """
+    onnx = need("onnx")
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    held = {each.name for each in shown.graph.output}
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in held)
+    return shown
 
 
 def batches_of(data: Any) -> Iterator[Mapping[str, np.ndarray[Any, Any]] | np.ndarray[Any, Any]]:
@@ -130,11 +151,7 @@ class OnnxClassifier:
         """The model with the logits as an output as well."""
         if self.softmax is None:
             return self.model
-        onnx = need("onnx")
-        shown = onnx.ModelProto()
-        shown.CopyFrom(self.model)
-        shown.graph.output.append(onnx.ValueInfoProto(name=self.logits))
-        return shown
+        return showing(self.model, [self.logits])
 
 
 def collect(model: Any, data: Iterable[Any], role: str) -> np.ndarray[Any, Any]:

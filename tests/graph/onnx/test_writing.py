@@ -74,6 +74,17 @@ def test_openvino_gives_the_modules_logits(tmp_path, w_bits, a_bits):
         agrees(np.asarray(compiled(x.numpy())[0]), module(x).numpy())
 
 
+@pytest.mark.parametrize(("w_bits", "a_bits"), [(8, 8), (6, 8), (6, 6)])
+def test_openvinos_integer_kernels_round_once_more(tmp_path, w_bits, a_bits):
+    openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    module, x = corrected(SmallResNet, w_bits=w_bits, a_bits=a_bits)
+    path = cat_plugin.export_onnx(module, tmp_path / "model.onnx", x, runtime="openvino")
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        expected = module(x).numpy()
+    assert np.abs(np.asarray(compiled(x.numpy())[0]) - expected).max() < 0.01 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize(
     ("bits", "opset", "kind"), [(8, 21, "INT8"), (4, 21, "INT4"), (2, 21, "INT4"), (2, 25, "INT2")]
 )
