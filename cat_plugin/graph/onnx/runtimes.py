@@ -1,6 +1,6 @@
 """What runtimes cannot take of a QDQ graph, or take without gaining by it: told before a file is written.
 
-Tried with ONNX Runtime 1.32 and OpenVINO 2026.4 on x86.
+Tried with ONNX Runtime 1.32 and OpenVINO 2026.4 on x86; uneven zero points with ONNX Runtime 1.20, 1.25, 1.28, 1.30 and 1.31 too.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def runtime_notes(program: ExportedProgram, opset: int = 21) -> list[Note]:
     if uneven:
         notes.append(
             Note(
-                f"the 8-bit weights of {len(uneven)} convolutions have zero points that differ by channel, which older "
-                "releases of ONNX Runtime (QLinearConv) and TensorRT refuse; quantize with symmetric_weights=True for "
-                "these"
+                f"the 8-bit weights of {len(uneven)} convolutions have zero points that differ by channel, on which "
+                "ONNX Runtime up to 1.25 fails with its default optimizations (1.28 and later compute them) and which "
+                "TensorRT refuses; quantize with symmetric_weights=True for these"
             )
         )
     return notes

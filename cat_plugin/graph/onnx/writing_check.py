@@ -205,7 +205,7 @@ class _OnTheirValues(fx.Interpreter):
 
     def _unrounded(self, node: fx.Node) -> tuple[Tensor, Tensor]:
         """What a quantize operation rounds, clipped to its range and in the input's units; and its step."""
-        given = self.map_nodes_to_values(arguments_of(node), node)
+        given: Any = self.map_nodes_to_values(arguments_of(node), node)
         x = given["input"].double()
         scale = torch.as_tensor(given.get("scale", given.get("scales")), dtype=torch.float64)
         zero = given.get("zero_point", given.get("zero_points"))
