@@ -15,8 +15,17 @@ if TYPE_CHECKING:
     from cat_plugin.ptq.report import LayerReport, QuantReport
     from cat_plugin.ptq.sensitivity_analysis import Sensitivity, sensitivity
     from cat_plugin.ptq.spec import QuantSpec
+    from cat_plugin.ptq.synthetic import synthetic_inputs
 
-__all__ = ["LayerReport", "QuantReport", "QuantSpec", "Sensitivity", "quantize", "sensitivity"]
+__all__ = [
+    "LayerReport",
+    "QuantReport",
+    "QuantSpec",
+    "Sensitivity",
+    "quantize",
+    "sensitivity",
+    "synthetic_inputs",
+]
 
 _LAZY = {
     "LayerReport": "cat_plugin.ptq.report",
@@ -25,6 +34,7 @@ _LAZY = {
     "Sensitivity": "cat_plugin.ptq.sensitivity_analysis",
     "quantize": "cat_plugin.ptq.engine",
     "sensitivity": "cat_plugin.ptq.sensitivity_analysis",
+    "synthetic_inputs": "cat_plugin.ptq.synthetic",
 }
 
 __getattr__, __dir__ = attach(__name__, _LAZY)

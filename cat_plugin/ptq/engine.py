@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from cat_plugin.errors import CATTypeError
+from cat_plugin.errors import CalibrationError, CATTypeError
 from cat_plugin.models import device_of, evaluating, fingerprint
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
@@ -23,20 +23,24 @@ from cat_plugin.ptq.progress import Progress, Reporter
 from cat_plugin.ptq.report import QuantReport
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.state import State
+from cat_plugin.ptq.synthetic import synthetic_inputs
 
 __all__ = ["quantize"]
 
 _log = logging.getLogger("cat_plugin")
 
+_SYNTHETIC = 256  # inputs that are made where none are given
+
 
 def quantize(
     model: nn.Module,
     spec: QuantSpec,
-    calibration: Iterable[Any] | Tensor,
+    calibration: Iterable[Any] | Tensor | None,
     *,
     progress: Callable[[Progress], None] | None = None,
     device: str | torch.device | None = None,
     resume: str | Path | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> tuple[fx.GraphModule, QuantReport]:
     """Quantize a trained classifier to 2..8 bits from unlabelled inputs.
 
@@ -46,8 +50,10 @@ def quantize(
         Takes one batch (N, ...), returns one tensor (N, C); left unchanged.
     spec : QuantSpec
         What to quantize and how.
-    calibration : iterable
-        Input batches (a tensor, or a tuple whose first item is the input).
+    calibration : iterable or None
+        Input batches (a tensor, or a tuple whose first item is the input).  None makes them from what the model's
+        BatchNorms remember (:func:`~cat_plugin.ptq.synthetic.synthetic_inputs`), which costs accuracy; ``input_shape`` says
+        how large.
     progress : callable or None
         Called with a :class:`~cat_plugin.ptq.progress.Progress` now and then, and after every unit.
     device : str, torch.device or None
@@ -55,6 +61,8 @@ def quantize(
     resume : path or None
         Directory for the state after each unit; an interrupted run that is started again with the same arguments goes
         on from there and gives the same result.
+    input_shape : sequence of int or None
+        Of one input, without the batch axis; for a quantization without calibration inputs.
 
     Returns
     -------
@@ -74,6 +82,9 @@ def quantize(
         raise CATTypeError(f"spec is a {type(spec).__name__}; expected a QuantSpec.")
     started = time.perf_counter()
     model, notes = acceptable(model)
+    if calibration is None:
+        calibration, note = _without_data(model, spec, input_shape)
+        notes.append(note)
     inputs = gather_inputs(calibration, spec.num_samples)
     if inputs.is_floating_point():
         inputs = inputs.float()
@@ -103,3 +114,17 @@ def quantize(
     for note in report.notes:
         _log.warning("%s", note)
     return state.module, report
+
+
+def _without_data(model: nn.Module, spec: QuantSpec, shape: Sequence[int] | None) -> tuple[Tensor, str]:
+    """Inputs made from the model, and what the caller should know of them."""
+    if shape is None:
+        raise CalibrationError(
+            "there are no calibration inputs (calibration is None); expected input batches, or input_shape, such as "
+            "(3, 224, 224), to have some made from what the model's BatchNorms remember."
+        )
+    inputs = synthetic_inputs(model, shape, min(spec.num_samples, _SYNTHETIC), seed=spec.seed)
+    return inputs, (
+        f"no calibration inputs were given: {len(inputs)} were made from the model itself. A few dozen real ones are better "
+        "at every bit-width, and at 4 bits by points"
+    )
