@@ -157,6 +157,17 @@ class QuantSpec:
         "depthwise convolutions.",
         since="0.1",
     )
+    smoothing: Annotated[str, OneOf(("smoothquant", "omniquant", "lrquant", "repq"))] | None = option(
+        default=None,
+        doc="Scale and shift the channels of transformers between norms and linear layers, exactly, before quantizing "
+        "(:mod:`cat_plugin.ptq.transforms.smoothing`); the names are those of the methods.",
+        since="0.1",
+    )
+    smoothing_strength: Share = option(
+        default=0.5,
+        doc="Share of an activation's range that ``smoothquant`` and ``omniquant`` move into the weights.",
+        since="0.1",
+    )
     rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] = option(
         default="straight_through",
         doc="How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`).",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tests.zoo import attention, dense, mobile, residual, sequence
+from tests.zoo import attention, dense, language, mobile, residual, sequence
 
 __all__ = ["ZOO", "Network"]
 
@@ -82,4 +82,6 @@ ZOO: dict[str, Network] = {
     "tcn": Network(sequence.Tcn, _SEQUENCE),
     "wavenet": Network(sequence.WaveNet, _SEQUENCE),
     "text-cnn": Network(sequence.TextCnn, (12,), words=50),
+    "encoder": Network(language.Encoder, (12,), words=50),
+    "llama": Network(language.Llama, (12,), words=50),
 }

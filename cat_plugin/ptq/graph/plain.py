@@ -37,6 +37,17 @@ _IDENTITY = frozenset(
 _CHECKS = frozenset(
     {_aten._assert_tensor_metadata.default, _aten._assert_async.msg, _aten._assert_scalar.default}
 )
+#: Operations that make a tensor of numbers alone, as tables of positions are made.
+_CREATIONS = frozenset(
+    {
+        _aten.arange.default,
+        _aten.arange.start,
+        _aten.arange.start_step,
+        _aten.full.default,
+        _aten.ones.default,
+        _aten.zeros.default,
+    }
+)
 _NORM = _aten._native_batch_norm_legit_no_training.default
 
 
@@ -184,7 +195,7 @@ def fold_constants(module: fx.GraphModule) -> int:
     """Compute what depends on parameters and numbers alone, in place.
 
     Weight norm, spectral norm, weight standardisation, ``weight * 0.5`` and ``parameter.exp()`` become one tensor each,
-    which is then quantized like any other weight.
+    which is then quantized like any other weight; the tables of rotary positions become constants.
 
     Parameters
     ----------
@@ -203,7 +214,7 @@ def fold_constants(module: fx.GraphModule) -> int:
             constant[node] = getattr(module, str(node.target))
         elif (
             node.op == "call_function"
-            and node.all_input_nodes
+            and (node.all_input_nodes or node.target in _CREATIONS)
             and all(n in constant for n in node.all_input_nodes)
         ):
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: constant[n])

@@ -9,12 +9,13 @@ from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
 from cat_plugin.ptq.transforms.equalization import Equalization
+from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
 from cat_plugin.ptq.transforms.transform import Transform
 
 __all__ = ["TRANSFORMS", "EquivalentTransforms"]
 
 #: In the order in which they are applied.
-TRANSFORMS: tuple[Transform, ...] = (Equalization(),)
+TRANSFORMS: tuple[Transform, ...] = (Equalization(), Smoothing())
 
 
 class EquivalentTransforms(Stage):

@@ -1,0 +1,113 @@
+"""Closed-form scales and shifts of the channels of a place: a class for each method, in a registry."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cat_plugin.ptq.transforms.smoothing.places import Place
+from cat_plugin.ptq.transforms.smoothing.ranges import Ranges
+
+__all__ = ["STARTS", "LogarithmicEquivalent", "Reparametrization", "SmoothQuant", "Start"]
+
+_LEAST = 1e-2  # no channel is scaled up by more than a hundred
+
+
+class Start(ABC):
+    """Where scales and shifts begin; where nothing is trained, also where they end.
+
+    Attributes
+    ----------
+    moves : bool
+        Whether channels are shifted where the place permits it.
+    products : bool
+        Whether queries and keys are scaled.
+    """
+
+    moves: ClassVar[bool] = True
+    products: ClassVar[bool] = True
+
+    @abstractmethod
+    def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
+        """(n,) scales.
+
+        Parameters
+        ----------
+        reach : Tensor
+            (n,) greatest magnitude of each channel, shifted.
+        weight : Tensor
+            (n,) greatest magnitude of the weights that it is multiplied by.
+        strength : float
+            Share of the difficulty that is moved into the weights.
+        """
+
+    def choose(self, place: Place, ranges: Ranges, strength: float) -> tuple[Tensor, Tensor | None]:
+        """(n,) positive scales, and shifts where there are any; None where the place stays as it is."""
+        if place.kind == "product":
+            ones = torch.ones(place.count)
+            return (ranges.ratio.sqrt().clamp(_LEAST, 1 / _LEAST) if self.products else ones), None
+        shifts = ranges.middle if self.moves and place.shifted else None
+        centre = torch.zeros(()) if shifts is None else shifts
+        reach = torch.maximum((ranges.high - centre).abs(), (ranges.low - centre).abs())
+        return self.scales(reach, ranges.weight.clamp(min=1e-5), strength).clamp(min=_LEAST), shifts
+
+
+class SmoothQuant(Start):
+    """``s = m^a / w^(1-a)`` (Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4), without shifts.
+
+    ``m`` is the channel's greatest magnitude, ``w`` its column's in the weights, ``a`` the strength.
+    """
+
+    moves = False
+    products = False
+
+    def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
+        return reach.clamp(min=1e-5) ** strength / weight ** (1 - strength)
+
+
+class OmniQuant(Start):
+    """SmoothQuant's scales with shifts, and queries against keys (Shao et al., "OmniQuant", arXiv 2308.13137, section 3.3)."""
+
+    def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
+        return reach.clamp(min=1e-5) ** strength / weight ** (1 - strength)
+
+
+class LogarithmicEquivalent(Start):
+    """``s = m / log2(2 + m)`` with shifts: LRQuant+'s logarithmic activation equivalent.
+
+    (Zhao et al., "LRQuant+: A Unified and Learnable Framework to Post-training Quantization for Transformer-based Large
+    Foundation Models", IEEE TPAMI 2025, doi 10.1109/TPAMI.2025.3599479.)
+    """
+
+    def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
+        return reach / torch.log2(2 + reach)
+
+
+class Reparametrization(Start):
+    """Every channel's range brought to the mean range, its middle to zero.
+
+    (Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers", arXiv 2212.08254,
+    section 3.3: a scale and a zero point for each channel, folded into the norm and the next layer.)
+    """
+
+    products = False
+
+    def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
+        return reach / reach.mean().clamp(min=1e-5)
+
+    def choose(self, place: Place, ranges: Ranges, strength: float) -> tuple[Tensor, Tensor | None]:
+        if place.kind == "norm":
+            return super().choose(place, ranges, strength)
+        return torch.ones(place.count), None
+
+
+#: By the name that ``smoothing`` has in a specification.
+STARTS: dict[str, Start] = {
+    "smoothquant": SmoothQuant(),
+    "omniquant": OmniQuant(),
+    "lrquant": LogarithmicEquivalent(),
+    "repq": Reparametrization(),
+}
