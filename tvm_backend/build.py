@@ -93,6 +93,7 @@ def compile(
     total = len(variants) + 2
     step = progress or (lambda done, total, what: _log.info("%d/%d %s", done, total, what))
     step(0, total, "importing the graph")
+    source = _opened(source)
     imported = import_program(_program(source))
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
@@ -116,7 +117,7 @@ def compile(
                 manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
             if cache:
                 cache_of.store(name, staging, manifest)
-        manifest = _install(manifest, staging, path)
+        manifest = _install(manifest | _of_the_user(source), staging, path)
     step(total, total, "done")
     return CompileReport(
         path=path,
@@ -151,11 +152,28 @@ def _install(manifest: dict[str, Any], staging: Path, path: Path) -> dict[str, A
     return installed
 
 
-def _program(source: Any) -> Any:
-    if isinstance(source, str | os.PathLike):
-        from cat_plugin.graph.bundle import read_bundle
+def _opened(source: Any) -> Any:
+    """A bundle where its directory is given; anything else as it is."""
+    if not isinstance(source, str | os.PathLike):
+        return source
+    from cat_plugin.graph.bundle import read_bundle
 
-        source = read_bundle(source)
+    return read_bundle(source)
+
+
+def _of_the_user(source: Any) -> dict[str, Any]:
+    """What a bundle says of its inputs and classes, for the library's description."""
+    from cat_plugin.graph.preparation import preparation_of
+
+    known = getattr(source, "manifest", {})
+    how = preparation_of(known)
+    return {
+        "preparation": None if how is None else how.to_dict(),
+        "class_names": known.get("class_names"),
+    }
+
+
+def _program(source: Any) -> Any:
     if hasattr(source, "program"):
         return source.program()
     if not hasattr(source, "graph_signature"):

@@ -16,6 +16,9 @@ import numpy as np
 
 from cat_plugin.errors import LibraryError
 from cat_plugin.files import checked, read_json
+from cat_plugin.graph.preparation import Preparation, are_class_names, is_preparation, preparation_of
+from tvm_backend.elf import missing_part
+from tvm_backend.images import prepared, top_of
 from tvm_backend.processor import cpu_features, permit_amx
 
 __all__ = ["FORMAT", "VERSION", "Library", "load", "read_manifest"]
@@ -69,6 +72,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     batches = parsed.setdefault("batch_sizes", [])
     if not isinstance(batches, list) or not all(type(size) is int for size in batches):
         raise LibraryError(f"{manifest}: 'batch_sizes' is no list of integers; compile the model again")
+    for key, fits in (("preparation", is_preparation), ("class_names", are_class_names)):
+        if not fits(parsed.get(key)):
+            raise LibraryError(f"{manifest}: {key!r} is not what belongs there; compile the model again")
     return parsed
 
 
@@ -246,6 +252,41 @@ class Library:
             return _like(inputs[0], result)
         return tuple(_like(inputs[0], item) for item in result)
 
+    @property
+    def preparation(self) -> Preparation | None:
+        """How images are prepared for the model; None where nobody recorded it."""
+        return preparation_of(self.manifest)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes; None where nobody recorded them."""
+        names: list[str] | None = self.manifest.get("class_names")
+        return names
+
+    def predict(self, images: Any, top: int | None = None) -> Any:
+        """Run the model on images, prepared as they were when it was calibrated.
+
+        Parameters
+        ----------
+        images : ndarray of shape (N, H, W, C), uint8, or sequence of such of shape (H, W, C)
+            RGB, or grey with one channel.
+        top : int, optional
+            How many classes to give of each image.
+
+        Returns
+        -------
+        ndarray or Top
+            What the model returns; with `top` the likeliest classes, their probabilities and names
+            (:class:`tvm_backend.images.Top`).
+
+        Raises
+        ------
+        LibraryError
+            These are no images of the model's size, or the library does not say how to prepare them.
+        """
+        result = self(prepared(images, self.preparation))
+        return result if top is None else top_of(result, top, self.class_names)
+
     def _empty(self, like: Any) -> Any:
         outputs = [
             np.empty([0 if isinstance(d, str) else d for d in entry["shape"]], entry["dtype"])
@@ -266,6 +307,11 @@ class Library:
                 f"input {expected['name']!r} is a {type(value).__name__}; give a numpy array or a DLPack tensor"
             )
         found = str(dtype).rpartition(".")[2]
+        if found == "uint8" and expected["dtype"] == "float32" and len(shape) == 4:
+            raise LibraryError(
+                f"input {expected['name']!r} has dtype uint8, the model takes float32: give images (N, H, W, C) to predict(), "
+                "which prepares them as the model was calibrated"
+            )
         if found != expected["dtype"]:
             raise LibraryError(
                 f"input {expected['name']!r} has dtype {found}, the model takes {expected['dtype']}: convert it first"
@@ -340,7 +386,8 @@ def load(path: str | os.PathLike[str]) -> Library:
             f"{path.with_suffix('.json')} names a file elsewhere ({file!r}); compile the model again"
         )
     chosen = path.with_name(file)
-    with checked(chosen, variant, LibraryError, _REMEDY):
-        pass
+    with checked(chosen, variant, LibraryError, _REMEDY) as stream:
+        if missing := missing_part(stream, variant["size"]):
+            raise LibraryError(f"{chosen} is cut short: {missing} lies beyond its end; {_REMEDY}")
     _log.debug("loading %s for %s", chosen, variant["target"])
     return Library(chosen, manifest, variant, str(variant.get("device", "cpu")))

@@ -10,6 +10,7 @@ import typer
 from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
+    ChannelOrder,
     Data,
     ImageSize,
     Mean,
@@ -35,6 +36,7 @@ def correct(
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
+    channel_order: ChannelOrder = None,
     batch_size: BatchSize = 64,
 ) -> None:
     """Append a fitted correction to a quantized ONNX classifier and keep the rest of it as it is.
@@ -46,7 +48,7 @@ def correct(
     from cat_plugin import correct_onnx
     from cat_plugin.cluster_affine import ClusterAffine
 
-    samples = samples_of(data, preparation(mean, std, image_size))
+    samples = samples_of(data, preparation(mean, std, image_size, channel_order))
     estimator = ClusterAffine.paper() if paper else ClusterAffine(random_state=0)
     with state.console.status("running both models and fitting"):
         fitted = correct_onnx(

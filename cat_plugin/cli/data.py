@@ -7,14 +7,11 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cat_plugin.errors import CATValueError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from cat_plugin.graph.preparation import Preparation, square
 
 __all__ = ["Samples", "load_samples"]
 
@@ -35,11 +32,17 @@ class Samples:
         Class indices.
     names : list of str or None
         The images' files.
+    source : str
+        ``"images"`` where they were bytes or files of images, else ``"arrays"``.
+    classes : list of str or None
+        The names of the folders that the labels number.
     """
 
     inputs: np.ndarray
     labels: np.ndarray | None
     names: list[str] | None = None
+    source: str = "arrays"
+    classes: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -47,23 +50,6 @@ class Samples:
     def batches(self, size: int) -> list[np.ndarray]:
         """Cut the inputs into batches of at most `size`."""
         return [self.inputs[start : start + size] for start in range(0, len(self), size)]
-
-
-def _prepare(values: np.ndarray, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> np.ndarray:
-    """Turn stored values into what a model takes; uint8 images are (n, height, width, channels)."""
-    if values.dtype == np.uint8 and values.ndim == 4:
-        values = np.ascontiguousarray(values.transpose(0, 3, 1, 2), dtype=np.float32) / 255
-    values = values.astype(np.float32, copy=False)
-    for name, given in (("--mean", mean), ("--std", std)):
-        if given is not None and (values.ndim != 4 or len(given) not in (1, values.shape[1])):
-            raise CATValueError(
-                f"{name} has {len(given)} values for data of shape {values.shape}; give one, or one per channel"
-            )
-    if mean is not None:
-        values = values - np.asarray(mean, np.float32).reshape(1, -1, 1, 1)
-    if std is not None:
-        values = values / np.asarray(std, np.float32).reshape(1, -1, 1, 1)
-    return values
 
 
 def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -88,14 +74,6 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return inputs, labels
 
 
-def _square(image: Image, size: int) -> Image:
-    """Scale the shorter side to 8/7 of `size` (256 for 224) and cut a square out of the middle."""
-    scale = size * 8 / 7 / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), resample=2)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
 def _read_images(paths: list[Path], size: int | None) -> np.ndarray:
     try:
         from PIL import Image
@@ -110,7 +88,7 @@ def _read_images(paths: list[Path], size: int | None) -> np.ndarray:
                 image = opened.convert("RGB")
         except (OSError, Image.DecompressionBombError) as error:
             raise CATValueError(f"{path} cannot be read as an image: {error}") from error
-        images.append(np.asarray(image if size is None else _square(image, size)))
+        images.append(np.asarray(image if size is None else square(image, size)))
         if images[-1].shape != images[0].shape:
             raise CATValueError(
                 f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {paths[0]} is "
@@ -157,13 +135,7 @@ def _from_folder(path: Path) -> _Listed:
     return alone, None
 
 
-def load_samples(
-    source: str | Path,
-    *,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    image_size: int | None = None,
-) -> Samples:
+def load_samples(source: str | Path, preparation: Preparation | None = None) -> Samples:
     """Load inputs and labels.
 
     Parameters
@@ -171,23 +143,24 @@ def load_samples(
     source : path
         An ``.npz`` file (arrays ``inputs``/``images``/``x`` and ``labels``/``y``), a ``.csv`` of file and class
         index, a folder with one folder of images per class, or a folder of images (without labels).
-    mean, std : tuple of float, optional
-        Normalisation per channel, after images have been scaled to [0, 1].
-    image_size : int, optional
-        Image files are scaled so that the shorter side is 8/7 of it, and a square of it is cut out of the middle.
+    preparation : Preparation, optional
+        What is done to them; without it images are scaled to [0, 1] and arrays taken as they are.
 
     Raises
     ------
     CATValueError
         When the source is missing, empty, or of none of these forms.
     """
-    path = Path(source)
+    path, how = Path(source), preparation or Preparation()
     names: list[str] | None = None
+    classes: list[str] | None = None
     if path.is_dir() or (path.is_file() and path.suffix == ".csv"):
         listed, labels = _from_folder(path) if path.is_dir() else _from_csv(path)
         root = path if path.is_dir() else path.parent
         names = [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in listed]
-        inputs = _read_images(listed, image_size)
+        inputs = _read_images(listed, how.image_size)
+        if path.is_dir() and labels is not None:
+            classes = sorted(child.name for child in path.iterdir() if child.is_dir())
     elif not path.is_file():
         raise CATValueError(f"no data at {source}; give an .npz file, a .csv list or a folder of images")
     elif path.suffix == ".npz":
@@ -204,5 +177,6 @@ def load_samples(
         raise CATValueError(
             f"{source} holds {len(inputs)} inputs and labels of shape {labels.shape}; expected one each"
         )
-    prepared = _prepare(inputs, mean, std)
-    return Samples(prepared, None if labels is None else labels.astype(np.int64), names)
+    kind = "images" if inputs.dtype == np.uint8 and inputs.ndim == 4 else "arrays"
+    known = None if labels is None else labels.astype(np.int64)
+    return Samples(how.apply(inputs), known, names, kind, classes)

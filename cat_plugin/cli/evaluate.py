@@ -10,7 +10,9 @@ import typer
 from cat_plugin.cli.console import state
 from cat_plugin.cli.options import (
     BatchSize,
+    ChannelOrder,
     Data,
+    Force,
     ImageSize,
     Mean,
     MetricName,
@@ -39,11 +41,13 @@ def evaluate(
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
+    channel_order: ChannelOrder = None,
+    force: Force = False,
     batch_size: BatchSize = 64,
 ) -> None:
     """Measure the accuracy of a bundle with PyTorch, with and without its correction.
 
-    Images are prepared as they were for the calibration, unless options say otherwise. --model measures the
+    Images are prepared as they were for the calibration; options that say otherwise need --force. --model measures the
     full-precision model on the same samples.
     """
     if bundle is None and model is None:
@@ -53,6 +57,7 @@ def evaluate(
     sources_exist(data=(data,), weights=weights)
     from cat_plugin.cli.models import load_model
     from cat_plugin.graph.bundle import read_bundle
+    from cat_plugin.graph.preparation import preparation_of
     from cat_plugin.report.metrics import METRICS, load_metric
     from cat_plugin.report.outputs import both_logits
     from cat_plugin.report.scoring import batches_of, logits_of
@@ -60,8 +65,9 @@ def evaluate(
     score = load_metric(metric)
     scale, key = (100, f"{metric}_percent") if metric in METRICS else (1, "score")
     opened = None if bundle is None else read_bundle(bundle)
-    recorded = None if opened is None else opened.manifest["calibration"].get("preparation")
-    samples = labelled(data, preparation(mean, std, image_size, recorded))
+    recorded = None if opened is None else preparation_of(opened.manifest)
+    how = preparation(mean, std, image_size, channel_order, recorded=recorded, force=force)
+    samples = labelled(data, how, same=recorded is not None and not force)
     values: dict[str, Any] = {}
     if opened is not None:
         corrected, plain = both_logits(opened.program(), batches_of(samples.inputs, batch_size))

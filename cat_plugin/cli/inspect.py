@@ -14,6 +14,8 @@ from cat_plugin.cli.console import key_value_table, state
 
 __all__ = ["inspect"]
 
+_NAMED = 6
+
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, or a compiled library (.so).")],
@@ -23,6 +25,18 @@ def inspect(
         _inspect_library(path)
     else:
         _inspect_bundle(path)
+
+
+def _of_the_user(manifest: dict[str, Any]) -> dict[str, Any]:
+    """How images become inputs, and what the classes are called."""
+    from cat_plugin.graph.preparation import preparation_of
+
+    how, names = preparation_of(manifest), manifest.get("class_names") or ()
+    more = f", ... ({len(names)})" if len(names) > _NAMED else ""
+    return {
+        "prepared as": "not recorded" if how is None else how,
+        "classes": f"{', '.join(names[:_NAMED])}{more}" if names else "not recorded",
+    }
 
 
 def _inspect_bundle(path: Path) -> None:
@@ -48,8 +62,11 @@ def _inspect_bundle(path: Path) -> None:
             if step is None
             else f"{step['op']}, alpha {step['alpha']:g}, {shapes.get('beta', ['?'])[0]} clusters",
             "files": ", ".join(f"{name} {size(f['size'])}" for name, f in manifest["files"].items()),
-            "calibration": ", ".join(f"{k} {v}" for k, v in manifest["calibration"].items() if v != {})
+            "calibration": ", ".join(
+                f"{k} {v}" for k, v in manifest["calibration"].items() if k != "preparation"
+            )
             or "not recorded",
+            **_of_the_user(manifest),
             "written by": ", ".join(f"{k} {v}" for k, v in manifest["libraries"].items()),
         }
         return Group(table, "", key_value_table(facts))
@@ -82,6 +99,7 @@ def _inspect_library(path: Path) -> None:
             "batch sizes with code of their own": ", ".join(map(str, manifest.get("batch_sizes", ())))
             or "none",
             "left in float": ", ".join(sorted(set(manifest.get("float_ops", ())))) or "nothing",
+            **_of_the_user(manifest),
             "written by": ", ".join(f"{k} {v}" for k, v in manifest.get("libraries", {}).items()),
         }
         for variant in manifest["variants"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +12,15 @@ from cat_plugin.errors import CATError, CATValueError
 
 if TYPE_CHECKING:
     from cat_plugin.cli.data import Samples
+    from cat_plugin.graph.preparation import Preparation
     from cat_plugin.report.scoring import Labelled
 
 __all__ = [
     "BatchSize",
+    "ChannelOrder",
+    "Classes",
     "Data",
+    "Force",
     "ImageSize",
     "Mean",
     "MetricName",
@@ -24,6 +28,7 @@ __all__ = [
     "NumClasses",
     "Std",
     "Weights",
+    "class_names",
     "labelled",
     "library_exists",
     "preparation",
@@ -50,6 +55,19 @@ ImageSize = Annotated[
         min=1,
         help="Image files: scale the shorter side to 8/7 of this and cut out a square of this size.",
     ),
+]
+ChannelOrder = Annotated[
+    str | None, typer.Option("--channel-order", help="What the model takes: rgb (the default) or bgr.")
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Prepare inputs by the options alone, though the model was calibrated with others."
+    ),
+]
+Classes = Annotated[
+    Path | None,
+    typer.Option("--classes", help="A text file with the name of a class in each line, in their order."),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples per batch.")]
 Model = Annotated[
@@ -85,36 +103,52 @@ def preparation(
     mean: str | None,
     std: str | None,
     image_size: int | None,
-    recorded: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """How inputs are made ready for the model: as the options say, and where they say nothing as the bundle does.
+    channel_order: str | None,
+    *,
+    recorded: Preparation | None = None,
+    force: bool = False,
+) -> Preparation | None:
+    """How inputs are made ready for the model: as the model's manifest says, or where it says nothing as the options do.
 
     Parameters
     ----------
-    mean, std : str or None
+    mean, std, channel_order : str or None
         The options' texts.
     image_size : int or None
-    recorded : mapping, optional
-        What a bundle's manifest has under ``calibration.preparation``.
+    recorded : Preparation, optional
+        What the manifest says.
+    force : bool
+        Whether the options count alone, whatever the manifest says.
 
     Returns
     -------
-    dict
-        ``mean`` and ``std`` (tuples of float or None) and ``image_size``, as :func:`load_samples` takes them.
+    Preparation or None
+        None when neither says anything.
+
+    Raises
+    ------
+    CATValueError
+        The options say something else than the manifest, or nothing that can be done.
     """
-    known = dict(recorded or {})
+    from cat_plugin.graph.preparation import Preparation
 
-    def kept(key: str) -> tuple[float, ...] | None:
-        values = known.get(key)
-        numbers = isinstance(values, list) and all(isinstance(value, int | float) for value in values)
-        return tuple(map(float, values)) if numbers else None  # type: ignore[arg-type]
-
-    size = known.get("image_size")
-    return {
-        "mean": _floats(mean, "--mean") or kept("mean"),
-        "std": _floats(std, "--std") or kept("std"),
-        "image_size": image_size or (size if isinstance(size, int) and size > 0 else None),
+    given = {
+        "mean": _floats(mean, "--mean"),
+        "std": _floats(std, "--std"),
+        "image_size": image_size,
+        "channel_order": None if channel_order is None else channel_order.upper(),
     }
+    given = {name: value for name, value in given.items() if value is not None}
+    if recorded is None or force:
+        return Preparation(**given) if given else None  # type: ignore[arg-type]
+    for name, value in given.items():
+        if value != getattr(recorded, name):
+            option = f"--{name.replace('_', '-')}"
+            raise CATValueError(
+                f"{option} is not what the model was calibrated with ({recorded}); leave {option} out, or prepare the inputs by "
+                "the options alone with --force"
+            )
+    return recorded
 
 
 def sources_exist(
@@ -154,19 +188,61 @@ def library_exists(path: Path) -> None:
         raise CATValueError(f"no compiled library at {path}; give the .so that 'cat-ptq compile' wrote")
 
 
-def samples_of(source: str, prepared: Mapping[str, Any]) -> Samples:
-    """Load data with what :func:`preparation` returned."""
+def samples_of(source: str, prepared: Preparation | None, *, same: bool = False) -> Samples:
+    """Load data with what :func:`preparation` returned.
+
+    Parameters
+    ----------
+    source : str
+    prepared : Preparation or None
+    same : bool
+        Whether they must be of the kind that the model was calibrated on: images, or arrays prepared elsewhere.
+
+    Raises
+    ------
+    CATValueError
+        They are of the other kind, for which the preparation would be wrong.
+    """
     from cat_plugin.cli.data import load_samples
 
-    return load_samples(source, **prepared)
+    samples = load_samples(source, prepared)
+    if same and prepared is not None and samples.source != prepared.source:
+        raise CATValueError(
+            f"{source} holds {samples.source} and the model was calibrated on {prepared}; give {prepared.source}, or prepare "
+            "the inputs by the options alone with --force"
+        )
+    return samples
 
 
-def labelled(source: str, prepared: Mapping[str, Any]) -> Labelled:
-    """Load data that must have labels."""
+def labelled(source: str, prepared: Preparation | None, *, same: bool = False) -> Labelled:
+    """Load data that must have labels, as :func:`samples_of` does."""
     from cat_plugin.report.scoring import Labelled, known
 
-    samples = samples_of(source, prepared)
+    samples = samples_of(source, prepared, same=same)
     return Labelled(samples.inputs, known(samples.labels), samples.names, Path(source).name)
+
+
+def class_names(path: Path | None) -> list[str] | None:
+    """The lines of a file of class names.
+
+    Raises
+    ------
+    CATValueError
+        It cannot be read, or is empty.
+    """
+    if path is None:
+        return None
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CATValueError(
+            f"--classes {path} cannot be read: {error}; give a text file, a name a line"
+        ) from error
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise CATValueError(f"--classes {path} is empty; give a text file, a name a line")
+    return names
 
 
 def tvm_backend() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from rich.table import Table
 from cat_plugin.cli.console import EXIT_MISSED, key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
+    ChannelOrder,
+    Classes,
     Data,
     ImageSize,
     Mean,
@@ -21,20 +24,22 @@ from cat_plugin.cli.options import (
     NumClasses,
     Std,
     Weights,
+    class_names,
     labelled,
     preparation,
     samples_of,
     sources_exist,
 )
 from cat_plugin.cli.places import BUNDLE, DIRECTORY, held_state, may_write
-from cat_plugin.errors import RecipeError
+from cat_plugin.errors import CATValueError, RecipeError
 from cat_plugin.report.content import short_name, weight_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from cat_plugin.cli.data import Samples
     from cat_plugin.recipe.recipe import Recipe
-    from cat_plugin.report.scoring import Scorer
+    from cat_plugin.report.scoring import FloatArray, Scorer
 
 _log = logging.getLogger("cat_plugin")
 
@@ -65,6 +70,8 @@ def quantize(
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
+    channel_order: ChannelOrder = None,
+    classes: Classes = None,
     batch_size: BatchSize = 64,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where an interrupted run of the same command stopped.")
@@ -86,6 +93,7 @@ def quantize(
     """
     sources_exist(recipe=recipe, data=(data, tune), weights=weights)
     may_write(out, BUNDLE)
+    names = class_names(classes)
     if tensorboard is not None:
         may_write(tensorboard, DIRECTORY, "--tensorboard")
     import torch
@@ -94,10 +102,11 @@ def quantize(
     from cat_plugin.cli.models import load_model
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import quantized_layers
+    from cat_plugin.graph.preparation import Preparation
     from cat_plugin.recipe.options import has_choices
     from cat_plugin.report.metrics import load_metric
     from cat_plugin.report.recording import measured, recorded
-    from cat_plugin.report.scoring import Scorer
+    from cat_plugin.report.scoring import Scorer, logits_of
 
     loaded = load_recipe(recipe)
     if tune is None and (len(loaded.configurations) > 1 or has_choices(loaded.configurations[0])):
@@ -105,10 +114,12 @@ def quantize(
             f"{recipe} describes several configurations; give labelled data with --tune, so that one can be chosen, or "
             "give each option one value"
         )
-    prepared = preparation(mean, std, image_size)
+    prepared = preparation(mean, std, image_size, channel_order)
     network = load_model(model, weights, num_classes)
     samples = samples_of(data, prepared)
-    scorer = None if tune is None else Scorer(labelled(tune, prepared), batch_size, load_metric(metric))
+    how = dataclasses.replace(prepared or Preparation(), source=samples.source)
+    names = _names(names, samples, logits_of(network, samples.inputs[:1], 1))
+    scorer = None if tune is None else Scorer(labelled(tune, how, same=True), batch_size, load_metric(metric))
     batches = list(torch.split(torch.from_numpy(samples.inputs), batch_size))
     with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
         corrected = _run(loaded, network, batches, scorer, kept, scalars)
@@ -119,12 +130,15 @@ def quantize(
         if measure:
             with state.console.status("measuring the layers") as status:
                 record |= measured(network, corrected, layers, samples.inputs, batch_size, status.update)
-        calibration = {
-            "samples": len(samples),
-            "recipe": recipe.name,
-            "preparation": {key: value for key, value in prepared.items() if value is not None},
-        }
-        bundle = export_bundle(program, batches[0][:2], out, calibration=calibration, report=record)
+        bundle = export_bundle(
+            program,
+            batches[0][:2],
+            out,
+            calibration={"samples": len(samples), "recipe": recipe.name},
+            report=record,
+            preparation=how,
+            class_names=names,
+        )
     values: dict[str, Any] = {
         "bundle": str(bundle),
         "calibration_samples": len(samples),
@@ -138,6 +152,17 @@ def quantize(
     if not any(trial["met"] for trial in values.get("trials", ({"met": True},))) and not allow_miss:
         _log.warning(f"no trial met the criterion; the best one is in {out} (--allow-miss exits with 0)")
         raise typer.Exit(EXIT_MISSED)
+
+
+def _names(given: list[str] | None, samples: Samples, logits: FloatArray) -> list[str] | None:
+    """The names of the classes: those given, or those of the folders where there is one for each class."""
+    classes = logits.shape[1] if logits.ndim == 2 else None
+    if given is not None and len(given) != classes:
+        raise CATValueError(
+            f"--classes names {len(given)} classes and the model has {classes}; give a name for each, in their order"
+        )
+    folders = samples.classes
+    return given or (folders if folders is not None and len(folders) == classes else None)
 
 
 def _layer(layer: dict[str, Any]) -> dict[str, Any]:

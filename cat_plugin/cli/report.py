@@ -14,6 +14,8 @@ import typer
 from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
+    ChannelOrder,
+    Force,
     ImageSize,
     Mean,
     Model,
@@ -31,6 +33,7 @@ from cat_plugin.errors import CATError, CATValueError
 
 if TYPE_CHECKING:
     from cat_plugin.graph.bundle import Bundle
+    from cat_plugin.graph.preparation import Preparation
     from cat_plugin.report.content import Content
     from cat_plugin.report.scoring import Labelled
 
@@ -57,6 +60,8 @@ def report(
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
+    channel_order: ChannelOrder = None,
+    force: Force = False,
     batch_size: BatchSize = 64,
     batch: Annotated[str, typer.Option("--batch", help="Batch sizes to time the library at.")] = "1,16",
     seconds: Annotated[
@@ -70,6 +75,7 @@ def report(
     """
     from cat_plugin.files import write_errors, write_text
     from cat_plugin.graph.bundle import read_bundle
+    from cat_plugin.graph.preparation import preparation_of
     from cat_plugin.report.content import Content
     from cat_plugin.report.page import render
     from cat_plugin.report.record import read_record
@@ -96,9 +102,9 @@ def report(
         written=_written(),
     )
     if data is not None:
-        recorded = opened.manifest["calibration"].get("preparation")
-        prepared = preparation(mean, std, image_size, recorded)
-        samples = labelled(data, prepared)
+        recorded = preparation_of(opened.manifest)
+        prepared = preparation(mean, std, image_size, channel_order, recorded=recorded, force=force)
+        samples = labelled(data, prepared, same=recorded is not None and not force)
         with state.console.status("measuring the accuracy"):
             _measure(content, opened, compare or [], samples, batch_size, (model, weights, num_classes))
         content.source = samples.source
@@ -163,12 +169,12 @@ def _measure(
         content.evaluations.append(other)
 
 
-def _add_pictures(content: Content, samples: Labelled, prepared: dict[str, Any]) -> None:
+def _add_pictures(content: Content, samples: Labelled, prepared: Preparation | None) -> None:
     from cat_plugin.report.images import thumbnails
 
     assert content.labels is not None
     numbers = [row[0] for row in content.labels["rows"][:_PICTURES]]
-    pictures = thumbnails(samples.inputs[numbers], prepared["mean"], prepared["std"]) if numbers else None
+    pictures = thumbnails(samples.inputs[numbers], prepared) if numbers else None
     content.pictures = dict(zip(numbers, pictures or (), strict=False))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.cli.options import (
     BatchSize,
+    ChannelOrder,
+    Force,
     ImageSize,
     Mean,
     Std,
@@ -27,6 +30,9 @@ from cat_plugin.report.scoring import top1
 
 __all__ = ["run"]
 
+_SHOWN = 12
+_log = logging.getLogger("cat_plugin")
+
 
 def run(
     library: Annotated[Path, typer.Argument(help="A compiled library.")],
@@ -35,31 +41,49 @@ def run(
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
+    channel_order: ChannelOrder = None,
+    force: Force = False,
     batch_size: BatchSize = 64,
 ) -> None:
-    """Run a compiled library on data (PyTorch is not imported)."""
+    """Run a compiled library on data (PyTorch is not imported).
+
+    Images are prepared as they were for the calibration; options that say otherwise need --force.
+    """
     library_exists(library)
     sources_exist(data=(inputs,))
     if out is not None:
         out = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
         may_write(out, LOGITS)
     backend = tvm_backend()
-    samples = samples_of(inputs, preparation(mean, std, image_size))
     call = backend.load(library)
+    recorded = call.preparation
+    how = preparation(mean, std, image_size, channel_order, recorded=recorded, force=force)
+    samples = samples_of(inputs, how, same=recorded is not None and not force)
+    if how is None and samples.source == "images":
+        _log.warning(
+            f"{library} does not say how images are prepared for it: they are scaled to [0, 1] and no more; give --mean and "
+            "--std if the model was trained with them"
+        )
     logits = np.concatenate([call(batch) for batch in samples.batches(batch_size)])
     if logits.ndim != 2:
         raise CATValueError(
             f"{library} returns an array of shape {logits.shape}; 'run' is for classifiers, (N, C)"
         )
-    values: dict[str, Any] = {"samples": len(samples), "predictions": logits.argmax(1).tolist()}
+    classes = logits.argmax(1).tolist()
+    values: dict[str, Any] = {"samples": len(samples), "predictions": classes}
+    names = call.class_names
+    if names is not None:
+        values["class_names"] = [names[index] for index in classes]
     if samples.labels is not None:
         values["top1_percent"] = top1(logits, samples.labels)
     if out is not None:
         _write_logits(out, logits)
         values["logits"] = str(out)
     shown = dict(values)
-    if len(samples) > 12:
-        shown["predictions"] = f"{', '.join(map(str, values['predictions'][:12]))}, ... (all with --json)"
+    named = shown.pop("class_names", classes)
+    shown["predictions"] = ", ".join(map(str, named[:_SHOWN]))
+    if len(samples) > _SHOWN:
+        shown["predictions"] += ", ... (all with --json)"
     state.report(values, lambda: key_value_table(shown))
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cat_plugin.cli.console import state
 from cat_plugin.cli.options import (
+    ChannelOrder,
     ImageSize,
     Mean,
     NumClasses,
@@ -48,6 +49,7 @@ def sensitivity(
     mean: Mean = None,
     std: Std = None,
     image_size: ImageSize = None,
+    channel_order: ChannelOrder = None,
 ) -> None:
     """Show which layers and blocks suffer from low bits: each is rounded alone, in the full-precision model.
 
@@ -61,7 +63,7 @@ def sensitivity(
     from cat_plugin.ptq import QuantSpec
     from cat_plugin.ptq import sensitivity as measure
 
-    samples = samples_of(data, preparation(mean, std, image_size))
+    samples = samples_of(data, preparation(mean, std, image_size, channel_order))
     if len(samples.inputs) == 0:
         raise CATValueError(f"{data} holds no samples; give at least one")
     ends = None if all_layers else 8

@@ -21,12 +21,12 @@ import io
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cat_plugin.errors import BundleError
+from cat_plugin.errors import BundleError, CATValueError
 from cat_plugin.files import checked, parse_json, sha256_of, staged_directory, write_errors
 from cat_plugin.graph.archive import check_archive
 from cat_plugin.graph.arrays import array_bytes, array_shapes
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch.export import ExportedProgram
+
+    from cat_plugin.graph.preparation import Preparation
 
 __all__ = ["MANIFEST", "Bundle", "export_bundle", "read_bundle", "sha256_of"]
 
@@ -69,6 +71,8 @@ def export_bundle(
     *,
     calibration: Mapping[str, Any] | None = None,
     report: Mapping[str, Any] | None = None,
+    preparation: Preparation | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Path:
     """Write a quantized, corrected model as a bundle.
 
@@ -86,6 +90,11 @@ def export_bundle(
     report : mapping, optional
         A JSON-able account of the quantization, see :mod:`cat_plugin.report.record`; by default what `module` itself
         remembers (``report`` and ``config`` of a :class:`~cat_plugin.correction.CorrectedModule`).
+    preparation : Preparation, optional
+        How images become the model's inputs (:class:`cat_plugin.graph.preparation.Preparation`); stored, and done by
+        whoever runs the model on images.
+    class_names : sequence of str, optional
+        A name for each output of the classifier, stored.
 
     Returns
     -------
@@ -98,6 +107,8 @@ def export_bundle(
         When the model cannot be exported as a QDQ graph.
     BundleError
         When `directory` holds something that is not a bundle, or cannot be written.
+    CATValueError
+        When `class_names` are not as many as the model has classes.
     """
     import torch
     from torch.export import ExportedProgram
@@ -128,8 +139,12 @@ def export_bundle(
             "shapes": {name: list(array.shape) for name, array in correction.arrays.items()},
         },
         "calibration": dict(calibration or {}),
+        "preparation": None if preparation is None else preparation.to_dict(),
+        "class_names": None if class_names is None else list(class_names),
         "libraries": _versions(),
     }
+    if class_names is not None:
+        _check_class_names(class_names, manifest["outputs"])
     with write_errors(BundleError, f"a bundle to {directory}"), staged_directory(final) as staged:
         # Sample inputs are the one part of the archive that torch pickles; a bundle carries none.
         program._example_inputs = None
@@ -150,6 +165,15 @@ def export_bundle(
         }
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return final
+
+
+def _check_class_names(names: Sequence[str], outputs: list[dict[str, Any]]) -> None:
+    shape = outputs[0]["shape"]
+    classes = shape[1] if len(shape) > 1 else None
+    if len(names) != classes:
+        raise CATValueError(
+            f"{len(names)} class names for {classes} classes; give one for each, in their order"
+        )
 
 
 def _forget_sources(program: ExportedProgram) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from cat_plugin.cluster_affine.families import MAPS, AffineMap
 from cat_plugin.errors import BundleError
 from cat_plugin.files import read_json
+from cat_plugin.graph.preparation import are_class_names, is_preparation
 
 __all__ = [
     "CORRECTION",
@@ -77,6 +78,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     for key, right in _PARTS.items():
         if key not in manifest or not right(manifest[key]):
             raise BundleError(f"{path}: {key!r} is missing or not what belongs there; export again")
+    for key, right in _OPTIONAL.items():
+        if not right(manifest.get(key)):
+            raise BundleError(f"{path}: {key!r} is not what belongs there; export again")
     if (CORRECTION in manifest["files"]) != (manifest["cluster_affine"] is not None):
         raise BundleError(f"{path}: 'cluster_affine' and the file {CORRECTION} do not agree; export again")
     return manifest
@@ -158,3 +162,4 @@ _PARTS = {
     "calibration": _is_mapping,
     "libraries": _is_mapping,
 }
+_OPTIONAL = {"preparation": is_preparation, "class_names": are_class_names}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import struct
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from cat_plugin.graph.preparation import Preparation
 
 __all__ = ["data_address", "png", "thumbnails"]
 
@@ -44,17 +47,15 @@ def data_address(pixels: np.ndarray[Any, Any]) -> str:
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode("ascii")
 
 
-def thumbnails(
-    inputs: np.ndarray[Any, Any], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> list[str] | None:
+def thumbnails(inputs: np.ndarray[Any, Any], preparation: Preparation | None = None) -> list[str] | None:
     """Model inputs as pictures.
 
     Parameters
     ----------
     inputs : ndarray of shape (n, channels, height, width), float
         As the model gets them.
-    mean, std : tuple of float, optional
-        The normalisation that made them; without it each image is stretched to the full range of grey.
+    preparation : Preparation, optional
+        What made them of images; where it says nothing each image is stretched to the full range of grey.
 
     Returns
     -------
@@ -63,13 +64,13 @@ def thumbnails(
     """
     if inputs.ndim != 4 or inputs.shape[1] not in (1, 3):
         return None
+    known = preparation is not None and bool(preparation.mean or preparation.std)
+    images = inputs.astype(np.float64)
+    if preparation is not None:
+        images = preparation.restore(images)
     addresses = []
-    for image in inputs.astype(np.float64):
-        if mean is not None or std is not None:
-            scale = np.asarray(std or (1.0,)).reshape(-1, 1, 1)
-            shift = np.asarray(mean or (0.0,)).reshape(-1, 1, 1)
-            image = image * scale + shift
-        else:
+    for image in images:
+        if not known:
             low, high = image.min(), image.max()
             image = (image - low) / (high - low if high > low else 1.0)
         step = max(1, -(-max(image.shape[1:]) // _LONGEST))

@@ -11,6 +11,7 @@ import pytest
 
 from cat_plugin.cli.data import load_samples
 from cat_plugin.errors import CATValueError
+from cat_plugin.graph.preparation import Preparation
 
 
 def test_float_npz_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -26,7 +27,7 @@ def test_float_npz_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_uint8_images_are_scaled_and_normalised(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     np.savez(tmp_path / "x.npz", images=images)
-    samples = load_samples(tmp_path / "x.npz", mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    samples = load_samples(tmp_path / "x.npz", Preparation(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)))
     expected = (images / 255.0 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
     np.testing.assert_allclose(samples.inputs, expected.transpose(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
     assert samples.labels is None
@@ -115,7 +116,7 @@ def test_image_size_scales_and_cuts(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     image.fromarray(pixels).save(tmp_path / "a" / "wide.png")
     image.fromarray(pixels.transpose(1, 0, 2).copy()).save(tmp_path / "a" / "high.png")
-    samples = load_samples(tmp_path, image_size=56)
+    samples = load_samples(tmp_path, Preparation(image_size=56))
     assert samples.inputs.shape == (2, 3, 56, 56)
     high, wide = samples.inputs[:, 0]
     np.testing.assert_allclose(wide[:, :26], 0, atol=0.01)

@@ -89,7 +89,7 @@ def content() -> Content:
         ],
         full_score=0.9433,
         labels={**label_changes(labels, said), "source": "test.npz"},
-        pictures=dict(zip((3, 4, 5), thumbnails(rng.normal(size=(3, 1, 8, 8)), None, None) or (), strict=True)),
+        pictures=dict(zip((3, 4, 5), thumbnails(rng.normal(size=(3, 1, 8, 8))) or (), strict=True)),
         latency=[
             {"runtime": "compiled library", "batch": 1, **times},
             {"runtime": "PyTorch, quantized graph", "batch": 1, **slower},

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 
+from cat_plugin.graph.preparation import Preparation
 from cat_plugin.report.images import png, thumbnails
 
 
@@ -23,12 +24,12 @@ def test_thumbnails_undo_the_normalisation() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 6, 5), dtype=np.uint8)
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     inputs = (pixels / 255 - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
-    addresses = thumbnails(inputs, mean, std)
+    addresses = thumbnails(inputs, Preparation(mean=mean, std=std))
     assert addresses is not None
     import base64
 
     shown = np.asarray(image.open(io.BytesIO(base64.b64decode(addresses[1].partition(",")[2]))))
     np.testing.assert_array_equal(shown, pixels[1].transpose(1, 2, 0))
-    assert thumbnails(np.zeros((2, 10)), None, None) is None
-    assert thumbnails(np.zeros((2, 4, 8, 8)), None, None) is None
-    assert len(thumbnails(np.zeros((1, 1, 300, 200)), None, None)[0]) < 2000  # type: ignore[index]
+    assert thumbnails(np.zeros((2, 10))) is None
+    assert thumbnails(np.zeros((2, 4, 8, 8))) is None
+    assert len(thumbnails(np.zeros((1, 1, 300, 200)))[0]) < 2000  # type: ignore[index]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cat_plugin.graph.preparation import Preparation
 from cat_plugin.report.content import Content
 from cat_plugin.report.page import render
 
@@ -93,9 +94,17 @@ def test_nothing_is_said_of_a_figure_that_is_not_there(content: Content) -> None
 
 
 def test_how_inputs_were_prepared_is_shown_where_they_were(content: Content) -> None:
-    for prepared, shown in (({"image_size": 32}, True), ({}, False)):
-        content.manifest["calibration"]["preparation"] = prepared
-        assert ("preparation" in Page(render(content)).words) == shown
+    how = Preparation(mean=(0.5,), image_size=32)
+    for recorded, shown in ((how.to_dict(), str(how)), (None, "not recorded")):
+        content.manifest["preparation"] = recorded
+        words = Page(render(content)).words
+        assert f"Inputs {shown}" in " ".join(words.split())
+
+
+def test_changed_labels_have_the_names_of_the_classes(content: Content) -> None:
+    content.manifest["class_names"] = ["ant", "bee", "cat", "dog"]
+    cards = [attributes["title"] for tag, attributes in Page(render(content)).tags if tag == "figure"]
+    assert any("ant \N{RIGHTWARDS ARROW} dog, the right class is ant" in str(card) for card in cards)
 
 
 def test_ids_are_unique_and_links_lead_somewhere(content: Content) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import tvm
 import tvm_ffi
 
 import tvm_backend
+from cat_plugin.graph.preparation import Preparation
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 
@@ -48,6 +50,24 @@ def test_same_logits_as_from_python(program, compiled, images):
     assert done.returncode == 0, done.stderr.decode()
     logits = np.frombuffer(done.stdout, "float32").reshape(len(images), -1)
     np.testing.assert_array_equal(logits, tvm_backend.load(report.path)(images))
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+def test_images_are_prepared_as_from_python(program, compiled, tmp_path, order):
+    library = tmp_path / "model.so"
+    shutil.copy(compiled[0].path, library)
+    manifest = json.loads(compiled[0].path.with_suffix(".json").read_text())
+    manifest["variants"][0]["file"] = library.name
+    how = Preparation(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), channel_order=order)
+    library.with_suffix(".json").write_text(json.dumps(manifest | {"preparation": how.to_dict()}))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    done = run(program, "--images", library, *pictures.shape, data=pictures.tobytes())
+    assert done.returncode == 0, done.stderr.decode()
+    logits = np.frombuffer(done.stdout, "float32").reshape(2, -1)
+    np.testing.assert_allclose(logits, tvm_backend.load(library).predict(pictures), atol=1e-5)
+    unknown = run(program, "--images", compiled[0].path, *pictures.shape, data=pictures.tobytes())
+    assert unknown.returncode == 1
+    assert b"does not say how images are prepared" in unknown.stderr
 
 
 def test_errors_are_told(program, compiled, tmp_path):

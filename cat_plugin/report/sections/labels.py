@@ -34,7 +34,7 @@ def labels(content: Content) -> Section:
         if before in models and after in models:
             first, second = 2 + models.index(before), 2 + models.index(after)
             body.append(Heading(heading))
-            body.append(_step(rows, first, second, found, pictures))
+            body.append(_step(rows, first, second, found, pictures, content.manifest.get("class_names")))
     if not body:
         return Section(key, title, missing="only one model was run on the labelled data")
     total = found["samples"]
@@ -45,7 +45,12 @@ def labels(content: Content) -> Section:
 
 
 def _step(
-    rows: Sequence[Sequence[int]], first: int, second: int, found: dict[str, Any], pictures: dict[int, str]
+    rows: Sequence[Sequence[int]],
+    first: int,
+    second: int,
+    found: dict[str, Any],
+    pictures: dict[int, str],
+    classes: list[str] | None,
 ) -> Changes:
     kinds: list[tuple[str, str, list[Sequence[int]]]] = [
         ("Wrong to right", "good", [r for r in rows if r[first] != r[1] == r[second]]),
@@ -56,15 +61,24 @@ def _step(
     for name, _, members in kinds[:2]:
         if not members:
             continue
-        cards = [_card(row, first, second, found, pictures) for row in members[:_SHOWN]]
+        cards = [_card(row, first, second, found, pictures, classes) for row in members[:_SHOWN]]
         more = f" (the first {_SHOWN} of {len(members)})" if len(members) > _SHOWN else ""
         groups.append(Group(f"{name}{more}", cards, open=len(members) <= 24))
     return Changes([Count(len(members), name, tone) for name, tone, members in kinds], groups)
 
 
 def _card(
-    row: Sequence[int], first: int, second: int, found: dict[str, Any], pictures: dict[int, str]
+    row: Sequence[int],
+    first: int,
+    second: int,
+    found: dict[str, Any],
+    pictures: dict[int, str],
+    classes: list[str] | None,
 ) -> Card:
     number, right = row[0], row[1]
     name = found.get("names", {}).get(str(number), f"sample {number}")
-    return Card(name, row[first], row[second], right, pictures.get(number))
+
+    def named(index: int) -> int | str:
+        return classes[index] if classes is not None and 0 <= index < len(classes) else index
+
+    return Card(name, named(row[first]), named(row[second]), named(right), pictures.get(number))

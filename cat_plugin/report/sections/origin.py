@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cat_plugin.graph.preparation import preparation_of
 from cat_plugin.report.blocks import Block, Bullets, Details, Facts, Heading, Source
 from cat_plugin.report.content import Content, Section, as_text, bits_of
 from cat_plugin.report.figures import short
@@ -14,11 +15,13 @@ def origin(content: Content) -> Section:
     manifest, record = content.manifest, content.record
     engine = record.get("engine", {})
     step = manifest["cluster_affine"]
+    how = preparation_of(manifest)
     pairs: list[tuple[str, object]] = [
         ("Model", record.get("model", {}).get("name", "not recorded")),
         ("Bits of most weights", bits_of(manifest["layers"])),
         ("Correction", "none" if step is None else f"{step['op']}, alpha {short(step['alpha'])}"),
-        ("Calibration", ", ".join(f"{k} {as_text(v)}" for k, v in manifest["calibration"].items() if v != {}) or "not recorded"),
+        ("Calibration", ", ".join(f"{k} {as_text(v)}" for k, v in manifest["calibration"].items() if v and k != "preparation") or "not recorded"),
+        ("Inputs", "not recorded" if how is None else str(how)),
         ("Written by", ", ".join(f"{k} {v}" for k, v in manifest["libraries"].items())),
     ]  # fmt: skip
     if "seconds" in engine:
