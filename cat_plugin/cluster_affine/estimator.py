@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.metrics import r2_score
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from cat_plugin.cluster_affine import validation
 from cat_plugin.cluster_affine._typing import FloatArray
+from cat_plugin.cluster_affine.batches import CheckedBatches, feed
 from cat_plugin.cluster_affine.fitting import Party, Plan, Settings, fit_stream
-from cat_plugin.cluster_affine.pairing import Columns, pair, pair_sound, unpacked
+from cat_plugin.cluster_affine.pairing import Columns, pair
 from cat_plugin.cluster_affine.parameters import AffineParameters
-from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.sketch import row_limit
 from cat_plugin.cluster_affine.stream import StreamState
 from cat_plugin.errors import CATError, CATValueError
@@ -177,22 +177,14 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         CATValueError
             If the arrays do not fit each other or hold a NaN or an infinity.
         """
-        settings = self._settings()
+        settings = Settings.of(self)
         rows, self._columns = pair(self, X, y, features)
         tuned = validation.check_mask(tuned_mask, len(rows), "tuned_mask")
         grouping = validation.check_mask(groups, len(rows), "groups")
-        rows = Rows(
-            rows.z_q, rows.z_fp, rows.features, None if tuned is None else tuned.astype(bool), grouping
-        )
+        rows = replace(rows, tuned=None if tuned is None else tuned.astype(bool), groups=grouping)
         self._warn_of_few(len(rows))
-
-        def slices() -> Iterator[Rows]:
-            for start in range(0, len(rows), _SLICE_ROWS):
-                yield rows.take(np.arange(start, min(start + _SLICE_ROWS, len(rows))))
-
         self._forget()
-        limit = row_limit(rows.z_q.shape[1] + rows.z_fp.shape[1] + rows.n_features)
-        parameters, plan, seen = fit_stream(slices, settings, limit)
+        parameters, plan, seen = fit_stream(lambda: rows.slices(_SLICE_ROWS), settings, row_limit(rows.width))
         self._keep(parameters, plan, seen)
         return self
 
@@ -222,7 +214,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         CATValueError
             If there are no rows, or a batch cannot be used; the message says which row of the stream.
         """
-        settings = self._settings()
+        settings = Settings.of(self)
         self._forget()
         if iter(batches) is batches:
             if party is not None:
@@ -230,50 +222,26 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
                     "the batches can be read only once, and fitting over several processes reads them up to three "
                     "times; pass a list or a data loader."
                 )
-            for batch in batches:
-                z_q, z_fp, features = unpacked(batch)
-                if len(z_q):
-                    self.partial_fit(z_q, z_fp, features=features, sketch_rows=sketch_rows)
-            if not self.__sklearn_is_fitted__():
-                raise CATValueError("the batches held no rows; give at least one batch of logits.")
+            feed(self, batches, sketch_rows)
             return self
 
-        passed, columns = False, None
-
-        def checked() -> Iterator[Rows]:
-            nonlocal passed, columns
-            seen = 0
-            for batch in batches:
-                z_q, z_fp, features = unpacked(batch)
-                if not len(z_q):
-                    continue
-                if passed:
-                    rows = pair_sound(z_q, z_fp, features)
-                else:
-                    rows, columns = pair(self, z_q, z_fp, features, known=columns, first_row=seen)
-                seen += len(rows)
-                yield rows
-            passed = True
-
+        reader = CheckedBatches(self, batches)
         try:
-            first = next(checked(), None)
+            width = reader.width()
         except CATError:
             if party is None:
                 raise
             # The pass over all batches meets it again, and tells the other processes.
-            first = None
-        if first is None and party is None:
-            raise CATValueError("the batches held no rows; give at least one batch of logits.")
-        width = 0 if first is None else first.z_q.shape[1] + first.z_fp.shape[1] + first.n_features
+            width = 0
         if party is not None:
             width = party.widest(width)
-        parameters, plan, seen = fit_stream(checked, settings, sketch_rows or row_limit(width), party)
-        if columns is None:
+        elif not width:
+            raise CATValueError("the batches held no rows; give at least one batch of logits.")
+        parameters, plan, seen = fit_stream(reader, settings, sketch_rows or row_limit(width), party)
+        if reader.columns is None:
             # All rows were another process's.
-            rows = plan.bench.rows
-            self.n_features_in_ = rows.z_q.shape[1]
-            columns = Columns(False, rows.z_fp.shape[1], rows.n_features)
-        self._columns = columns
+            self.n_features_in_ = plan.bench.rows.z_q.shape[1]
+        self._columns = reader.columns or Columns.of(plan.bench.rows)
         self._warn_of_few(seen)
         self._keep(parameters, plan, seen)
         return self
@@ -309,10 +277,10 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         known = None if stream is None else self._columns
         rows, self._columns = pair(self, X, y, features, known=known, first_row=first_row)
         if stream is None:
-            settings = self._settings()
+            settings = Settings.of(self)
             self._forget()
             stream = self._stream = StreamState(settings)
-        limit = sketch_rows or row_limit(rows.z_q.shape[1] + rows.z_fp.shape[1] + rows.n_features)
+        limit = sketch_rows or row_limit(rows.width)
         stream.add(rows, limit)
         self.n_rows_seen_ = stream.n_rows
         self._parameters = None
@@ -398,15 +366,6 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         tags.regressor_tags.poor_score = self.mode != "auto"
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-    def _settings(self) -> Settings:
-        validation.check_options(self.mode, self.n_clusters, self.alpha, self.n_components)
-        if isinstance(self.random_state, (int, np.integer)):
-            seed = int(self.random_state)
-        else:
-            seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        d = None if self.n_components is None else int(self.n_components)
-        return Settings(self.mode, int(self.n_clusters), float(self.alpha), d, seed)
 
     def _warn_of_few(self, rows: int) -> None:
         if rows < self.n_clusters:

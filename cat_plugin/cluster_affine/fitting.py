@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
+from sklearn.utils import check_random_state
 
+from cat_plugin.cluster_affine import validation
 from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.families import FAMILIES, Candidate, Problem
 from cat_plugin.cluster_affine.geometry import Geometry
@@ -42,6 +44,18 @@ class Settings:
     alpha: float
     n_components: int | None
     seed: int
+
+    @classmethod
+    def of(cls, estimator: Any) -> Settings:
+        """Check the parameters of an estimator and draw its seed."""
+        validation.check_options(
+            estimator.mode, estimator.n_clusters, estimator.alpha, estimator.n_components
+        )
+        drawn = estimator.random_state
+        if not isinstance(drawn, (int, np.integer)):
+            drawn = check_random_state(drawn).randint(np.iinfo(np.int32).max)
+        d = None if estimator.n_components is None else int(estimator.n_components)
+        return cls(estimator.mode, int(estimator.n_clusters), float(estimator.alpha), d, int(drawn))
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,6 +33,11 @@ class Columns:
     targets: int
     extra: int
 
+    @classmethod
+    def of(cls, rows: Rows) -> Columns:
+        """Return the columns of rows that are paired already."""
+        return cls(False, rows.z_fp.shape[1], rows.n_features)
+
 
 def unpacked(batch: Any) -> tuple[Any, Any, Any]:
     """Return z_q, z_fp and features (or None) of a batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,16 @@ class Rows:
     def n_features(self) -> int:
         """Number of feature columns."""
         return 0 if self.features is None else int(self.features.shape[1])
+
+    @property
+    def width(self) -> int:
+        """Number of columns of all arrays together."""
+        return int(self.z_q.shape[1] + self.z_fp.shape[1]) + self.n_features
+
+    def slices(self, count: int) -> Iterator[Rows]:
+        """Return the rows in pieces of `count`, the last one of what is left."""
+        for start in range(0, len(self), count):
+            yield self.take(np.arange(start, min(start + count, len(self))))
 
     def take(self, index: NDArray[Any]) -> Rows:
         """Return some of the rows, by index or mask."""
