@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cat_plugin.graph.onnx.correction import append_step, correct_logits, correct_onnx
     from cat_plugin.graph.onnx.reading import load_onnx
     from cat_plugin.graph.onnx.writing import export_onnx
-    from cat_plugin.hosts.inc3.algorithm import CATConfig
+    from cat_plugin.hosts.inc3 import CATConfig
     from cat_plugin.recipe.recipe import Recipe, load_recipe
     from cat_plugin.serialization.saving import load, save
 
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    "CATConfig": "cat_plugin.hosts.inc3.algorithm",
+    "CATConfig": "cat_plugin.hosts.inc3",
     "Recipe": "cat_plugin.recipe.recipe",
     "append_step": "cat_plugin.graph.onnx.correction",
     "correct": "cat_plugin.correction",

@@ -18,13 +18,13 @@ __all__ = ["is_registered", "register", "unregister"]
 
 # The modules of the host that are extended, and the file of ours that does it.
 _WATCHED = {
-    "neural_compressor.torch.quantization": "cat_plugin.hosts.inc3.algorithm",
-    "neural_compressor.config": "cat_plugin.hosts.inc2.algorithm",
-    "neural_compressor.strategy.strategy": "cat_plugin.hosts.inc2.algorithm",
-    "neural_compressor.quantization": "cat_plugin.hosts.inc2.algorithm",
-    "neural_compressor.conf.config": "cat_plugin.hosts.inc2.algorithm",
-    "neural_compressor.experimental.strategy.strategy": "cat_plugin.hosts.inc2.algorithm",
-    "neural_compressor.experimental.quantization": "cat_plugin.hosts.inc2.algorithm",
+    "neural_compressor.torch.quantization": "cat_plugin.hosts.inc3.patches",
+    "neural_compressor.config": "cat_plugin.hosts.inc2.patches",
+    "neural_compressor.strategy.strategy": "cat_plugin.hosts.inc2.patches",
+    "neural_compressor.quantization": "cat_plugin.hosts.inc2.patches",
+    "neural_compressor.conf.config": "cat_plugin.hosts.inc2.patches",
+    "neural_compressor.experimental.strategy.strategy": "cat_plugin.hosts.inc2.patches",
+    "neural_compressor.experimental.quantization": "cat_plugin.hosts.inc2.patches",
 }
 _hook: PostImportHook | None = None
 
@@ -34,10 +34,7 @@ register_runner("neural_compressor", "cat_plugin.hosts.inc2.run")
 
 
 def _attach(host_module: ModuleType) -> None:
-    ours = importlib.import_module(_WATCHED[host_module.__name__])
-    # When our own file is what imports the host, it is not complete yet, and attaches itself at its end.
-    if hasattr(ours, "attach"):
-        ours.attach(host_module)
+    importlib.import_module(_WATCHED[host_module.__name__]).attach(host_module)
 
 
 def is_registered() -> bool:

@@ -151,12 +151,12 @@ def test_beside_a_configuration_of_the_host(task):
 
 
 def test_the_host_alone_is_served_by_the_host(task, monkeypatch):
-    import cat_plugin.hosts.inc3.algorithm as inc3
+    from cat_plugin.hosts.inc3 import tuning
 
     def refuse(*args, **kwargs):
         raise AssertionError("CAT's monitor has no business here")
 
-    monkeypatch.setattr(inc3, "_Monitor", refuse)
+    monkeypatch.setattr(tuning, "_Monitor", refuse)
     best = tune(task, [RTNConfig(bits=4, use_layer_wise=False)], task.accuracy, max_trials=1)
     assert not hasattr(best, "correction")
 

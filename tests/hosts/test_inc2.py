@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cat_plugin.errors import CalibrationError, HostError, RecipeError
+from tests.trained import Loader
 
 from .conftest import INC
 
@@ -22,19 +23,6 @@ if (2, 0) <= INC < (3, 8):
     from neural_compressor.config import AccuracyCriterion, TuningCriterion
 
 LOW = {"w_bits": 3, "a_bits": 4, "preset": "fast", "mode": "diagonal", "num_clusters": 4}
-
-
-class Loader:
-    """The data loader that the host's documentation asks for."""
-
-    def __init__(self, batches, labels=True):
-        self.batches = batches
-        self.labels = labels
-        self.batch_size = len(batches[0])
-
-    def __iter__(self):
-        for batch in self.batches:
-            yield (batch, torch.zeros(len(batch))) if self.labels else batch
 
 
 @pytest.fixture(autouse=True)

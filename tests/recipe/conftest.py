@@ -1,7 +1,7 @@
-"""The hosts' small trained network and its data, for recipes that are run."""
+"""The small trained network and its data, for recipes that are run."""
 
 from __future__ import annotations
 
-from tests.hosts.conftest import _task, task
+from tests.trained import _task, task
 
 __all__ = ["_task", "task"]

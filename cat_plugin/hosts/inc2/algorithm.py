@@ -1,29 +1,15 @@
-"""Neural Compressor 2.x: the Python and the YAML API, and every patch of them.
-
-After ``import cat_plugin`` the host takes, in Python,
-``PostTrainingQuantConfig(recipes={"cat": True, "cat_args": {...}})`` and in YAML ``algorithm: cat`` (or
-``algorithm: {cat: {...}}``, or ``recipes: {cat: true, cat_args: {...}}``) under ``quantization``.
-
-A strategy that finds CAT in its recipes gets three functions of its own instance replaced while it
-runs: the adaptor's ``quantize`` (which then returns a corrected model, wherever the host calls it:
-in a trial, when it recovers the best one, without tuning), the generator of configurations (so that each
-is tried with every configuration of CAT), and the converter in between (which carries CAT's options).
-Options of the low-bit engine run that engine in place of the host's int8.
-"""
+"""The ``cat`` algorithm: what stands in the place of functions of one strategy and its adaptor while they run."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from types import MethodType, ModuleType
+from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from cat_plugin.errors import CATError, HostError
-from cat_plugin.hosts._patching import Patches
-from cat_plugin.hosts.inc2 import yaml as inc2_yaml
-from cat_plugin.hosts.inc2.options import candidates, plain, take
+from cat_plugin.errors import HostError
+from cat_plugin.hosts.inc2.options import candidates
 from cat_plugin.recipe import options
 
 if TYPE_CHECKING:
@@ -32,18 +18,13 @@ if TYPE_CHECKING:
     from cat_plugin.hosts.pipeline import TuningSession
     from cat_plugin.recipe.tuning import TuningRun
 
-__all__ = ["attach", "detach"]
+__all__ = ["HostState", "configurations", "converted", "quantize", "stop"]
 
-_log = logging.getLogger("cat_plugin")
-_patches = Patches()
 _PARAMS = "cat_params"
-_SAMPLES = 1024
-# Errors of strategies that ran, for the functions that the host returns from.
-_raised: list[Exception] = []
 _NO_BASE: dict[str, Any] = {"static_quant": {}}
 
 
-class _State:
+class HostState:
     """What one tuning run of the host needs; kept on the adaptor, which its strategies share."""
 
     def __init__(self, args: Any, run: TuningRun | None, samples: int) -> None:
@@ -60,50 +41,7 @@ class _State:
         self.wrappers: dict[str, Any] = {}
 
 
-def _asked(recipes: Any) -> bool:
-    return bool(recipes) and bool(recipes.get("cat") or recipes.get("cat_args") is not None)
-
-
-def _settings(strategy: Any) -> tuple[Any, Any]:
-    """The recipes of a strategy, of either API, and the object that carries them."""
-    if hasattr(strategy, "config"):
-        return getattr(strategy.config, "recipes", None), strategy.config
-    return getattr(strategy.cfg.quantization, "recipes", None), strategy.cfg
-
-
-def _traverse(original: Callable[..., Any]) -> Callable[..., Any]:
-    def traverse(self: Any) -> Any:
-        recipes, carrier = _settings(self)
-        if not _asked(recipes):
-            return original(self)
-        state: _State | None = getattr(self.adaptor, "_cat_state", None)
-        try:
-            if state is None:
-                sizes = [int(size) for size in getattr(self, "calib_sampling_size_lst", None) or [0]]
-                state = _State(
-                    plain(recipes.get("cat_args")), getattr(carrier, "cat_run", None), max(_SAMPLES, *sizes)
-                )
-                self.adaptor._cat_state = state
-                self.adaptor.quantize = functools.partial(
-                    _quantize, state, self.adaptor, self.adaptor.quantize
-                )
-            self.next_tune_cfg = functools.partial(_configurations, state, self.next_tune_cfg)
-            self._tune_cfg_converter = functools.partial(_converted, state, self._tune_cfg_converter)
-            if state.run is not None:
-                self.stop = functools.partial(_stop, state.run, self.stop)
-            return original(self)
-        except Exception as error:
-            # The host prints whatever is raised here and returns None. What came from CAT is raised again
-            # where the host returns; the rest stays with the host.
-            if isinstance(error, CATError) or (state is not None and error is state.error):
-                self._cat_error = error
-                _raised.append(error)
-            raise
-
-    return traverse
-
-
-def _configurations(state: _State, original: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+def configurations(state: HostState, original: Callable[[], Iterator[Any]]) -> Iterator[Any]:
     """The host's configurations, each once for every configuration of CAT.
 
     The engine has nothing to do with them, and a recipe for both generations means the first one; then
@@ -131,17 +69,18 @@ def _configurations(state: _State, original: Callable[[], Iterator[Any]]) -> Ite
             return
 
 
-def _stop(run: TuningRun, original: Callable[..., Any], *args: Any) -> bool:
+def stop(run: TuningRun, original: Callable[..., Any], *args: Any) -> bool:
     """The host's bookkeeping, and the criterion of the recipe that it runs for."""
     original(*args)
     return run.done()
 
 
-def _converted(state: _State, original: Callable[[Any], Any], configuration: Any) -> Any:
-    converted = original(configuration)
+def converted(state: HostState, original: Callable[[Any], Any], configuration: Any) -> Any:
+    """The host's form of a configuration, with CAT's options in it."""
+    carrier = original(configuration)
     if state.current is not None:
-        converted["recipe_cfgs"] = {**converted.get("recipe_cfgs", {}), _PARAMS: state.current}
-    return converted
+        carrier["recipe_cfgs"] = {**carrier.get("recipe_cfgs", {}), _PARAMS: state.current}
+    return carrier
 
 
 def _rewrapped(template: Any, corrected: nn.Module) -> Any:
@@ -158,7 +97,7 @@ def _rewrapped(template: Any, corrected: nn.Module) -> Any:
     return wrapper
 
 
-def _quantize(state: _State, *args: Any) -> Any:
+def quantize(state: HostState, *args: Any) -> Any:
     """:func:`_corrected`, remembering that an error came out of it."""
     try:
         return _corrected(state, *args)
@@ -168,7 +107,7 @@ def _quantize(state: _State, *args: Any) -> Any:
 
 
 def _corrected(
-    state: _State,
+    state: HostState,
     adaptor: Any,
     original: Callable[..., Any],
     tune_cfg: dict[str, Any],
@@ -246,92 +185,3 @@ def _corrected(
     # The host's own save() pickles a state dict of the inner model's keys, which its load() then looks for in vain.
     wrapper.__dict__["save"] = MethodType(save, wrapper)
     return wrapper
-
-
-def _raising(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_best_qmodel(self: Any) -> Any:
-        error = getattr(self, "_cat_error", None)
-        if error is not None:
-            raise error
-        return original(self)
-
-    return get_best_qmodel
-
-
-def _fit(original: Callable[..., Any]) -> Callable[..., Any]:
-    def fit(*args: Any, **kwargs: Any) -> Any:
-        _raised.clear()
-        try:
-            result = original(*args, **kwargs)
-            if _raised:
-                raise _raised[-1]
-            return result
-        finally:
-            _raised.clear()
-
-    return fit
-
-
-def _execute(original: Callable[..., Any]) -> Callable[..., Any]:
-    def execute(self: Any) -> Any:
-        result = original(self)
-        error = getattr(self.strategy, "_cat_error", None)
-        if error is not None:
-            raise error
-        return result
-
-    return execute
-
-
-def _recipes_property(original: property) -> property:
-    """The host's ``recipes``, which drops what it does not know, with CAT's keys put back."""
-    setter = original.fset
-    assert setter is not None
-
-    def fset(self: Any, recipes: Any) -> None:
-        setter(self, recipes)
-        if isinstance(recipes, Mapping) and {"cat", "cat_args"} & set(recipes):
-            self._recipes.update(take(recipes))
-
-    return property(original.fget, fset, original.fdel, original.__doc__)
-
-
-_properties: list[tuple[type, str, property]] = []
-
-
-def _extend_recipes(config: ModuleType) -> None:
-    for owner in vars(config).values():
-        original = vars(owner).get("recipes") if isinstance(owner, type) else None
-        known = any(owner is done for done, *_ in _properties)
-        if isinstance(original, property) and original.fset is not None and not known:
-            setattr(owner, "recipes", _recipes_property(original))  # noqa: B010
-            _properties.append((owner, "recipes", original))
-
-
-def attach(host_module: ModuleType) -> None:
-    """Extend a module of the host that has just been imported."""
-    name = host_module.__name__
-    if name == "neural_compressor.config":
-        _extend_recipes(host_module)
-    elif name == "neural_compressor.strategy.strategy":
-        _patches.replace(host_module.TuneStrategy, "traverse", _traverse, ("self",))
-        _patches.replace(host_module.TuneStrategy, "get_best_qmodel", _raising, ("self",))
-    elif name == "neural_compressor.experimental.strategy.strategy":
-        _patches.replace(host_module.TuneStrategy, "traverse", _traverse, ("self",))
-    elif name == "neural_compressor.quantization":
-        _patches.replace(host_module, "fit", _fit, ("model", "conf"))
-    elif name == "neural_compressor.experimental.quantization":
-        _patches.replace(host_module.Quantization, "execute", _execute, ("self",))
-    elif name == "neural_compressor.conf.config":
-        inc2_yaml.restore()
-        inc2_yaml.extend(host_module.schema, _patches)
-        _patches.replace(host_module.Conf, "_read_cfg", inc2_yaml.read_cfg, ("self", "cfg_fname"))
-
-
-def detach() -> None:
-    """Undo every :func:`attach`."""
-    _patches.undo()
-    inc2_yaml.restore()
-    while _properties:
-        owner, name, original = _properties.pop()
-        setattr(owner, name, original)

@@ -75,25 +75,9 @@ def run(
     eval_fn: Callable[[nn.Module], float] | None,
     run: TuningRun,
 ) -> nn.Module:
-    """Run a recipe through the host's ``fit``, once for each base.
+    """Run a recipe through the host's ``fit``, once for each base; the :class:`~cat_plugin.recipe.runners.Runner` of 2.x.
 
-    Parameters
-    ----------
-    configurations : list of dict
-        CAT's options; values may be lists.
-    model : torch.nn.Module
-        The full-precision model.
-    calls : list of ModelCall
-        The calibration data.
-    eval_fn : callable or None
-        Scores a model; None quantizes once.
-    run : TuningRun
-        Where the trials go.
-
-    Returns
-    -------
-    torch.nn.Module
-        The corrected module itself, not the host's wrapper of it.
+    The corrected module itself is returned, not the host's wrapper of it.
     """
     passes = []
     for params in configurations:

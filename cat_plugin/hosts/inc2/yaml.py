@@ -1,6 +1,6 @@
 """The YAML files of Neural Compressor 2.4 to 2.6: ``algorithm: cat`` and ``recipes: {cat: true}`` in their schema.
 
-What is put in the place of the host's; :mod:`cat_plugin.hosts.inc2.algorithm` does so and undoes it.
+What is put in the place of the host's; :mod:`cat_plugin.hosts.inc2.patches` does so and undoes it.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ from torch import nn
 
 from cat_plugin.calls import ModelCall
 from cat_plugin.hosts import is_registered
-from cat_plugin.hosts.config import CATConfig
-from cat_plugin.hosts.inc3 import algorithm as inc3
+from cat_plugin.hosts.inc3 import CATConfig, attach
 from cat_plugin.hosts.recording import Replay
 from cat_plugin.recipe.tuning import TuningRun
 
@@ -40,27 +39,12 @@ def run(
     eval_fn: Callable[[nn.Module], float] | None,
     run: TuningRun,
 ) -> nn.Module:
-    """Run a recipe through the host's ``autotune``, or ``quantize`` when there is nothing to tune.
+    """Run a recipe through the host's ``autotune``; the :class:`~cat_plugin.recipe.runners.Runner` of 3.x.
 
-    Parameters
-    ----------
-    configurations : list of dict
-        CAT's options; values may be lists.
-    model : torch.nn.Module
-        The full-precision model.
-    calls : list of ModelCall
-        The calibration data.
-    eval_fn : callable or None
-        Scores a model; None quantizes once.
-    run : TuningRun
-        Where the trials go.
-
-    Returns
-    -------
-    torch.nn.Module
+    Where there is nothing to tune it is ``quantize``.
     """
     if not is_registered():
-        inc3.attach()
+        attach()
     configs = [CATConfig(**params) for params in configurations]
     if any(config.uses("static_quant") for config in configs):
         model = _exported(model, calls)

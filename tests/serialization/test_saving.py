@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import cat_plugin
 from cat_plugin.errors import BundleError, CATError, CATTypeError, ExportError
 from cat_plugin.serialization.structure import decode_graph
-
-from .conftest import INC, needs_inc3, needs_pt2e
+from tests.hosts.conftest import INC, needs_inc3, needs_pt2e
+from tests.trained import Loader
 
 needs_inc2 = pytest.mark.skipif(
     not (2, 0) <= INC < (3, 8), reason=f"needs the 2.x Python API (2.4 to 3.7), found {INC[0]}.{INC[1]}"
@@ -109,8 +109,6 @@ def test_the_hosts_own_save_and_load(task, tmp_path):
 @pytest.mark.parametrize("kind", ["engine", "int8", "weight only"])
 def test_2x(task, tmp_path, monkeypatch, kind):
     from neural_compressor import PostTrainingQuantConfig, quantization
-
-    from .test_inc2 import Loader
 
     monkeypatch.chdir(tmp_path)
     options = {}
