@@ -67,6 +67,7 @@ def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
     Parameters
     ----------
     directory : pathlib.Path
+        Its lock file is made if missing.
     wait : bool, default True
         Whether to wait for whoever holds it.
 
@@ -223,6 +224,7 @@ def checked(path: Path, entry: Mapping[str, Any], kind: type[CATError], remedy: 
     Parameters
     ----------
     path : pathlib.Path
+        The file.
     entry : mapping
         ``size`` in bytes and ``sha256``.
     kind : subclass of CATError

@@ -21,7 +21,7 @@ from tvm_backend.elf import missing_part
 from tvm_backend.images import prepared, top_of
 from tvm_backend.processor import cpu_features, permit_amx
 
-__all__ = ["FORMAT", "VERSION", "Library", "load", "read_manifest"]
+__all__ = ["FORMAT", "VERSION", "Library", "import_tvm", "load", "read_manifest"]
 
 FORMAT = "cat-library"
 VERSION = 1

@@ -28,9 +28,11 @@ def measured_latencies(
     model : tuple or None
         Name, weights and number of classes of the full-precision model; needs `library` or `bundle` for the shapes.
     batches : sequence of int
+        Batch sizes to time.
     seconds : float
         For each runtime and batch size.
     threads : int, optional
+        Of each runtime; as many as it takes by itself if not given.
 
     Returns
     -------

@@ -115,6 +115,7 @@ def preparation(
     mean, std, channel_order : str or None
         The options' texts.
     image_size : int or None
+        Side of the square that images are scaled to; None: as recorded, or as they are.
     recorded : Preparation, optional
         What the manifest says.
     force : bool

@@ -202,6 +202,7 @@ def held_state(kept: Path, resume: bool, dropped: Callable[[Path], None]) -> Ite
     kept : pathlib.Path
         Made if missing. It is removed in the end, unless the block fails with something in it to go on from.
     resume : bool
+        Whether to go on from a state that lies there; else it is dropped.
     dropped : callable
         Told of a state that is dropped.
 

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from cat_plugin.recipe.recipe import Recipe
     from cat_plugin.report.scoring import FloatArray, Scorer
 
+__all__ = ["quantize"]
+
 _log = logging.getLogger("cat_plugin")
 
 

@@ -29,6 +29,7 @@ def latency(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
     Parameters
     ----------
     call : callable
+        Takes no arguments.
     seconds : float
         How long to go on; there are 20 calls at least.
 

@@ -265,7 +265,9 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         X, y : array-like of shape (N, C)
             Logits of the quantized and of the full-precision model.
         features : array-like of shape (N, F), optional
+            As in :meth:`fit`.
         sketch_rows : int, optional
+            As in :meth:`fit_batches`.
 
         Returns
         -------
@@ -322,7 +324,9 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         X, y : array-like of shape (N, C)
             Logits of the quantized and of the full-precision model.
         sample_weight : array-like of shape (N,), optional
+            Weight of each row.
         features : array-like of shape (N, F), optional
+            As in :meth:`predict`.
 
         Returns
         -------
@@ -349,6 +353,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         Parameters
         ----------
         parameters : AffineParameters
+            Of the same columns.
         """
         self._parameters = parameters
 

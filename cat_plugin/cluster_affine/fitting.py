@@ -21,14 +21,7 @@ from cat_plugin.cluster_affine.sketch import RowSketch
 from cat_plugin.cluster_affine.workbench import Workbench, collect, collector
 from cat_plugin.errors import CATError
 
-__all__ = [
-    "LocalParty",
-    "Party",
-    "Plan",
-    "Settings",
-    "fit_stream",
-    "make_plan",
-]
+__all__ = ["LocalParty", "Party", "Plan", "Settings", "canonical", "fit_stream", "make_plan"]
 
 _SORTED_COLUMNS: Final = 16
 #: With as many rows of the sample in a cluster its centroid is known to a 32nd of the cluster's variance.

@@ -32,7 +32,9 @@ def divergence(z_fp: FloatArray, z: FloatArray, temperature: float) -> FloatArra
     Parameters
     ----------
     z_fp, z : ndarray of shape (N, C)
+        Logits of the full-precision model, and those to compare with them.
     temperature : float
+        T; both are divided by it before the softmax.
 
     Returns
     -------

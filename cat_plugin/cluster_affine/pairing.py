@@ -58,7 +58,9 @@ def pair(
     estimator : BaseEstimator
         Remembers the number of columns, in the manner of scikit-learn.
     z_q, z_fp : array-like of shape (N, C)
+        Logits of the quantized and of the full-precision model.
     features : array-like of shape (N, F) or None
+        Further regressors.
     known : Columns, optional
         What earlier batches had, which this one has to have as well.
     first_row : int, default=0

@@ -31,12 +31,17 @@ class Moments:
     Parameters
     ----------
     count : ndarray of shape (K,)
+        Rows of each cluster.
     mean_x : ndarray of shape (B, K, D)
+        Means of the regressors.
     mean_y : ndarray of shape (B, K, C)
+        Means of the targets.
     xx : ndarray of shape (B, K, D, D)
-        Centred about the cluster's mean, as all that follow.
+        Sums of products of regressors about the cluster's means.
     xy : ndarray of shape (B, K, D, C)
+        The same of regressors and targets.
     yy : ndarray of shape (B, K, C)
+        The same of each target and itself.
     """
 
     count: FloatArray
@@ -54,7 +59,9 @@ class ShrunkMaps:
     Parameters
     ----------
     weight : ndarray of shape (B, K, D, C)
+        Slopes.
     offset : ndarray of shape (B, K, C)
+        What is added.
     global_strength : float
         Ridge of the global map towards its prior, relative to the average variance of the regressors.
     cluster_strength : float
@@ -132,6 +139,7 @@ def shrink(moments: Moments, prior: FloatArray) -> ShrunkMaps:
     Parameters
     ----------
     moments : Moments
+        Of the rows to fit to.
     prior : ndarray of shape (B, D, C)
         Map assumed where the data say nothing; the identity, for logits.
 

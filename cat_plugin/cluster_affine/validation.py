@@ -15,6 +15,7 @@ from cat_plugin.errors import CATTypeError, CATValueError
 __all__ = [
     "MODE_NAMES",
     "as_array",
+    "check_features",
     "check_inputs",
     "check_mask",
     "check_options",
@@ -50,6 +51,7 @@ def refuse_non_finite(values: FloatArray, name: str, first_row: int = 0) -> None
     Parameters
     ----------
     values : ndarray of shape (N, P)
+        The rows.
     name : str
         What the array is called in the message.
     first_row : int, default=0
@@ -95,6 +97,7 @@ def check_pair(
     z_q, z_fp : array-like of shape (N, C)
         `z_fp` may be one-dimensional, or a single column beside several of `z_q`.
     reset : bool, default=True
+        Whether these are the first rows of a fit.
     first_row : int, default=0
         Index of the first row, for messages.
 
@@ -186,6 +189,7 @@ def check_features(features: Any, rows: int, expected: int | None = None) -> Flo
     Parameters
     ----------
     features : array-like of shape (N, F) or None
+        None where there are none.
     rows : int
         Number of rows of logits beside them.
     expected : int, optional

@@ -25,6 +25,7 @@ def array_bytes(arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[st
     arrays : mapping of str to numpy.ndarray
         Any shapes and dtypes that safetensors knows.
     metadata : mapping of str to str
+        Written to the file's header.
 
     Returns
     -------

@@ -55,6 +55,7 @@ class ClusterAffineModule(nn.Module):
         Parameters
         ----------
         logits : Tensor of shape (N, C), floating point
+            Of the quantized model.
         features : Tensor of shape (N, F), optional
             Only for a correction that was fitted with features.
 

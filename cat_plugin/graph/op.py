@@ -104,11 +104,15 @@ def cluster_affine(
     Parameters
     ----------
     logits : Tensor of shape (N, C), floating point
+        Of the quantized model.
     mean : Tensor of shape (C,)
+        Subtracted before the projection.
     components : Tensor of shape (d, C)
         ``d = 0``: no projection.
     centroids : Tensor of shape (K, d), or (K, C) without projection
+        Of the clusters.
     gamma, beta : Tensor of shape (K, C)
+        Slope and offset of each class in each cluster.
     alpha : float
         Blending factor.
 
@@ -146,14 +150,19 @@ def cluster_affine_lowrank(
     Parameters
     ----------
     logits : Tensor of shape (N, C), floating point
+        Of the quantized model.
     mean : Tensor of shape (C,)
+        Subtracted before the projection.
     components : Tensor of shape (d, C)
         ``d = 0``: no projection, ``p`` is the row of logits.
     centroids : Tensor of shape (K, d') with d' <= d
         Compared with the first ``d'`` coordinates of the projection.
     gamma, beta : Tensor of shape (K, C)
+        Slope and offset of each class in each cluster.
     core : Tensor of shape (K, d, r)
+        First factor of the low-rank matrix, one for each cluster.
     right : Tensor of shape (r, C)
+        Second factor, common to all clusters.
     alpha : float
         Blending factor.
 
@@ -188,14 +197,19 @@ def cluster_affine_full(
     Parameters
     ----------
     logits : Tensor of shape (N, C), floating point
+        Of the quantized model.
     features : Tensor of shape (N, F) or None
         Further regressors; ``x`` is the logits followed by them, ``P = C + F``.
     mean : Tensor of shape (P,)
+        Subtracted before the projection.
     components : Tensor of shape (d, P)
         ``d = 0``: no projection.
     centroids : Tensor of shape (K, d), or (K, P) without projection
+        Of the clusters.
     weight : Tensor of shape (K, C, P)
+        Matrix of each cluster.
     beta : Tensor of shape (K, C)
+        Offset of each cluster.
     alpha : float
         Blending factor.
 

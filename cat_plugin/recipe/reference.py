@@ -26,7 +26,7 @@ from cat_plugin.options import Option, options_of, plain_text
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.recipe.schema import cat_options, correction_options, recipe_schema
 
-__all__ = ["fill", "option_table", "tuning_table"]
+__all__ = ["fill", "main", "option_table", "tuning_table"]
 
 _PLACE = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -27,14 +27,22 @@ from cat_plugin.recipe.correction import CorrectionOptions
 __all__ = [
     "BASE",
     "SCHEMA_FILE",
+    "AccuracyCriterion",
+    "Calibration",
     "Cat",
+    "ExitPolicy",
+    "Model",
+    "Quantization",
     "RecipeFile",
+    "Recipes",
+    "Tuning",
     "cat_options",
     "checker",
     "correction_options",
     "engine_options",
     "is_choice",
     "recipe_schema",
+    "schema_text",
 ]
 
 SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")

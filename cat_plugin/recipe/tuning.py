@@ -39,6 +39,7 @@ class TuningRun:
     Attributes
     ----------
     trials : list of Trial
+        Those that have ended, in their order.
     baseline : float or None
         Score of the full-precision model.
     best_model : torch.nn.Module or None

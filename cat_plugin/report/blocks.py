@@ -92,6 +92,7 @@ class Table(Block):
     headings : sequence of str
         A heading that starts with ``#`` is that of a column of numbers.
     rows : sequence of sequence of Cell or str
+        Cells below the headings.
     """
 
     template: ClassVar[str] = "table.html"

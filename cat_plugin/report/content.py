@@ -32,7 +32,9 @@ class Evaluation:
     Parameters
     ----------
     name, bits : str
+        Of the bundle, and its bit-widths, for people.
     weight_bytes : int
+        Of the quantized weights.
     score, plain : float
         Share of the samples given the right class, with and without the correction; `plain` is None without one.
     """

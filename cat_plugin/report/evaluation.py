@@ -25,8 +25,11 @@ def evaluated(
     name : str
         Of the bundle, for people.
     bundle : Bundle
+        What is run.
     samples : Labelled
+        The data.
     batch_size : int
+        Samples run at a time.
 
     Returns
     -------

@@ -15,6 +15,7 @@ __all__ = [
     "short",
     "signed",
     "size",
+    "without_zeros",
 ]
 
 DASH = "\N{EN DASH}"

@@ -27,6 +27,7 @@ def png(pixels: np.ndarray[Any, Any]) -> bytes:
     Parameters
     ----------
     pixels : ndarray of shape (height, width) or (height, width, 3), uint8
+        Grey, or red, green and blue.
 
     Returns
     -------

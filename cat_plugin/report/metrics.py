@@ -39,7 +39,9 @@ def top1(logits: FloatArray, labels: IntArray) -> float:
     Parameters
     ----------
     logits : ndarray of shape (N, C)
+        Of the model.
     labels : ndarray of shape (N,), int
+        The right classes.
     """
     return float((_classes(logits, labels) == labels).mean())
 
@@ -70,6 +72,7 @@ def miou(logits: FloatArray, labels: IntArray) -> float:
     Parameters
     ----------
     logits : ndarray of shape (N, C, H, W)
+        Of every pixel.
     labels : ndarray of shape (N, H, W), int
         255 is a pixel that does not count.
     """

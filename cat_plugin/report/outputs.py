@@ -26,6 +26,7 @@ def both_logits(
     program : torch.export.ExportedProgram
         A QDQ graph; left as it is.
     batches : iterable of ndarray of shape (n, ...)
+        Inputs of the graph.
 
     Returns
     -------

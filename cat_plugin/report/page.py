@@ -51,6 +51,7 @@ def render(content: Content) -> str:
     Parameters
     ----------
     content : Content
+        What is shown.
 
     Returns
     -------

@@ -95,6 +95,7 @@ def read_record(bundle: Bundle) -> dict[str, Any] | None:
     Parameters
     ----------
     bundle : Bundle
+        Read and verified.
 
     Returns
     -------

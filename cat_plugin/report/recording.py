@@ -116,7 +116,9 @@ def measured(
     layers : list of dict
         As in a manifest, under their names in `network`.
     inputs : ndarray of shape (N, ...), float32
+        Samples on which both are run.
     batch_size : int
+        Samples run at a time.
     progress : callable
         Told what is being measured.
 

@@ -90,6 +90,7 @@ class Scorer:
     Parameters
     ----------
     samples : Labelled
+        The data.
     batch_size : int
         Samples per batch.
     metric : callable

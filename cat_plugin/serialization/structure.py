@@ -28,7 +28,7 @@ from cat_plugin.torch_compat import (
     schema_of,
 )
 
-__all__ = ["decode_graph", "decode_module", "encode_graph", "encode_module", "tensors_of"]
+__all__ = ["decode", "decode_graph", "decode_module", "encode", "encode_graph", "encode_module", "tensors_of"]
 
 _CLASS_ROOTS = ("torch.nn.", QUANTIZED_MODULES, "torchao.", "neural_compressor.")
 _FUNCTION_ROOTS = {

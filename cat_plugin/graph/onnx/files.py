@@ -36,6 +36,7 @@ def read_model(path: str | os.PathLike[str], *, weights: bool = True) -> Any:
     Parameters
     ----------
     path : path
+        The file.
     weights : bool, default True
         Whether weights that lie in files beside it are read as well.
 
@@ -68,6 +69,7 @@ def write_model(model: Any, path: str | os.PathLike[str]) -> Path:
     Parameters
     ----------
     model : onnx.ModelProto
+        What to write.
     path : path
         A file that stands there is replaced.
 

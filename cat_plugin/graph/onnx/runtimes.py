@@ -41,6 +41,7 @@ def runtime_notes(program: ExportedProgram, opset: int = 21) -> list[Note]:
     Parameters
     ----------
     program : torch.export.ExportedProgram
+        Left as it is.
     opset : int, default 21
         That it is to be written in.
 

@@ -20,6 +20,7 @@ def session_of(model: Any, *, optimized: bool = True) -> Any:
     Parameters
     ----------
     model : onnx.ModelProto or str
+        The model, or the path of its file.
     optimized : bool, default True
         False runs the nodes as they stand.
 

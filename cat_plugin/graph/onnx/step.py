@@ -23,8 +23,11 @@ class Fragment:
     Attributes
     ----------
     prefix : str
+        Start of every name.
     nodes : list of onnx.NodeProto
+        Those written so far, in their order.
     initializers : list of onnx.TensorProto
+        The constants that they use.
     """
 
     prefix: str

@@ -52,6 +52,7 @@ class Writer(Fragment):
     Parameters
     ----------
     program : torch.export.ExportedProgram
+        A QDQ graph; left as it is.
     opset : int
         Version of the standard operators to write.
     """

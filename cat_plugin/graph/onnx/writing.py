@@ -117,6 +117,7 @@ def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
     program : torch.export.ExportedProgram
         Left as it is.
     opset : int, default 21
+        Version of the standard operators to write.
 
     Returns
     -------

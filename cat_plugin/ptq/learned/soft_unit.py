@@ -18,7 +18,7 @@ from cat_plugin.ptq.learned.steps import SoftActivation
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.transforms.equalization import Ceiling
 
-__all__ = ["SoftUnit", "float_call", "run_float", "run_nodes"]
+__all__ = ["SoftUnit", "Written", "float_call", "run_float", "run_nodes"]
 
 
 def run_nodes(

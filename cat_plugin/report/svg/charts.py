@@ -12,7 +12,7 @@ from cat_plugin.report.figures import decibel, milliseconds, percent, short, siz
 from cat_plugin.report.svg.axes import Scale, bottom_axis, left_axis, linear, logarithmic
 from cat_plugin.report.svg.element import element, join
 
-__all__ = ["Candidate", "accuracy_and_size", "latencies", "layer_effects", "losses"]
+__all__ = ["Candidate", "accuracy_and_size", "figure", "frontier", "latencies", "layer_effects", "losses"]
 
 WIDTH = 960
 
@@ -24,7 +24,9 @@ class Candidate:
     Parameters
     ----------
     name : str
+        Written beside its point.
     weight_bytes : int
+        Of its weights.
     score : float
         Share of one, with the correction where there is one.
     plain : float or None

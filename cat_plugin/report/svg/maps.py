@@ -145,7 +145,9 @@ def spread(values: FloatArray, name: str, neutral: float) -> Markup:
     Parameters
     ----------
     values : ndarray of shape (K, C)
+        One parameter of the maps.
     name : str
+        What it is called.
     neutral : float
         The value that changes nothing, drawn as a line.
     """

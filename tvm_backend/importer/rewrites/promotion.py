@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["rewrites"]
+__all__ = ["common_dtype", "rewrites"]
 
 aten = torch.ops.aten
 
