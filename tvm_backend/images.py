@@ -20,6 +20,7 @@ class Top(NamedTuple):
     Attributes
     ----------
     classes : ndarray of shape (N, k), int64
+        Their indices.
     probabilities : ndarray of shape (N, k), float32
         Of the softmax over all classes.
     names : list of list of str, or None

@@ -195,7 +195,9 @@ def samples_of(source: str, prepared: Preparation | None, *, same: bool = False)
     Parameters
     ----------
     source : str
+        What ``--data`` names.
     prepared : Preparation or None
+        How images are made ready.
     same : bool
         Whether they must be of the kind that the model was calibrated on: images, or arrays prepared elsewhere.
 

@@ -48,6 +48,7 @@ def showing(model: Any, names: Sequence[str]) -> Any:
     Parameters
     ----------
     model : onnx.ModelProto
+        Left as it is.
     names : sequence of str
         Values that nodes of the graph make.
 

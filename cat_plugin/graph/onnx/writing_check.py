@@ -47,6 +47,7 @@ def check_written(
     writer : Writer
         Holds the program and the names that its operations have in the model.
     model : onnx.ModelProto
+        What was written of it.
     path : path
         The file that is to be written, for messages.
     example_inputs : tensor or tuple of tensors, optional

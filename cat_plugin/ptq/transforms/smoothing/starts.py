@@ -11,7 +11,7 @@ from torch import Tensor
 from cat_plugin.ptq.transforms.smoothing.places import Place
 from cat_plugin.ptq.transforms.smoothing.ranges import Ranges
 
-__all__ = ["STARTS", "LogarithmicEquivalent", "Reparametrization", "SmoothQuant", "Start"]
+__all__ = ["STARTS", "LogarithmicEquivalent", "OmniQuant", "Reparametrization", "SmoothQuant", "Start"]
 
 _LEAST = 1e-2  # no channel is scaled up by more than a hundred
 
