@@ -13,12 +13,19 @@ from torch import Tensor, nn
 
 from cat_plugin.errors import CATError, CATValueError
 from cat_plugin.graph.onnx import onnx_elementwise, onnx_known, onnx_layers, onnx_shapes  # noqa: F401
+from cat_plugin.graph.onnx.onnx_quantized import WEIGHT, integer_weights, is_weight, with_ranges
 from cat_plugin.graph.onnx.operators import KNOWN_ONLY, OPERATORS, Known, Step, Value, to_tensor
 
 __all__ = ["OnnxModule"]
 
 #: Constants of this many numbers or more become parameters or buffers; smaller ones of integers may be sizes.
 _SIZES = 64
+#: What the inputs of a layer are called that are constants, by their position.
+_LAYER = {1: "weight", 2: "bias"}
+_ROLES = {
+    "Conv": _LAYER, "ConvTranspose": _LAYER, "Gemm": _LAYER, "Linear": _LAYER,
+    WEIGHT: {0: "weight", 1: "weight_scale", 2: "weight_zero_point"},
+}  # fmt: skip
 
 
 class OnnxModule(nn.Module):
@@ -48,40 +55,42 @@ class OnnxModule(nn.Module):
     ) -> None:
         super().__init__()
         self.input_names, self.output_names = list(inputs), list(outputs)
+        steps, constants = with_ranges(steps, constants)
         known = {name: Known(array) for name, array in constants.items()}
-        steps = _fold(steps, known)
+        steps = integer_weights(_fold(steps, known), known)
         self._steps = _as_linear(steps, known, set(outputs))
         self._known = {name: value.array for name, value in known.items()}
         self._paths: dict[str, str] = {}
         self._register()
         self.training = False
+        #: Whether the file quantizes what it computes.
+        self.quantized = any(step.op == "QuantizeLinear" for step in self._steps)
 
     def _register(self) -> None:
         """Make parameters and buffers of the constants that are read as tensors."""
         self.constants = nn.Module()
         read = Counter(name for step in self._steps for name in step.inputs if name in self._known)
         for step in self._steps:
-            layer = step.op in ("Conv", "ConvTranspose", "Gemm", "Linear")
+            roles = _ROLES.get(step.op, {})
             for position, name in enumerate(step.inputs):
                 array = self._known.get(name)
                 if array is None or name in self._paths:
                     continue
-                if array.dtype.kind in "iub" and array.size <= _SIZES and array.ndim < 2:
-                    continue
-                if array.size == 1:
+                small = array.dtype.kind in "iub" and array.size <= _SIZES and array.ndim < 2
+                if (small or array.size == 1) and step.op != WEIGHT:
                     continue
                 stem = _identifier(step.name)
-                if layer and position in (1, 2) and read[name] == 1:
+                if position in roles and read[name] == 1:
                     holder = getattr(self, stem, None)
                     if holder is None:
                         self.add_module(stem, holder := nn.Module())
-                    path, leaf = f"{stem}.", ("weight", "bias")[position - 1]
+                    path, leaf = f"{stem}.", roles[position]
                 else:
                     holder, path, leaf = self.constants, "constants.", _identifier(name)
                 while hasattr(holder, leaf):
                     leaf += "_"
                 tensor = torch.from_numpy(np.array(array))
-                if tensor.is_floating_point() and holder is not self.constants:
+                if tensor.is_floating_point() and leaf in _LAYER.values() and holder is not self.constants:
                     holder.register_parameter(leaf, nn.Parameter(tensor))
                 else:
                     holder.register_buffer(leaf, tensor)
@@ -93,8 +102,10 @@ class OnnxModule(nn.Module):
         """The graph's output, or a tuple of them."""
         return self.run((x, *others))
 
-    def run(self, inputs: tuple[Tensor, ...], seen: Callable[[Step, Any], None] | None = None) -> Any:
-        """As :meth:`forward`; `seen` is told each step with what it gave."""
+    def run(
+        self, inputs: tuple[Tensor, ...], seen: Callable[[Step, list[Value], Any], Any] | None = None
+    ) -> Any:
+        """As :meth:`forward`; `seen` gets each step with its inputs and what it gave, and returns what to go on with."""
         if len(inputs) != len(self.input_names):
             raise CATValueError(
                 f"the ONNX model takes {len(self.input_names)} inputs ({', '.join(self.input_names)}); got {len(inputs)}"
@@ -108,9 +119,10 @@ class OnnxModule(nn.Module):
                 tensor = getattr(self.get_submodule(owner), leaf)
             values[name] = Known(array, tensor)
         for step in self._steps:
-            result = _execute(step, [values[name] for name in step.inputs])
+            given = [values[name] for name in step.inputs]
+            result = _execute(step, list(given))
             if seen is not None:
-                seen(step, result)
+                result = seen(step, given, result)
             parts = result if isinstance(result, tuple) else (result,)
             values.update(zip(step.outputs, parts, strict=False))
         results = tuple(to_tensor(values[name]) for name in self.output_names)
@@ -156,7 +168,8 @@ def _fold(steps: list[Step], known: dict[str, Known]) -> list[Step]:
     with torch.no_grad():
         for step in steps:
             names = [name for name in step.inputs if name]
-            if step.op.startswith("Random") or not all(name in known for name in names):
+            computed = step.op.startswith("Random") or is_weight(step, known)
+            if computed or not all(name in known for name in names):
                 left.append(step)
                 continue
             result = _execute(step, [known.get(name) for name in step.inputs])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cat_plugin.graph.onnx.operators import OPERATORS, Step, Value, implements, to_tensor
+from cat_plugin.graph.onnx.operators import Step, Value, implements, to_tensor
 
 __all__: list[str] = []
 
@@ -281,21 +281,3 @@ def _nearest(
         chosen = np.clip(round_(place), 0, extent - 1).astype(np.int64)
         x = x.index_select(axis, torch.from_numpy(chosen))
     return x
-
-
-# Values that have been through QDQ are what the engine makes itself: it starts from full precision.
-for _op in (
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "ConvInteger",
-    "MatMulInteger",
-):
-
-    def _quantized(step: Step, *values: Value) -> Tensor:
-        raise step.refuse(
-            "the file is quantized already; give the full-precision one, or correct it as it is with correct_onnx"
-        )
-
-    OPERATORS[_op] = _quantized

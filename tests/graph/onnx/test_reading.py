@@ -203,9 +203,11 @@ def test_what_cannot_be_read(tmp_path):
         )
     with pytest.raises(CATValueError, match="opset 5"):
         cat_plugin.load_onnx(file(tmp_path, [("Relu", ["x"], "y", {})], {}, ["n", 6], opset=5))
-    quantized = [("QuantizeLinear", ["x", "s", "z"], "q", {}), ("DequantizeLinear", ["q", "s", "z"], "y", {})]
-    with pytest.raises(CATValueError, match="quantized already"):
-        cat_plugin.load_onnx(file(tmp_path, quantized, {"s": np.float32(0.1), "z": np.uint8(3)}, ["n", 6]))
+    integers = [("DynamicQuantizeLinear", ["x"], "q", {}), ("DequantizeLinear", ["q", "s"], "y", {})]
+    with pytest.raises(CATValueError, match="integer operators; give one in QDQ format"):
+        cat_plugin.load_onnx(file(tmp_path, integers, {"s": np.float32(0.1)}, ["n", 6]), verify=False)(
+            torch.zeros(2, 6)
+        )
     with pytest.raises(CATValueError, match="input_shapes names y"):
         cat_plugin.load_onnx(
             file(tmp_path, [("Relu", ["x"], "y", {})], {}, ["n", 6]), input_shapes={"y": [3]}
