@@ -1,4 +1,4 @@
-"""Sufficient statistics of every closed-form map: small, and merged by addition without losing digits."""
+"""Sufficient statistics of every closed-form map: small, collected batch by batch without losing digits."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cat_plugin.cluster_affine._typing import FloatArray
-from cat_plugin.errors import CATValueError
 
-__all__ = ["ClusterStatistics", "StatisticsAccumulator", "merge"]
+__all__ = ["ClusterStatistics", "StatisticsAccumulator"]
 
 
 @dataclass(frozen=True, eq=False)
 class ClusterStatistics:
     """Counts, means and centred second moments per cluster.
 
-    All moments are taken about the cluster's own mean, in float64, and merged by the update of Chan, Golub and
-    LeVeque: an offset common to all logits costs no digits, however large it is beside their spread.
+    All moments are taken about the cluster's own mean, in float64, and processes merge theirs by the update of
+    Chan, Golub and LeVeque: an offset common to all logits costs no digits, however large it is beside their spread.
 
     Parameters
     ----------
@@ -70,37 +69,6 @@ class ClusterStatistics:
             xf=np.zeros((*columns, n_classes)),
         )
 
-    @classmethod
-    def from_rows(
-        cls,
-        z_q: FloatArray,
-        z_fp: FloatArray,
-        label: NDArray[np.intp],
-        n_clusters: int,
-        regressors: FloatArray | None = None,
-    ) -> ClusterStatistics:
-        """Collect the statistics of a batch.
-
-        Parameters
-        ----------
-        z_q, z_fp : ndarray of shape (N, C)
-            Logits of the two models.
-        label : ndarray of shape (N,), intp
-            Cluster of each row, below `n_clusters`.
-        n_clusters : int
-            K.
-        regressors : ndarray of shape (N, D), optional
-            Columns from which a full or low-rank map is to be fitted.
-
-        Returns
-        -------
-        ClusterStatistics
-        """
-        width = 0 if regressors is None else regressors.shape[1]
-        accumulator = StatisticsAccumulator(n_clusters, z_fp.shape[1], width)
-        accumulator.add(z_q, z_fp, label, regressors)
-        return accumulator.result()
-
     @property
     def n_clusters(self) -> int:
         """Number of clusters."""
@@ -110,21 +78,6 @@ class ClusterStatistics:
     def n_rows(self) -> float:
         """Number of rows over all clusters."""
         return float(self.count.sum())
-
-    def __add__(self, other: ClusterStatistics) -> ClusterStatistics:
-        """Merge with the statistics of other rows that were assigned by the same centroids."""
-        if not isinstance(other, ClusterStatistics):
-            return NotImplemented
-        if self.xf.shape != other.xf.shape or self.mean_q.shape != other.mean_q.shape:
-            raise CATValueError(
-                f"statistics of shapes {self.xf.shape} and {other.xf.shape} cannot be merged; "
-                "collect both with the same clusters, classes and regressors."
-            )
-        return merge([self, other])
-
-    def __radd__(self, other: object) -> ClusterStatistics:
-        """Allow ``sum(list_of_statistics)``."""
-        return self if other == 0 else NotImplemented
 
     def about(self, means: tuple[FloatArray, FloatArray, FloatArray]) -> tuple[FloatArray, ...]:
         """Return the second moments about other means: ``qq, qf, ff, xx, xq, xf``."""
@@ -198,7 +151,17 @@ class StatisticsAccumulator:
         label: NDArray[np.intp],
         regressors: FloatArray | None = None,
     ) -> None:
-        """Take in a batch; shapes as in :meth:`ClusterStatistics.from_rows`."""
+        """Take in a batch.
+
+        Parameters
+        ----------
+        z_q, z_fp : ndarray of shape (N, C)
+            Logits of the two models.
+        label : ndarray of shape (N,), intp
+            Cluster of each row, below K.
+        regressors : ndarray of shape (N, D), optional
+            Columns from which a full or low-rank map is to be fitted.
+        """
         raw = self._raw
         order = np.argsort(label, kind="stable")
         bounds = np.searchsorted(label[order], np.arange(raw.n_clusters + 1))
@@ -249,21 +212,3 @@ def _mean(rows: FloatArray) -> FloatArray:
     first = rows[0].astype(np.float64)
     mean: FloatArray = first + (rows - first).mean(axis=0)
     return mean
-
-
-def merge(parts: list[ClusterStatistics]) -> ClusterStatistics:
-    """Merge statistics over disjoint rows, cluster by cluster."""
-    counts = np.stack([part.count for part in parts])
-    count = counts.sum(axis=0)
-    share = np.maximum(count, 1.0)[:, None]
-    largest = (np.argmax(counts, axis=0), np.arange(count.shape[0]))
-    means = []
-    for name in ("mean_q", "mean_fp", "mean_x"):
-        own = np.stack([getattr(part, name) for part in parts])
-        # Relative to one of the means, so that a common offset cancels before it is weighted.
-        anchor = own[largest]
-        drift = (counts[:, :, None] * (own - anchor)).sum(axis=0)
-        means.append(anchor + drift / share)
-    moments = [part.about((means[0], means[1], means[2])) for part in parts]
-    qq, qf, ff, xx, xq, xf = (sum(moment[i] for moment in moments[1:]) + moments[0][i] for i in range(6))
-    return ClusterStatistics(count, means[0], means[1], qq, qf, ff, means[2], xx, xq, xf)

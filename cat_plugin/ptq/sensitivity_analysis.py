@@ -23,7 +23,7 @@ from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import operand
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.graph.units import find_units
-from cat_plugin.ptq.learned.logit_training import divergence
+from cat_plugin.ptq.learned.losses import divergence
 from cat_plugin.ptq.learned.soft_unit import float_call, run_nodes
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range, subsample
 from cat_plugin.ptq.quantizers.uniform import integer_range

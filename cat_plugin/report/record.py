@@ -21,9 +21,7 @@ Every part may be missing; a page made of it leaves the section out and says why
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +30,8 @@ from numpy.typing import NDArray
 from cat_plugin.errors import BundleError
 
 if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
     from cat_plugin.graph.bundle import Bundle
 
 __all__ = ["VERSION", "label_changes", "read_record"]
@@ -82,11 +82,12 @@ def label_changes(
 
 
 @functools.cache
-def _validator() -> Any:
-    from jsonschema import Draft202012Validator
+def _form() -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
 
-    schema = json.loads(files(__package__).joinpath("record.schema.json").read_text("utf-8"))
-    return Draft202012Validator(schema)
+    from cat_plugin.report.form import Record
+
+    return TypeAdapter(Record)
 
 
 def read_record(bundle: Bundle) -> dict[str, Any] | None:
@@ -110,11 +111,15 @@ def read_record(bundle: Bundle) -> dict[str, Any] | None:
     account = bundle.report()
     if account is None:
         return None
-    error = next(_validator().iter_errors(account), None)
-    if error is not None:
-        place = ".".join(map(str, error.absolute_path)) or "the report"
+    from pydantic import ValidationError
+
+    try:
+        _form().validate_python(account, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the report"
         raise BundleError(
-            f"{bundle.directory / 'report.json'}: {place} is not as expected ({error.message[:200]}); it was written by "
+            f"{bundle.directory / 'report.json'}: {place} is not as expected ({first['msg'][:200]}); it was written by "
             "another release: export the model again"
-        )
+        ) from error
     return account

@@ -130,11 +130,12 @@ def test_empty_batches_are_skipped_and_nothing_but_them_refused(logits):
 
 def test_an_empty_cluster_is_the_identity():
     from cat_plugin.cluster_affine.families.paper import closed_form
-    from cat_plugin.cluster_affine.statistics import ClusterStatistics
+    from cat_plugin.cluster_affine.statistics import StatisticsAccumulator
 
     z_q, z_fp = distorted(20, classes=3)
-    statistics = ClusterStatistics.from_rows(z_q, z_fp, np.full(20, 1), 3)
-    gamma, beta = closed_form(statistics)
+    accumulator = StatisticsAccumulator(3, 3)
+    accumulator.add(z_q, z_fp, np.full(20, 1))
+    gamma, beta = closed_form(accumulator.result())
     np.testing.assert_array_equal(gamma[[0, 2]], 1.0)
     np.testing.assert_array_equal(beta[[0, 2]], 0.0)
     assert not np.allclose(gamma[1], 1.0)

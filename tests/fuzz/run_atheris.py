@@ -16,7 +16,7 @@ import atheris
 def main(name: str, seconds: str, *options: str) -> None:
     """Fuzz one target."""
     with atheris.instrument_imports(
-        include=["cat_plugin", "tvm_backend.runtime", "yaml", "jsonschema", "zipfile"]
+        include=["cat_plugin", "tvm_backend.runtime", "yaml", "pydantic", "zipfile"]
     ):
         from tests.fuzz.targets import TARGETS, bounded, seeds
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from cat_plugin.errors import CATValueError
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.units import Unit
-from cat_plugin.ptq.learned.logit_training import divergence
+from cat_plugin.ptq.learned.losses import divergence
 from cat_plugin.ptq.learned.soft_unit import run_float, run_nodes
 from cat_plugin.ptq.quantizers.observers import search_weight_range
 

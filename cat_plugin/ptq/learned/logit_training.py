@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cat_plugin.ptq.learned.augment import mirrored_and_shifted, with_patches
 from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
+from cat_plugin.ptq.learned.losses import divergence
 from cat_plugin.ptq.learned.reconstruction import stored
 from cat_plugin.ptq.learned.soft_unit import SoftUnit, run_float
 
-__all__ = ["LogitTraining", "divergence", "train_on_logits"]
+__all__ = ["LogitTraining", "train_on_logits"]
 
 _LOOKS = 8
 
@@ -47,13 +47,6 @@ class LogitTraining:
     temperature: float = 2.0
     augment: bool = False
     piece: int = 32
-
-
-def divergence(z_q: Tensor, z_fp: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))``; logits (N, C)."""
-    log_q = F.log_softmax(z_q / temperature, 1)
-    log_p = F.log_softmax(z_fp / temperature, 1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
 
 
 class _Divergence:

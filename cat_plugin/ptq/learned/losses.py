@@ -1,4 +1,4 @@
-"""What a change of a block's output does to the prediction: gradients and losses of the full-precision network.
+"""The divergence of logits, and what a change of a block's output does to them: gradients and losses of the network.
 
 The task loss is the cross entropy against the full-precision network's own most likely class, since labels are not
 given.
@@ -13,10 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.units import Unit
-from cat_plugin.ptq.learned.logit_training import divergence
 from cat_plugin.ptq.learned.soft_unit import run_float
 
-__all__ = ["fisher_weights", "loss_gradient", "nodes_after", "prediction_difference", "tail_losses"]
+__all__ = [
+    "divergence",
+    "fisher_weights",
+    "loss_gradient",
+    "nodes_after",
+    "prediction_difference",
+    "tail_losses",
+]
+
+
+def divergence(z_q: Tensor, z_fp: Tensor, temperature: float) -> Tensor:
+    """Mean over rows of ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))``; logits (N, C)."""
+    log_q = F.log_softmax(z_q / temperature, 1)
+    log_p = F.log_softmax(z_fp / temperature, 1)
+    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
 
 
 def nodes_after(module: fx.GraphModule, unit: Unit) -> tuple[list[fx.Node], fx.Node]:

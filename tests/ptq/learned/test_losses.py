@@ -1,13 +1,14 @@
-"""What a change of a block's output does to the prediction."""
+"""The divergence of logits, and what a change of a block's output does to the prediction."""
 
 from __future__ import annotations
 
 import torch
 
 from cat_plugin.ptq.graph.units import find_units
-from cat_plugin.ptq.learned.losses import fisher_weights, loss_gradient
+from cat_plugin.ptq.learned.losses import divergence, fisher_weights, loss_gradient
 from cat_plugin.ptq.learned.soft_unit import run_float
 from tests.ptq.learned.prepared import prepare
+from tests.ptq.models import small_inputs
 
 
 def test_fisher_weights_are_mean_squared_gradients():
@@ -35,3 +36,10 @@ def placeholder(module):
 def module_nodes_until(module, unit):
     order = [n for n in module.graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
     return order[: order.index(unit.output) + 1]
+
+
+def test_divergence_is_kullback_leibler():
+    z_q, z_fp = small_inputs(5, 7, seed=1).double(), small_inputs(5, 7, seed=2).double()
+    p, q = torch.softmax(z_fp / 3, 1), torch.softmax(z_q / 3, 1)
+    expected = 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(divergence(z_q, z_fp, 3.0), expected)
