@@ -24,7 +24,8 @@ from benchmarks.layer_shapes import NETWORKS, Layer
 from benchmarks.machine import machine
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.isa import Amx, Avx2, Avx2Bytes, InstructionSet, Portable, Sse41, select
+from tvm_backend.kernels.cpu.isa import Amx, Avx512Vnni, AvxVnni, InstructionSet, NeonDot, select
+from tvm_backend.kernels.cpu.sums import Sums
 from tvm_backend.kernels.cpu.tiles import TileProduct
 from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, QParams
@@ -49,8 +50,12 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
     if isinstance(isa, Amx):
         return _measured_tiles(target)
     # Registers for the sums, the two factors and whatever a product needs on its way.
-    separate = isinstance(isa, Avx2 | Avx2Bytes | Portable | Sse41)
-    rounds, sums = 20_000, 6 if separate else 12 if isa.lanes == 8 else 16
+    separate = not isinstance(isa, Avx512Vnni | AvxVnni | NeonDot)
+    rounds, wide = 20_000, isa.lanes == 16
+    sums = (16 if wide else 12) if not separate else 20 if wide else 9 if isa.depth > 1 else 6
+    # As many steps as are added up in 16 bits, or as 64 at most.
+    steps = min(isa.depth, 64)
+    rounds //= steps
     with tir.Function("kernel") as function:
         data, weight, output = function.buffers(
             [
@@ -59,17 +64,18 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
                 ("output", (sums * isa.lanes,), "int32"),
             ]
         )
-        held = ir.Registers(sums, "int32", isa.lanes)
-        for i in range(sums):
-            held[i] = tir.constant(i, "int32", isa.lanes)
+        held = Sums(isa, [tir.constant(i, "int32", isa.lanes) for i in range(sums)], 1)
         x = ir.Registers(1, isa.operand, isa.unit)
         x[0] = isa.activations(data, [0], False)
-        with tir.loop(rounds):
+
+        def step(_number: Any) -> None:
             # Where products are added by an instruction of its own, equal ones would be computed once.
             x[0] = x[0] + tir.constant(1, isa.operand, isa.unit)
             for i in range(sums):
-                w = isa.weights(weight, [i * isa.unit if separate else 0])
-                held[i] = isa.dot(held[i], x[0], w)
+                held.add(i, x[0], isa.weights(weight, [i * isa.unit if separate else 0]))
+
+        with tir.loop(rounds):
+            held.loop(steps, step) if steps > 1 else step(0)
         for i in range(sums):
             tir.store(output, held[i], [i * isa.lanes], isa.lanes)
     built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)
@@ -78,7 +84,7 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
         tvm.runtime.tensor(np.arange(sums * isa.unit).astype(np.int8)),
         tvm.runtime.tensor(np.zeros(sums * isa.lanes, np.int32)),
     ]
-    return 2.0 * rounds * sums * isa.unit / best_time(built, arguments, 3)
+    return 2.0 * rounds * steps * sums * isa.unit / best_time(built, arguments, 3)
 
 
 def _measured_tiles(target: Any) -> float:

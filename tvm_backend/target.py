@@ -52,6 +52,7 @@ _PORTABLE: dict[str, dict[str, dict[str, Any]]] = {
     "x86_64": {
         "amx_int8": {"kind": "llvm", "mcpu": "sapphirerapids"},
         "avx512_vnni": {"kind": "llvm", "mcpu": "icelake-server"},
+        "avx512bw": {"kind": "llvm", "mcpu": "skylake-avx512"},
         "avx_vnni": {"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]},
         "avx2": {"kind": "llvm", "mcpu": "haswell"},
         "baseline": {"kind": "llvm", "mcpu": "x86-64-v2"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +35,7 @@ ROWS = LinearSpec(None, 64, 10, U8, OUT)
 TARGETS = {
     "amx": {"kind": "llvm", "mcpu": "sapphirerapids"},
     "avx512": {"kind": "llvm", "mcpu": "icelake-server"},
+    "avx512bw": {"kind": "llvm", "mcpu": "skylake-avx512"},
     "avx2": {"kind": "llvm", "mcpu": "haswell"},
     "tensor cores": {"kind": "cuda", "arch": "sm_90"},
     "dp4a": {"kind": "cuda", "arch": "sm_75"},
@@ -49,6 +50,9 @@ TARGETS = {
         ("amx", DEPTHWISE, DepthwiseDot, "avx512_vnni"),
         ("avx512", DENSE, DirectConv, "avx512_vnni"),
         ("avx512", ROWS, Linear, "avx512_vnni"),
+        ("avx512bw", DENSE, DirectConv, "avx512bw"),
+        ("avx512bw", DEPTHWISE, Depthwise, "avx512bw"),
+        ("avx512bw", replace(DEPTHWISE, weight_bits=4), DepthwiseDot, "avx512bw_bytes"),
         ("avx2", DEPTHWISE, Depthwise, "avx2"),
         ("avx2", DENSE, DirectConv, "avx2"),
         ("tensor cores", DENSE, MmaProduct, "cuda_mma"),

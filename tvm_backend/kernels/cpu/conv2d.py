@@ -21,6 +21,7 @@ from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
+from tvm_backend.kernels.cpu.sums import Sums
 from tvm_backend.kernels.cpu.tasks import Tasks, run
 from tvm_backend.kernels.cpu.unpack import unpack_block
 from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row, vectors_for
@@ -332,15 +333,16 @@ class ConvEmitter:
             group, inner = 0, block
         channel = group * layout.out_channels + inner * layout.block_channels
         exact = layout.out_channels % layout.block_channels == 0
-        held = ir.Registers(pixels * self.vectors, "int32", isa.lanes)
-        for v in range(self.vectors):
-            begin = tir.constant(0, "int32", isa.lanes)
-            if exact:
-                begin = tir.load(self.operands.compensation, [channel + v * isa.lanes], isa.lanes)
-            for p in range(pixels):
-                held[p * self.vectors + v] = begin
+        begin = [tir.constant(0, "int32", isa.lanes)] * self.vectors
+        if exact:
+            begin = [
+                tir.load(self.operands.compensation, [channel + v * isa.lanes], isa.lanes)
+                for v in range(self.vectors)
+            ]
+        held = Sums(isa, begin, pixels)
         origin = base + x * (spec.stride[1] * spec.in_channels) + group * (spec.in_channels // spec.groups)
-        with tir.loop(layout.runs) as run, tir.loop(layout.steps) as step:
+
+        def products(run: Expr, step: Expr) -> None:
             place = origin + self.run_offset(run) + step * isa.group
             unit = start + (run * layout.steps + step) * (self.vectors * isa.unit)
             # Few weights are held while activations come one by one: the other way round needs more registers.
@@ -353,8 +355,9 @@ class ConvEmitter:
                 indices = [rows.image, 0, 0, at] if self.conv.in_place else [at]
                 x_value = isa.activations(rows.buffer, indices, self.conv.in_place and self.conv.flip)
                 for v in range(self.vectors):
-                    slot = p * self.vectors + v
-                    held[slot] = isa.dot(held[slot], x_value, weights[v])
+                    held.add(p * self.vectors + v, x_value, weights[v])
+
+        held.loops(layout.runs, layout.steps, products)
         for p in range(pixels):
             where = [rows.image, y, x + p]
             row = [held[p * self.vectors + v] for v in range(self.vectors)]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,9 @@ from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.conv2d import reference
 from tvm_backend.kernels.cpu.epilogue import finish, integers
 from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.sums import Sums
 from tvm_backend.kernels.cpu.tasks import Tasks
-from tvm_backend.kernels.cpu.weighted import Operands, Weighted
+from tvm_backend.kernels.cpu.weighted import Operands, Weighted, vectors_for
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import ConvSpec, QParams
 from tvm_backend.kernels.tir import Expr
@@ -66,7 +67,13 @@ class DepthwiseDot(Weighted[ConvSpec]):
         """Whether channels are convolved on their own, sixteen or a multiple, on vectors of 64 bytes."""
         if not (spec.depthwise and isinstance(isa, InstructionSet)):
             return False
+        isa = vectors_for(spec, isa)
         return isa.narrows and isa.group == 4 and isa.lanes == 16 and spec.out_channels % 16 == 0
+
+    @classmethod
+    def make(cls, spec: ConvSpec, isa: InstructionSet) -> Self:
+        """The generator on the vectors that suit the values."""
+        return cls(spec, vectors_for(spec, isa))
 
     @property
     def quads(self) -> int:
@@ -200,7 +207,7 @@ class _Row:
                 column = group * pixels * stride + kx * spec.dilation[1]
                 uses.setdefault(column, []).append((group, kx))
         reach = (spec.kernel[1] - 1) * spec.dilation[1]
-        held: dict[int, ir.Registers] = {}
+        held: dict[int, Sums] = {}
         for column in sorted(uses):
             taps = self.column(x, column, known)
             for group, kx in uses[column]:
@@ -211,16 +218,17 @@ class _Row:
                         place = ((quad * spec.kernel[1] + kx) * 4 + vector) * _UNIT
                         place = self.chunk * self.kernel.chunk_bytes + place
                         weights = tir.load(self.emitter.operands.weight, [place], _UNIT)
-                        held[group][vector] = self.isa.dot(held[group][vector], vectors[vector], weights)
+                        held[group].add(vector, vectors[vector], weights)
             for group in [group for group in held if group * pixels * stride + reach == column]:
                 left = pixels if known is None else min(pixels, spec.out_width - known - group * pixels)
+                held[group].close()
                 self.finish(held.pop(group), x + group * pixels, left)
 
-    def begin(self) -> ir.Registers:
+    def begin(self) -> Sums:
         """Four vectors of sums, the zero point taken out."""
-        held = ir.Registers(4, "int32", 16)
-        for vector in range(4):
-            held[vector] = tir.load(self.compensation, [(self.chunk * 4 + vector) * 16], 16)
+        begin = [tir.load(self.compensation, [(self.chunk * 4 + vector) * 16], 16) for vector in range(4)]
+        held = Sums(self.isa, begin, 1, self.kernel.quads * self.spec.kernel[1])
+        held.open()
         return held
 
     def column(self, x: Expr, column: int, known: int | None) -> list[list[Expr]]:
@@ -267,7 +275,7 @@ class _Row:
         outside = tir.constant(zero, self.emitter.dtype, _UNIT)
         return tir.select(tir.all_of(row >= 0, row < spec.height), value, outside)
 
-    def finish(self, held: ir.Registers, x: Expr, pixels: int) -> None:
+    def finish(self, held: Sums, x: Expr, pixels: int) -> None:
         """The epilogue: bytes of a whole vector at once, anything else four channels at a time."""
         lanes, epilogue, operands = self.isa.lanes, self.spec.epilogue, self.emitter.operands
         channels = self.piece.channels

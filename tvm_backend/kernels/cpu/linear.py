@@ -13,6 +13,7 @@ from tvm_backend.kernels.arithmetic import apply_epilogue, scaled_sum
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
+from tvm_backend.kernels.cpu.sums import Sums
 from tvm_backend.kernels.cpu.tasks import run
 from tvm_backend.kernels.cpu.unpack import lowest_values, unpacked
 from tvm_backend.kernels.cpu.weighted import Blocked, Operands, store_row, vectors_for
@@ -150,27 +151,28 @@ class LinearEmitter:
         layout, isa, vectors = self.layout, self.isa, self.layout.vectors
         share = 8 // layout.bits
         channel = block * layout.block_channels
-        held = ir.Registers(rows * vectors, "int32", isa.lanes)
-        for slot in range(rows * vectors):
-            held[slot] = tir.constant(0, "int32", isa.lanes)
+        each = layout.period // vectors if layout.bits < 8 else 1
+        held = Sums(isa, [tir.constant(0, "int32", isa.lanes)] * (rows * vectors), 1, each)
 
         def multiply(step: Expr, v: int, weights: Expr) -> None:
             for r in range(rows):
                 x = isa.activations(source, [row + r, step * isa.group], self.flip)
-                slot = r * vectors + v
-                held[slot] = isa.dot(held[slot], x, weights)
+                held.add(r * vectors + v, x, weights)
 
         if layout.bits == 8:
-            with tir.loop(layout.steps) as step:
+
+            def products(step: Expr) -> None:
                 for v in range(vectors):
                     unit = block * layout.block_bytes + (step * vectors + v) * isa.unit
                     multiply(step, v, isa.weights(self.weight, [unit]))
+
+            held.loop(layout.steps, products)
         else:
             # Unpacked where they are used: each packed byte crosses the memory bus once.
             lowest = lowest_values(layout, self.weight, block)
             words = tir.vector("int32", isa.unit // 4)
             begin = block * (layout.block_bytes // share)
-            packed_units, steps = layout.period // share, layout.period // vectors
+            packed_units = layout.period // share
 
             def period(index: Expr, limit: int) -> None:
                 for source_unit in range(packed_units):
@@ -183,13 +185,13 @@ class LinearEmitter:
                             continue
                         v = number % vectors
                         weights = unpacked(layout, word, position, lowest[v])
-                        multiply(index * steps + number // vectors, v, ir.hold(weights, "int8", isa.unit))
+                        multiply(index * each + number // vectors, v, ir.hold(weights, "int8", isa.unit))
 
             full, rest = divmod(layout.steps * vectors, layout.period)
-            with tir.loop(full) as index:
-                period(index, layout.period)
+            held.loop(full, lambda index: period(index, layout.period))
             if rest:
-                period(full, rest)
+                with held.widened():
+                    period(full, rest)
         for r in range(rows):
             totals = [held[r * vectors + v] for v in range(vectors)]
             store_row(self.operands, layout, totals, [row + r], channel, block, compensated=False)

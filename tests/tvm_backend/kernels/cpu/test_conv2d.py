@@ -130,6 +130,33 @@ def test_extreme_values_do_not_saturate(target, dtype):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("bits", "most", "extremes"),
+    [
+        (2, 255, (-3, 3)),  # sums of 16 bits take up 21 groups of four products
+        (4, 255, (-15, 15)),  # 4
+        (4, 15, (-15, 15)),  # 72
+        (8, 15, (-128, 127)),  # 8
+        (8, 127, (-128, 127)),  # 1
+        (8, 128, (-128, 127)),  # none
+        (2, 3, (-3, 3)),  # 1820
+    ],
+)
+@pytest.mark.parametrize(
+    ("kernel", "channels", "groups"),
+    [((3, 3), 100, 1), ((1, 1), 7300, 1), ((3, 3), 64, 64), ((5, 2), 48, 48)],
+)
+def test_the_largest_products_do_not_overflow(target, bits, most, extremes, kernel, channels, groups):
+    given = QParams(0.02, 0, 0, most, "uint8")
+    out = 5 if groups == 1 else channels
+    spec = ConvSpec(1, 5, 6, channels, out, kernel, given, Epilogue(), groups=groups, weight_bits=bits)
+    data = np.full((1, 5, 6, channels), most, np.uint8)
+    weight = np.full(spec.weight_shape, extremes[0], np.int8)
+    weight[::2] = extremes[1]
+    check_weighted(spec, target, data, weight, np.random.default_rng(0), reference)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_folded_zero_points_are_packed_by_channel(target):
     # Codes 0..3 minus a zero point of 0..3 reach -3..3: more than 2 bits over all channels, not in any one.
     rng = np.random.default_rng(2)

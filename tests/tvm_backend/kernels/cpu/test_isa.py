@@ -10,6 +10,8 @@ from tvm_backend.kernels.cpu.isa import (
     Amx,
     Avx2,
     Avx2Bytes,
+    Avx512Bw,
+    Avx512Bytes,
     Avx512Vnni,
     AvxVnni,
     InstructionSet,
@@ -27,7 +29,9 @@ from tvm_backend.target import FEATURES
         ({"kind": "llvm", "mcpu": "sapphirerapids"}, Amx()),
         ({"kind": "llvm", "mcpu": "sapphirerapids", "mattr": ["-amx-int8"]}, Avx512Vnni()),
         ({"kind": "llvm", "mcpu": "icelake-server"}, Avx512Vnni()),
-        ({"kind": "llvm", "mcpu": "icelake-server", "mattr": ["-avx512vnni"]}, Avx2()),
+        ({"kind": "llvm", "mcpu": "icelake-server", "mattr": ["-avx512vnni"]}, Avx512Bw()),
+        ({"kind": "llvm", "mcpu": "skylake-avx512"}, Avx512Bw()),
+        ({"kind": "llvm", "mcpu": "knl"}, Avx2()),
         ({"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]}, AvxVnni()),
         ({"kind": "llvm", "mcpu": "haswell"}, Avx2()),
         ({"kind": "llvm", "mcpu": "x86-64-v2"}, Sse41()),
@@ -48,8 +52,13 @@ def test_features_are_those_that_a_library_asks_the_processor_for(isa: Instructi
     assert set(isa.features) <= known
 
 
-def test_bytes_are_multiplied_where_two_products_fit_into_16_bits() -> None:
-    assert Avx2().for_values(255, 15) == Avx2Bytes()
-    assert Avx2().for_values(127, 128) == Avx2Bytes()
-    assert Avx2().for_values(128, 128) == Avx2()
+@pytest.mark.parametrize(("wide", "narrow"), [(Avx2(), Avx2Bytes), (Avx512Bw(), Avx512Bytes)])
+def test_bytes_are_multiplied_where_two_products_fit_into_16_bits(
+    wide: InstructionSet, narrow: type[InstructionSet]
+) -> None:
+    assert wide.for_values(127, 128) == narrow(depth=1)
+    assert wide.for_values(255, 15) == narrow(depth=4), "4 * 2 * 255 * 15 is 30600"
+    assert wide.for_values(15, 15) == narrow(depth=72)
+    assert wide.for_values(3, 3) == narrow(depth=1820)
+    assert wide.for_values(128, 128) == wide, "2 * 128 * 128 is one too many"
     assert Sse41().for_values(255, 15) == Sse41()

@@ -53,3 +53,24 @@ def test_classifier(target, bits, batch):
     rng = np.random.default_rng(4)
     data = random_tensor(spec.input, (batch, 512), rng)
     check_weighted(spec, target, data, random_weight(bits, spec.weight_shape, rng), rng, reference)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize(
+    ("bits", "most", "extremes"),
+    [
+        (2, 255, (-3, 3)),
+        (4, 255, (-15, 15)),
+        (4, 15, (-15, 15)),
+        (8, 15, (-128, 127)),
+        (8, 255, (-128, 127)),
+        (2, 3, (-3, 3)),
+    ],
+)
+def test_the_largest_products_do_not_overflow(target, batch, bits, most, extremes):
+    spec = LinearSpec(None, 7301, 37, QParams(0.02, 0, 0, most, "uint8"), Epilogue(), bits)
+    weight = np.full(spec.weight_shape, extremes[0], np.int8)
+    weight[::2] = extremes[1]
+    data = np.full((batch, 7301), most, np.uint8)
+    check_weighted(spec, target, data, weight, np.random.default_rng(0), reference)

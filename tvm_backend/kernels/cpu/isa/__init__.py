@@ -7,13 +7,24 @@ from tvm.target import Target, codegen
 from tvm_backend.kernels.cpu.isa.arm import NeonDot
 from tvm_backend.kernels.cpu.isa.base import InstructionSet
 from tvm_backend.kernels.cpu.isa.portable import Portable
-from tvm_backend.kernels.cpu.isa.x86 import Amx, Avx2, Avx2Bytes, Avx512Vnni, AvxVnni, Sse41
+from tvm_backend.kernels.cpu.isa.x86 import (
+    Amx,
+    Avx2,
+    Avx2Bytes,
+    Avx512Bw,
+    Avx512Bytes,
+    Avx512Vnni,
+    AvxVnni,
+    Sse41,
+)
 
 __all__ = [
     "INSTRUCTION_SETS",
     "Amx",
     "Avx2",
     "Avx2Bytes",
+    "Avx512Bw",
+    "Avx512Bytes",
     "Avx512Vnni",
     "AvxVnni",
     "InstructionSet",
@@ -23,7 +34,15 @@ __all__ = [
     "select",
 ]
 
-INSTRUCTION_SETS: tuple[InstructionSet, ...] = (Amx(), Avx512Vnni(), AvxVnni(), Avx2(), Sse41(), NeonDot())
+INSTRUCTION_SETS: tuple[InstructionSet, ...] = (
+    Amx(),
+    Avx512Vnni(),
+    Avx512Bw(),
+    AvxVnni(),
+    Avx2(),
+    Sse41(),
+    NeonDot(),
+)
 """Those that a target is asked for, best first."""
 
 

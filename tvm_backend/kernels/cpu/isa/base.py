@@ -37,6 +37,8 @@ class InstructionSet(Machine):
         Type of the activations as the instruction takes them.
     tiles : tuple of (int, int)
         Register tiles, each as (vectors, most pixels), best first.
+    depth : int
+        Groups whose products :meth:`products` may add up in 16 bits before they are widened; 1 where sums are int32 at once.
 
     Attributes
     ----------
@@ -52,6 +54,7 @@ class InstructionSet(Machine):
     takes: str
     operand: str
     tiles: tuple[tuple[int, int], ...]
+    depth: int = 1
 
     @property
     def unit(self) -> int:
@@ -78,6 +81,14 @@ class InstructionSet(Machine):
     @abstractmethod
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         """The sums with the products added."""
+
+    def products(self, activations: Expr, weights: Expr) -> Expr:
+        """The products in 16 bits, two lanes for each sum; there where :attr:`depth` is more than 1."""
+        raise NotImplementedError
+
+    def widen(self, sums: Expr, products: Expr) -> Expr:
+        """The sums with products of 16 bits, or sums of such, added."""
+        raise NotImplementedError
 
     @property
     def narrows(self) -> bool:

@@ -11,7 +11,7 @@ from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.isa.base import FourBytes, InstructionSet
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["Amx", "Avx2", "Avx2Bytes", "Avx512Vnni", "AvxVnni", "Sse41"]
+__all__ = ["Amx", "Avx2", "Avx2Bytes", "Avx512Bw", "Avx512Bytes", "Avx512Vnni", "AvxVnni", "Sse41"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,69 @@ class _TwoWords(InstructionSet):
 
 
 @dataclass(frozen=True)
+class _Bytes(FourBytes):
+    """``pmaddubsw``, for values of which two products fit into 16 bits: 4-bit weights, or 7-bit activations.
+
+    Attributes
+    ----------
+    pairs, words : str
+        LLVM's names of the instructions that add up products of bytes, and of words.
+    """
+
+    pairs: ClassVar[str]
+    words: ClassVar[str]
+
+    @classmethod
+    def of(cls, activation: int, weight: int) -> InstructionSet | None:
+        """The set for values up to these magnitudes; None where two products do not fit."""
+        depth = ((1 << 15) - 1) // max(1, 2 * activation * weight)
+        return cls(depth=depth) if depth else None
+
+    def products(self, activations: Expr, weights: Expr) -> Expr:
+        """Sums of two products, in 16 bits."""
+        return ir.call(f"int16x{2 * self.lanes}", self.pairs, activations, weights)
+
+    def widen(self, sums: Expr, products: Expr) -> Expr:
+        """The sums with two words each added: a product with ones."""
+        ones = tir.constant(1, "int16", 2 * self.lanes)
+        return sums + ir.call(f"int32x{self.lanes}", self.words, products, ones)
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        """The sums with products added in pairs of bytes, then of words."""
+        return self.widen(sums, self.products(activations, weights))
+
+
+@dataclass(frozen=True)
+class Avx2Bytes(_Bytes, _Ymm):
+    """``vpmaddubsw`` on 256-bit registers."""
+
+    pairs: ClassVar[str] = "llvm.x86.avx2.pmadd.ub.sw"
+    words: ClassVar[str] = "llvm.x86.avx2.pmadd.wd"
+
+    name: str = "avx2_bytes"
+    lanes: int = 8
+    group: int = 4
+    takes: str = "uint8"
+    operand: str = "uint8"
+    tiles: tuple[tuple[int, int], ...] = ((3, 3), (2, 5), (1, 10))
+
+
+@dataclass(frozen=True)
+class Avx512Bytes(_Bytes, _Zmm):
+    """``vpmaddubsw`` on 512-bit registers."""
+
+    pairs: ClassVar[str] = "llvm.x86.avx512.pmaddubs.w.512"
+    words: ClassVar[str] = "llvm.x86.avx512.pmaddw.d.512"
+
+    name: str = "avx512bw_bytes"
+    lanes: int = 16
+    group: int = 4
+    takes: str = "uint8"
+    operand: str = "uint8"
+    tiles: tuple[tuple[int, int], ...] = ((4, 6), (3, 7), (2, 10), (1, 24))
+
+
+@dataclass(frozen=True)
 class Avx2(_TwoWords, _Ymm):
     """``vpmaddwd`` on 256-bit registers.
 
@@ -163,7 +226,26 @@ class Avx2(_TwoWords, _Ymm):
 
     def for_values(self, activation: int, weight: int) -> InstructionSet:
         """Bytes where two products fit into 16 bits."""
-        return Avx2Bytes() if 2 * activation * weight < 1 << 15 else self
+        return Avx2Bytes.of(activation, weight) or self
+
+
+@dataclass(frozen=True)
+class Avx512Bw(_TwoWords, _Zmm):
+    """``vpmaddwd`` on 512-bit registers, for processors with AVX-512 but no VNNI; :class:`Avx512Bytes` for small values."""
+
+    features: ClassVar[tuple[str, ...]] = ("avx512bw",)
+    instruction: ClassVar[str] = "llvm.x86.avx512.pmaddw.d.512"
+
+    name: str = "avx512bw"
+    lanes: int = 16
+    group: int = 2
+    takes: str = ""
+    operand: str = "int16"
+    tiles: tuple[tuple[int, int], ...] = ((4, 6), (3, 7), (2, 10), (1, 24))
+
+    def for_values(self, activation: int, weight: int) -> InstructionSet:
+        """Bytes where two products fit into 16 bits."""
+        return Avx512Bytes.of(activation, weight) or self
 
 
 @dataclass(frozen=True)
@@ -179,20 +261,3 @@ class Sse41(_TwoWords):
     takes: str = ""
     operand: str = "int16"
     tiles: tuple[tuple[int, int], ...] = ((2, 5), (1, 10))
-
-
-@dataclass(frozen=True)
-class Avx2Bytes(FourBytes, _Ymm):
-    """``vpmaddubsw``, for values of which two products fit into 16 bits: 4-bit weights, or 7-bit activations."""
-
-    name: str = "avx2_bytes"
-    lanes: int = 8
-    group: int = 4
-    takes: str = "uint8"
-    operand: str = "uint8"
-    tiles: tuple[tuple[int, int], ...] = ((3, 3), (2, 5), (1, 10))
-
-    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
-        """The sums with products added in pairs of bytes, then of words."""
-        pairs = ir.call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", activations, weights)
-        return sums + ir.call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, tir.constant(1, "int16", 16))
