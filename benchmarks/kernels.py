@@ -149,12 +149,12 @@ def convolution(layer: Layer, bits: int, batch: int | None) -> ConvSpec:
 def measure(layer: Layer, bits: int, batch: int, target: Any, repeat: int) -> dict[str, Any]:
     """Compile and time one layer with a batch size that is known at run time only."""
     spec = convolution(layer, bits, None)
-    kernel = lower(spec, target)
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), spec.weight_shape).astype(np.int8)
+    kernel = lower(spec, target, weight)
     built = tvm.compile(
         tvm.IRModule({"kernel": kernel.prim_func.with_attr("global_symbol", "kernel")}), target=target
     )
-    rng = np.random.default_rng(0)
-    weight = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), spec.weight_shape).astype(np.int8)
     packed = kernel.pack_weight(weight)
     arrays = [
         rng.integers(0, 256, (batch, layer.size, layer.size, layer.inputs)).astype(np.uint8),

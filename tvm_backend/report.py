@@ -36,6 +36,9 @@ class KernelEntry:
         ``"in registers, or by block"`` where many rows take AMX tiles, or empty where they are stored as bytes.
     tile_state : bool
         Whether it uses registers that Linux grants to a process only when it asks (AMX).
+    remark : str
+        Why it is slower than it could be: ``"in words: two neighbouring weights exceed 128"`` where 8-bit weights are widened to 16
+        bits on processors without VNNI, which weights of 7 bits would not be.
     """
 
     name: str
@@ -48,6 +51,7 @@ class KernelEntry:
     bytes: int = 0
     unpacking: str = ""
     tile_state: bool = False
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class CompileReport:
         for kernel in self.kernels:
             bits = f", {kernel.weight_bits}-bit weights" if kernel.weight_bits else ""
             bits += f" unpacked {kernel.unpacking}" if kernel.unpacking else ""
+            bits += f" {kernel.remark}" if kernel.remark else ""
             lines.append(f"  {kernel.name}: {kernel.kind} -> {'x'.join(map(str, kernel.output))}{bits}")
         names = ", ".join(sorted(set(self.float_ops))) or "none"
         lines.append(f"  operators in float32: {names}")

@@ -72,6 +72,15 @@ class Generator(ABC, Generic[_Spec, _Isa]):
         """The generator of a specification that it takes; it may choose among the machine's instructions."""
         return cls(spec, isa)
 
+    def for_weight(self, weight: NDArray[Any]) -> Self:
+        """The generator for layers with this weight: what its values allow may be faster than what its bits allow."""
+        return self
+
+    @property
+    def remark(self) -> str:
+        """What the report is to say of the kernel; mostly nothing."""
+        return ""
+
     @property
     def weight_length(self) -> int:
         """Bytes of the packed weight; 0 without one."""
@@ -155,6 +164,11 @@ class Kernel:
     def unpacking(self) -> str:
         """Where weights below 8 bits become bytes; empty where the kernel reads bytes."""
         return self.generator.unpacking
+
+    @property
+    def remark(self) -> str:
+        """What the report is to say of it; mostly nothing."""
+        return self.generator.remark
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Bring integer weights into the order in which the kernel reads them.

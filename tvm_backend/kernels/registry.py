@@ -106,7 +106,7 @@ def machine_of(target: Target) -> Machine:
     return cuda.select(target) if target.kind.name == "cuda" else isa.select(target)
 
 
-def lower(spec: KernelSpec, target: Target) -> Kernel:
+def lower(spec: KernelSpec, target: Target, weight: NDArray[Any] | None = None) -> Kernel:
     """Choose and build the kernel for a specification.
 
     Parameters
@@ -115,26 +115,35 @@ def lower(spec: KernelSpec, target: Target) -> Kernel:
         What to compute.
     target : tvm.target.Target
         Where; its CPU, or its CUDA architecture, decides on the instructions.
+    weight : ndarray of int, optional
+        The layer's weight, of shape ``spec.weight_shape``: where its values are smaller than its bits allow, the kernel may be
+        a faster one, which then takes such weights only.
 
     Returns
     -------
     Kernel
-        The function with what prepares its weight.  Equal arguments give the same object.
+        The function with what prepares its weight.  Equal specifications give the same object, unless weights differ too much.
 
     Raises
     ------
     CompileError
         If no kernel computes `spec`.
     """
-    return _lower(spec, machine_of(target))
+    generator = _generator(spec, machine_of(target))
+    return _kernel(generator if weight is None else generator.for_weight(weight))
 
 
 @functools.lru_cache(maxsize=1024)
-def _lower(spec: KernelSpec, machine: Machine) -> Kernel:
+def _generator(spec: KernelSpec, machine: Machine) -> Generator[Any, Any]:
     entry = KERNELS.get(type(spec))
     for generator in entry.generators(machine) if entry else ():
         if generator.takes(spec, machine):
-            return Kernel.of(generator.make(spec, machine))
+            return generator.make(spec, machine)
     raise CompileError(
         f"there is no kernel for {type(spec).__name__} on {machine.name}; see tvm_backend.kernels.registry"
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _kernel(generator: Generator[Any, Any]) -> Kernel:
+    return Kernel.of(generator)

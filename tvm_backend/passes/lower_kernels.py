@@ -10,7 +10,7 @@ After::
     lv = R.call_tir(cls.conv..., (x, w_packed, compensation, scale, bias), out_ty=...)
     lv1 = R.call_tir(cls.cluster_affine, (z, mean, components, centroids, gamma, beta), out_ty=...)
 
-Equal specifications share one function.
+Equal specifications share one function, unless the values of their weights allow one of them a faster one.
 """
 
 from __future__ import annotations
@@ -64,20 +64,20 @@ class _Lower(Rewriter):
         self.entries.setdefault(self.name, []).append(KernelEntry(name=name, **facts))
 
     def _kernel(self, expr: relax.Expr, call: dialect.SymbolicCall) -> relax.Expr:
-        kernel = registry.lower(call.attributes, self.target)
         args = list(call.args)
         spec = call.attributes
         weighted = isinstance(spec, WeightedSpec)
-        if weighted:
-            values = compat.constant_value(args[1])
+        values = compat.constant_value(args[1]) if weighted else None
+        kernel = registry.lower(spec, self.target, values)
+        if values is not None:
             args[1:2] = [
                 compat.constant(kernel.pack_weight(values)),
                 compat.constant(kernel.compensation(values)),
             ]
         name = kernel.name if spec.batch is None else f"{kernel.name}_b{spec.batch}"
-        called = self._call(spec, name, kernel.prim_func, args, compat.type_of(self.current))
+        called = self._call(kernel.generator, name, kernel.prim_func, args, compat.type_of(self.current))
         self._enter(
-            spec,
+            kernel.generator,
             kind=spec.operation,
             output=spec.out_shape,
             variant=kernel.variant,
@@ -86,6 +86,7 @@ class _Lower(Rewriter):
             operations=kernel.operations,
             bytes=kernel.bytes,
             unpacking=kernel.unpacking,
+            remark=kernel.remark,
             tile_state=kernel.machine.has_tile_state,
         )
         return called

@@ -57,7 +57,7 @@ def test_lower_kernels():
         with builder.dataflow():
             results = []
             for spec in (PLAIN, RELU, PLAIN):
-                made = registry.lower(spec, TARGET)
+                made = registry.lower(spec, TARGET, W)
                 if spec not in names:
                     taken = {v.name_hint for v in names.values()}
                     name = f"{made.name}_1" if made.name in taken else made.name

@@ -187,10 +187,6 @@ class DirectConv(Blocked[ConvSpec]):
         last = np.asarray(weight).reshape(groups, -1, *weight.shape[1:]).transpose(0, 1, 3, 4, 2)
         return last.reshape(groups, -1, *self.stretches)
 
-    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """Pack weights of shape (C_out, C_in / groups, kernel height, kernel width)."""
-        return self.layout.pack(self.stretched(weight))
-
     @property
     def unpacking(self) -> str:
         """Each weight is used for many pixels, so it is unpacked before."""

@@ -82,9 +82,9 @@ class Linear(Blocked[LinearSpec]):
             bits=spec.storage_bits,
         )
 
-    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """Pack weights of shape (C_out, C_in)."""
-        return self.layout.pack(np.asarray(weight)[None, :, None, :])
+    def stretched(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Weights of shape (C_out, C_in): one group, one stretch."""
+        return np.asarray(weight)[None, :, None, :]
 
     @property
     def unpacking(self) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
+from cat_plugin.errors import CompileError
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import chunks, finish, finish_row
@@ -112,6 +115,34 @@ class Blocked(Weighted[_Spec]):
     def layout(self) -> WeightLayout:
         """How the weights are packed."""
 
+    @abstractmethod
+    def stretched(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Weights of shape ``spec.weight_shape`` by group, channel and stretch of consecutive activations."""
+
+    def for_weight(self, weight: NDArray[Any]) -> Self:
+        """The same on the set for the weight's values."""
+        fitting = self.isa.for_pairs(largest_activation(self.spec), largest_pair(self.stretched(weight)))
+        return self if fitting == self.isa else replace(self, isa=fitting)
+
+    def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
+        """Pack weights of shape ``spec.weight_shape``."""
+        stretched = self.stretched(weight)
+        if not self.isa.holds(largest_activation(self.spec), largest_pair(stretched)):
+            raise CompileError(
+                f"the weights of {self.spec.name} are too large for a kernel that was made for smaller ones"
+            )
+        return self.layout.pack(stretched)
+
+    @property
+    def remark(self) -> str:
+        """Where only the size of some weights forbids the faster instructions."""
+        without = self.isa.for_pairs(largest_activation(self.spec), 128)
+        return (
+            ""
+            if without == self.isa or self.isa.group > 2
+            else "in words: two neighbouring weights exceed 128"
+        )
+
     @property
     def weight_length(self) -> int:
         """Bytes of the packed weight."""
@@ -123,11 +154,25 @@ class Blocked(Weighted[_Spec]):
         return self.layout.dtype
 
 
+def largest_activation(spec: WeightedSpec) -> int:
+    """The largest activation of a layer, padding included, as unsigned bytes."""
+    stored = spec.input if spec.input.dtype == "uint8" else spec.input.flipped
+    return max(stored.qmax, stored.zero_point)
+
+
+def largest_pair(stretched: NDArray[Any]) -> int:
+    """What two neighbouring weights of one sign add up to at most, of those that are multiplied together."""
+    last = np.asarray(stretched).astype(np.int16)
+    if last.shape[-1] % 2:
+        last = np.pad(last, [(0, 0)] * (last.ndim - 1) + [(0, 1)])
+    signs = (np.maximum(last, 0), np.maximum(-last, 0))
+    return max(int((part[..., ::2] + part[..., 1::2]).max()) for part in signs)
+
+
 def vectors_for(spec: WeightedSpec, isa: InstructionSet) -> InstructionSet:
     """The vectors of an instruction set for the values that a layer multiplies."""
-    vectors, bits = isa.vector, spec.storage_bits
-    stored = spec.input if spec.input.dtype == "uint8" else spec.input.flipped
-    return vectors.for_values(max(stored.qmax, stored.zero_point), (1 << bits) - 1 if bits < 8 else 128)
+    bits = spec.storage_bits
+    return isa.vector.for_values(largest_activation(spec), (1 << bits) - 1 if bits < 8 else 128)
 
 
 def store_row(

@@ -200,7 +200,7 @@ def test_a_whole_network_computes_the_same_bits(emulated, monkeypatch, tmp_path)
     images = np.random.default_rng(0).normal(size=(17, 3, 16, 16)).astype(np.float32)
     plain = tvm_backend.compile(program, "icelake-server", tmp_path / "plain.so", cache=False)
     wanted = tvm_backend.load(plain.path)(images)
-    registry._lower.cache_clear()
+    registry._generator.cache_clear()
     try:
         monkeypatch.setattr(registry, "machine_of", lambda _target: Amx())
         monkeypatch.setattr(runtime, "permit_amx", lambda: True)
@@ -208,7 +208,7 @@ def test_a_whole_network_computes_the_same_bits(emulated, monkeypatch, tmp_path)
         assert [kernel.variant for kernel in tiled.kernels].count("amx_int8") >= 6
         np.testing.assert_array_equal(tvm_backend.load(tiled.path)(images), wanted)
     finally:
-        registry._lower.cache_clear()
+        registry._generator.cache_clear()
     found = emulated()
     assert found["faults"] == 0
     assert found["products"] > 0

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm.target import Target
 
 from benchmarks.kernels import convolution
 from benchmarks.layer_shapes import NETWORKS
+from cat_plugin.errors import CompileError
 from tests.tvm_backend.kernels.tools import (
     TARGETS,
     batches,
+    check_kernel,
     check_weighted,
     epilogues,
     network_layer,
@@ -25,6 +28,7 @@ from tvm_backend.kernels.cpu.conv2d import DirectConv, reference, sums
 from tvm_backend.kernels.cpu.isa import Avx512Vnni
 from tvm_backend.kernels.cpu.linear import Linear
 from tvm_backend.kernels.cpu.tasks import Tasks
+from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
 
 IMAGE = QParams(0.02, 3, 0, 255, "uint8")
@@ -71,7 +75,10 @@ def test_any_convolution_equals_the_reference_to_the_bit(target, case, seed):
     rng = np.random.default_rng(seed)
     data = random_tensor(spec.input, (batch, spec.height, spec.width, spec.in_channels), rng)
     weight = random_weight(spec.weight_bits, spec.weight_shape, rng)
-    check_weighted(spec, target, data, weight, rng, reference)
+    if fitted := rng.integers(2):
+        weight = weight // 2
+    kernel = lower(spec, Target(TARGETS[target]), weight if fitted else None)
+    check_kernel(kernel, Target(TARGETS[target]), data, weight, rng, reference)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -154,6 +161,56 @@ def test_the_largest_products_do_not_overflow(target, bits, most, extremes, kern
     weight = np.full(spec.weight_shape, extremes[0], np.int8)
     weight[::2] = extremes[1]
     check_weighted(spec, target, data, weight, np.random.default_rng(0), reference)
+
+
+def pairs(shape, first, second):
+    """Weights that alternate between two values from channel to channel."""
+    weight = np.empty(shape, np.int8)
+    weight[:, ::2], weight[:, 1::2] = first, second
+    return weight
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name in ("avx2", "avx512bw")])
+@pytest.mark.parametrize(
+    ("bits", "most", "pair", "depth"),
+    [
+        (7, 255, (64, 64), 1),
+        (7, 255, (-64, -64), 1),
+        (8, 255, (127, 1), 1),
+        (8, 255, (127, -128), 1),  # of two signs, so each alone
+        (8, 255, (-128, 0), 1),
+        (6, 255, (32, 32), 2),
+        (8, 127, (64, 65), 2),  # 32766
+        (8, 127, (65, 65), 1),
+        (4, 255, (8, 8), 8),
+        (2, 255, (-2, -2), 32),
+    ],
+)
+def test_weights_that_are_small_enough_are_multiplied_as_bytes(target, bits, most, pair, depth):
+    """Also 8-bit ones where no two neighbours of one sign exceed 128; the sums that come closest to 16 bits are exact."""
+    given = QParams(0.02, 0, 0, most, "uint8")
+    spec = ConvSpec(1, 5, 6, 66, 40, (3, 3), given, Epilogue(), weight_bits=bits)
+    weight = pairs(spec.weight_shape, *pair)
+    kernel = lower(spec, Target(TARGETS[target]), weight)
+    assert kernel.variant == f"{target}_bytes"
+    assert kernel.machine.depth == depth
+    assert not kernel.remark
+    data = np.full((1, 5, 6, 66), most, np.uint8)
+    check_kernel(kernel, Target(TARGETS[target]), data, weight, np.random.default_rng(0), reference)
+
+
+@pytest.mark.parametrize("target", ["haswell", "skylake-avx512"])
+def test_weights_that_are_not_are_widened_and_never_packed_for_bytes(target):
+    spec = ConvSpec(1, 5, 6, 66, 40, (3, 3), QParams(0.02, 0, 0, 255, "uint8"), Epilogue())
+    machine = Target({"kind": "llvm", "mcpu": target})
+    large, small = pairs(spec.weight_shape, 127, 2), pairs(spec.weight_shape, 64, 64)
+    kernel = lower(spec, machine, large)
+    assert kernel.machine.group == 2
+    assert kernel.remark == "in words: two neighbouring weights exceed 128"
+    assert lower(spec, machine) is kernel
+    assert lower(spec, machine, small) is lower(spec, machine, small // 2 * 2 - 1)
+    with pytest.raises(CompileError, match="weights of conv2d_3x3_66_40 are too large for a kernel"):
+        lower(spec, machine, small).pack_weight(large)
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm.target import Target
 
 from tests.tvm_backend.kernels.tools import (
     TARGETS,
     batches,
+    check_kernel,
     check_weighted,
     epilogues,
     qparams,
@@ -17,6 +19,7 @@ from tests.tvm_backend.kernels.tools import (
     random_weight,
 )
 from tvm_backend.kernels.cpu.linear import reference
+from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import Epilogue, LinearSpec, QParams
 
 
@@ -42,7 +45,10 @@ def test_any_layer_equals_the_reference_to_the_bit(target, case, seed):
     rng = np.random.default_rng(seed)
     data = random_tensor(spec.input, (batch, spec.in_features), rng)
     weight = random_weight(spec.weight_bits, spec.weight_shape, rng)
-    check_weighted(spec, target, data, weight, rng, reference)
+    if fitted := rng.integers(2):
+        weight = weight // 2
+    kernel = lower(spec, Target(TARGETS[target]), weight if fitted else None)
+    check_kernel(kernel, Target(TARGETS[target]), data, weight, rng, reference)
 
 
 @pytest.mark.parametrize("target", TARGETS)

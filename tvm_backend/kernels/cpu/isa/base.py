@@ -68,7 +68,15 @@ class InstructionSet(Machine):
 
     def for_values(self, activation: int, weight: int) -> InstructionSet:
         """The set for activations (as :attr:`takes` says) and weights up to these magnitudes."""
+        return self.for_pairs(activation, 2 * weight)
+
+    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
+        """The same where two neighbouring weights of one sign add up to at most `pair`."""
         return self
+
+    def holds(self, activation: int, pair: int) -> bool:
+        """Whether sums of products up to these magnitudes fit; as for :meth:`for_pairs`."""
+        return True
 
     @abstractmethod
     def activations(self, buffer: Any, indices: Sequence[Expr], flip: bool) -> Expr:

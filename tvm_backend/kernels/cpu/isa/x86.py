@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from tvm_backend.kernels import tir
@@ -156,11 +156,19 @@ class _Bytes(FourBytes):
     pairs: ClassVar[str]
     words: ClassVar[str]
 
-    @classmethod
-    def of(cls, activation: int, weight: int) -> InstructionSet | None:
+    def deep(self, activation: int, pair: int) -> InstructionSet | None:
         """The set for values up to these magnitudes; None where two products do not fit."""
-        depth = ((1 << 15) - 1) // max(1, 2 * activation * weight)
-        return cls(depth=depth) if depth else None
+        most = ((1 << 15) - 1) // max(1, activation * pair)
+        # Powers of two, so that layers with similar weights share their kernels.
+        return replace(self, depth=1 << most.bit_length() - 1) if most else None
+
+    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
+        """With as many steps in 16 bits as the values allow."""
+        return self.deep(activation, pair) or self
+
+    def holds(self, activation: int, pair: int) -> bool:
+        """Whether :attr:`depth` steps fit into 16 bits."""
+        return self.depth * activation * pair < 1 << 15
 
     def products(self, activations: Expr, weights: Expr) -> Expr:
         """Sums of two products, in 16 bits."""
@@ -224,9 +232,9 @@ class Avx2(_TwoWords, _Ymm):
     operand: str = "int16"
     tiles: tuple[tuple[int, int], ...] = ((2, 5), (1, 10))
 
-    def for_values(self, activation: int, weight: int) -> InstructionSet:
+    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
         """Bytes where two products fit into 16 bits."""
-        return Avx2Bytes.of(activation, weight) or self
+        return Avx2Bytes().deep(activation, pair) or self
 
 
 @dataclass(frozen=True)
@@ -243,9 +251,9 @@ class Avx512Bw(_TwoWords, _Zmm):
     operand: str = "int16"
     tiles: tuple[tuple[int, int], ...] = ((4, 6), (3, 7), (2, 10), (1, 24))
 
-    def for_values(self, activation: int, weight: int) -> InstructionSet:
+    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
         """Bytes where two products fit into 16 bits."""
-        return Avx512Bytes.of(activation, weight) or self
+        return Avx512Bytes().deep(activation, pair) or self
 
 
 @dataclass(frozen=True)
