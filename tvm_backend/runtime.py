@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import logging
 import os
 import platform
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,13 @@ import numpy as np
 from cat_plugin.errors import LibraryError
 from cat_plugin.files import checked, read_json
 from cat_plugin.graph.preparation import Preparation, are_class_names, is_preparation, preparation_of
+from tvm_backend import pieces
+from tvm_backend import threads as pool
+from tvm_backend.cuda_runtime import load_cuda_runtime
 from tvm_backend.elf import missing_part
 from tvm_backend.images import prepared, top_of
 from tvm_backend.processor import cpu_features, permit_amx
+from tvm_backend.tensors import as_numpy, check, like
 
 __all__ = ["FORMAT", "VERSION", "Library", "import_tvm", "load", "read_manifest"]
 
@@ -27,6 +30,7 @@ FORMAT = "cat-library"
 VERSION = 1
 _ALIGNMENT = 64
 _LIMIT = 2 * 2**20
+_KEPT_SIZES = 16
 _REMEDY = "copy both files of the library again, or compile the model again"
 _log = logging.getLogger("cat_plugin")
 
@@ -138,30 +142,6 @@ def _spelling(path: Path, variant: dict[str, Any]) -> str:
     return f"{path.absolute().parent}/{'./' * seen.index(digest)}{path.name}"
 
 
-def _load_cuda_runtime(tvm: Any) -> None:
-    """TVM's CUDA part, which its runtime-only mode leaves out; it needs the driver and the CUDA runtime."""
-    try:
-        # The system's own, or one that LD_LIBRARY_PATH names, goes before what pip has installed.
-        ctypes.CDLL("libcudart.so.13", mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        candidates = [str(Path(entry) / "cu13" / "lib" / "libcudart.so.13") for entry in _nvidia_packages()]
-        for candidate in filter(os.path.exists, candidates):
-            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
-    try:
-        ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
-    except OSError as error:
-        raise LibraryError(
-            f"the library runs on a CUDA device, whose runtime cannot be loaded here ({error}); it needs NVIDIA's driver "
-            "and the CUDA 13 runtime (pip install nvidia-cuda-runtime). Compile with target='native' for the processor"
-        ) from error
-
-
-def _nvidia_packages() -> list[str]:
-    """Where pip puts NVIDIA's libraries."""
-    found = importlib.util.find_spec("nvidia")
-    return list(found.submodule_search_locations or ()) if found is not None else []
-
-
 class Library:
     """A compiled model; call it like a function.
 
@@ -176,16 +156,31 @@ class Library:
         What ``model.json`` says: inputs, outputs, variants, kernels.
     variant : dict
         The variant that was chosen for this processor.
+    threads : int or None
+        How many threads a call uses at most; None leaves it to TVM.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], variant: dict[str, Any], device: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        manifest: dict[str, Any],
+        variant: dict[str, Any],
+        device: str,
+        threads: int | None = None,
+    ) -> None:
+        self.threads = pool.bounded(threads)
+        pool.be_considerate()
         self._tvm = import_tvm()
         self.path, self.manifest, self.variant = path, manifest, variant
         if device == "cuda":
-            _load_cuda_runtime(self._tvm)
+            load_cuda_runtime(self._tvm)
         self._device = self._tvm.cuda(0) if device == "cuda" else self._tvm.cpu()
         self._inputs: list[dict[str, Any]] = manifest["inputs"]
         self._batches = frozenset(manifest["batch_sizes"])
+        self._rows = (
+            pieces.rows_at_once(self._inputs) if device == "cpu" and pieces.splits(manifest) else None
+        )
+        self._sizes: set[int | None] = set()
         self._local = threading.local()
         try:
             self._module = sys.modules["tvm_ffi"].load_module(_spelling(path, variant))
@@ -205,6 +200,8 @@ class Library:
         """The calling thread's virtual machine: one machine must not run in two threads at once."""
         machine = getattr(self._local, "machine", None)
         if machine is None:
+            if self.threads is not None:
+                pool.configure(self._tvm, self.threads)
             machine = self._tvm.runtime.vm.VirtualMachine(self._module, self._device)
             self._local.machine = machine
             self._local.functions = {}
@@ -240,17 +237,46 @@ class Library:
         if len(inputs) != len(self._inputs):
             raise LibraryError(f"the model takes {len(self._inputs)} input(s), not {len(inputs)}")
         sizes: dict[str, int] = {}
-        tensors = [
-            self._convert(value, expected, sizes)
-            for value, expected in zip(inputs, self._inputs, strict=True)
-        ]
+        for value, expected in zip(inputs, self._inputs, strict=True):
+            check(value, expected, sizes)
         batch = next(iter(sizes.values()), None)
         if batch == 0:
             return self._empty(inputs[0])
-        result = self._function(batch)(*tensors)
-        if isinstance(result, self._tvm.runtime.Tensor):
-            return _like(inputs[0], result)
-        return tuple(_like(inputs[0], item) for item in result)
+        if batch is not None and self._rows is not None and batch > self._rows and batch not in self._batches:
+            results = self._in_pieces(inputs, batch, self._rows)
+        else:
+            results = [like(inputs[0], result) for result in self._run(inputs, batch)]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _run(self, inputs: Sequence[Any], batch: int | None) -> list[Any]:
+        """The outputs as TVM's tensors."""
+        if batch not in self._sizes and len(self._sizes) >= _KEPT_SIZES:
+            self.release()  # of each batch size TVM keeps the memory
+        self._sizes.add(batch)
+        result = self._function(batch)(*map(self._convert, inputs))
+        return [result] if isinstance(result, self._tvm.runtime.Tensor) else list(result)
+
+    def _in_pieces(self, inputs: Sequence[Any], batch: int, rows: int) -> list[Any]:
+        arrays = [value if isinstance(value, np.ndarray) else as_numpy(value) for value in inputs]
+        outputs = [
+            np.empty((batch, *entry["shape"][1:]), entry["dtype"]) for entry in self.manifest["outputs"]
+        ]
+        for start in range(0, batch, rows):
+            piece = [array[start : start + rows] for array in arrays]
+            for output, result in zip(outputs, self._run(piece, len(piece[0])), strict=True):
+                output[start : start + rows] = result.numpy()
+        self.release()
+        if isinstance(inputs[0], np.ndarray):
+            return list(outputs)
+        return [like(inputs[0], self._tvm.runtime.tensor(output)) for output in outputs]
+
+    def release(self) -> None:
+        """Give the memory that is kept for later calls back to the operating system; that of all libraries at once.
+
+        It is done by itself after a batch that was run in pieces, and where many batch sizes were seen.
+        """
+        self._sizes.clear()
+        pieces.give_back(self._tvm)
 
     @property
     def preparation(self) -> Preparation | None:
@@ -287,36 +313,16 @@ class Library:
         result = self(prepared(images, self.preparation))
         return result if top is None else top_of(result, top, self.class_names)
 
-    def _empty(self, like: Any) -> Any:
+    def _empty(self, example: Any) -> Any:
         outputs = [
             np.empty([0 if isinstance(d, str) else d for d in entry["shape"]], entry["dtype"])
             for entry in self.manifest["outputs"]
         ]
-        results = [_like(like, self._tvm.runtime.tensor(output)) for output in outputs]
+        results = [like(example, self._tvm.runtime.tensor(output)) for output in outputs]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _convert(self, value: Any, expected: dict[str, Any], sizes: dict[str, int]) -> Any:
-        """Check an input and make a TVM tensor of it, in place where its memory allows."""
-        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-        if (
-            shape is None
-            or dtype is None
-            or not (isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"))
-        ):
-            raise LibraryError(
-                f"input {expected['name']!r} is a {type(value).__name__}; give a numpy array or a DLPack tensor"
-            )
-        found = str(dtype).rpartition(".")[2]
-        if found == "uint8" and expected["dtype"] == "float32" and len(shape) == 4:
-            raise LibraryError(
-                f"input {expected['name']!r} has dtype uint8, the model takes float32: give images (N, H, W, C) to predict(), "
-                "which prepares them as the model was calibrated"
-            )
-        if found != expected["dtype"]:
-            raise LibraryError(
-                f"input {expected['name']!r} has dtype {found}, the model takes {expected['dtype']}: convert it first"
-            )
-        _check_shape(tuple(int(size) for size in shape), expected, sizes)
+    def _convert(self, value: Any) -> Any:
+        """A checked input as a TVM tensor, in place where its memory allows."""
         if isinstance(value, np.ndarray):
             if not value.flags.c_contiguous or value.ctypes.data % _ALIGNMENT or not value.flags.writeable:
                 return self._tvm.runtime.tensor(np.ascontiguousarray(value), self._device)
@@ -324,7 +330,7 @@ class Library:
         try:
             return self._on_device(self._tvm.runtime.from_dlpack(value))
         except (ValueError, RuntimeError, BufferError, TypeError):  # misaligned, strided or with a gradient
-            return self._tvm.runtime.tensor(_as_numpy(value), self._device)
+            return self._tvm.runtime.tensor(as_numpy(value), self._device)
 
     def _on_device(self, tensor: Any) -> Any:
         if str(tensor.device) == str(self._device):
@@ -332,40 +338,16 @@ class Library:
         return tensor.copyto(self._device)
 
 
-def _as_numpy(value: Any) -> np.ndarray:
-    value = value.detach() if hasattr(value, "detach") else value
-    value = value.cpu() if hasattr(value, "cpu") and callable(value.cpu) else value
-    return np.ascontiguousarray(np.from_dlpack(value))
-
-
-def _check_shape(shape: tuple[int, ...], expected: dict[str, Any], sizes: dict[str, int]) -> None:
-    wanted = expected["shape"]
-    good = len(shape) == len(wanted)
-    for size, want in zip(shape, wanted, strict=False):
-        good = good and (sizes.setdefault(want, size) if isinstance(want, str) else want) == size
-    if not good:
-        text = ", ".join(map(str, wanted))
-        raise LibraryError(f"input {expected['name']!r} has shape {shape}, the model takes ({text})")
-
-
-def _like(example: Any, tensor: Any) -> Any:
-    """A result in the kind of tensor that the input was."""
-    if isinstance(example, np.ndarray):
-        return np.from_dlpack(tensor) if str(tensor.device).startswith("cpu") else tensor.numpy()
-    package = type(example).__module__.partition(".")[0]
-    module = sys.modules.get(package)
-    if package not in ("tvm", "tvm_ffi") and hasattr(module, "from_dlpack"):
-        return module.from_dlpack(tensor)  # type: ignore[union-attr]
-    return tensor
-
-
-def load(path: str | os.PathLike[str]) -> Library:
+def load(path: str | os.PathLike[str], threads: int | None = None) -> Library:
     """Load a compiled library.
 
     Parameters
     ----------
     path : path
         The ``.so`` that :func:`tvm_backend.compile` wrote, with its ``.json`` beside it.
+    threads : int, optional
+        How many threads a call uses at most, no more than this process has processors; by default what
+        ``TVM_NUM_THREADS`` says, else what TVM chooses.  Small layers run on one.
 
     Returns
     -------
@@ -390,4 +372,4 @@ def load(path: str | os.PathLike[str]) -> Library:
         if missing := missing_part(stream, variant["size"]):
             raise LibraryError(f"{chosen} is cut short: {missing} lies beyond its end; {_REMEDY}")
     _log.debug("loading %s for %s", chosen, variant["target"])
-    return Library(chosen, manifest, variant, str(variant.get("device", "cpu")))
+    return Library(chosen, manifest, variant, str(variant.get("device", "cpu")), threads)

@@ -16,6 +16,7 @@ from cat_plugin.cli.latencies import measured_latencies
 from cat_plugin.cli.options import (
     Model,
     NumClasses,
+    Threads,
     Weights,
     library_exists,
     sources_exist,
@@ -40,9 +41,7 @@ def benchmark(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.0, help="Time for each runtime and batch size.")
     ] = 2.0,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads; by default the runtimes' own choice.")
-    ] = None,
+    threads: Threads = None,
 ) -> None:
     """Measure the latency of a compiled library, beside PyTorch's.
 

@@ -27,6 +27,7 @@ __all__ = [
     "Model",
     "NumClasses",
     "Std",
+    "Threads",
     "Weights",
     "class_names",
     "labelled",
@@ -78,6 +79,12 @@ Model = Annotated[
     ),
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="A .safetensors state dict.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="Threads at most; by default TVM_NUM_THREADS, or the runtime's own choice."
+    ),
+]
 MetricName = Annotated[
     str,
     typer.Option(

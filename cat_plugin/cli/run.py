@@ -17,6 +17,7 @@ from cat_plugin.cli.options import (
     ImageSize,
     Mean,
     Std,
+    Threads,
     library_exists,
     preparation,
     samples_of,
@@ -44,6 +45,7 @@ def run(
     channel_order: ChannelOrder = None,
     force: Force = False,
     batch_size: BatchSize = 64,
+    threads: Threads = None,
 ) -> None:
     """Run a compiled library on data (PyTorch is not imported).
 
@@ -55,7 +57,7 @@ def run(
         out = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
         may_write(out, LOGITS)
     backend = tvm_backend()
-    call = backend.load(library)
+    call = backend.load(library, threads)
     recorded = call.preparation
     how = preparation(mean, std, image_size, channel_order, recorded=recorded, force=force)
     samples = samples_of(inputs, how, same=recorded is not None and not force)

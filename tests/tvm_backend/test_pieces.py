@@ -1,0 +1,89 @@
+"""Large batches in pieces: the same numbers, in the memory of a few hundred rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import tvm_backend
+from tvm_backend.pieces import rows_at_once, splits
+
+
+@pytest.fixture
+def library(compiled):
+    return tvm_backend.load(compiled[0].path)
+
+
+def rows(number):
+    return np.random.default_rng(0).standard_normal((number, 3, 16, 16)).astype("float32")
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_the_same_numbers_whatever_the_pieces(library):
+    many = rows(70)
+    whole = library(many)
+    library._rows = 16
+    np.testing.assert_array_equal(library(many), whole)
+    np.testing.assert_array_equal(library(np.asfortranarray(many)), whole)
+    from_torch = library(torch.from_numpy(many))
+    assert type(from_torch) is torch.Tensor
+    np.testing.assert_array_equal(from_torch.numpy(), whole)
+
+
+def test_memory_is_that_of_a_piece_and_given_back(library, monkeypatch):
+    many = rows(4096)
+    library(many[:300])
+    before, most = resident(), 0
+    run = library._run
+
+    def watched(*args):
+        nonlocal most
+        result = run(*args)
+        most = max(most, resident())
+        return result
+
+    monkeypatch.setattr(library, "_run", watched)
+    library(many)
+    # A piece's own: nine layers' results of 256 rows, where 4096 rows take sixteen times that.
+    assert most - before < 100 * 2**20
+    assert resident() - before < 10 * 2**20
+
+
+def test_many_batch_sizes_do_not_pile_up(library, monkeypatch):
+    released = []
+    monkeypatch.setattr(library, "release", lambda: (released.append(1), library._sizes.clear()))
+    for number in range(2, 40):
+        library(rows(number))
+    assert len(released) == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "expected"),
+    [
+        ([["batch", 3, 8, 8]], [["batch", 10]], True),
+        ([["batch", 4], ["batch", 5]], [["batch", 10], ["batch", 2]], True),
+        ([[1, 3, 8, 8]], [[1, 10]], False),
+        ([["batch", "length"]], [["batch", 10]], False),
+        ([["batch", 4]], [[10]], False),
+        ([["batch", 4], ["other", 4]], [["batch", 10]], False),
+    ],
+)
+def test_only_models_of_rows_are_cut(inputs, outputs, expected):
+    manifest = {
+        key: [{"shape": shape} for shape in shapes]
+        for key, shapes in (("inputs", inputs), ("outputs", outputs))
+    }
+    assert splits(manifest) == expected
+
+
+def test_pieces_are_smaller_where_rows_are_large():
+    row = {"shape": ["batch", 3, 224, 224], "dtype": "float32"}
+    assert rows_at_once([row]) == 55
+    assert rows_at_once([row, row]) == 27
+    assert rows_at_once([{"shape": ["batch", 10], "dtype": "int64"}]) == 256
+    assert rows_at_once([{"shape": ["batch", 10**9], "dtype": "float32"}]) == 1

@@ -1,0 +1,69 @@
+"""How many threads a library computes with, and that idle ones leave the processor to others.
+
+TVM's pool gives each thread a processor of its own and has those that wait ask for work over and over.  On a machine that
+is busy with something else both hold a call up: a thread waits for its processor while another one is free, and one that
+has spent its share of time by waiting is put last when there is work.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cat_plugin.errors import LibraryError
+
+__all__ = ["be_considerate", "bounded", "configure"]
+
+_BIG = 1
+"""The pool's mode in which the processors are those that are named."""
+
+
+def be_considerate() -> None:
+    """Have threads bound to no processor and asleep while they wait; what the environment says stays.
+
+    Read by TVM when it starts its first threads.
+    """
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
+
+
+def _processors() -> list[int]:
+    return (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(os.cpu_count() or 1))
+    )
+
+
+def bounded(threads: int | None) -> int | None:
+    """The number of threads to ask for, no more than there are processors for this process.
+
+    Parameters
+    ----------
+    threads : int or None
+        What the caller asks for; None for what ``TVM_NUM_THREADS`` says.
+
+    Returns
+    -------
+    int or None
+        None to leave the number to TVM.
+
+    Raises
+    ------
+    LibraryError
+        It is no number from 1 on.
+    """
+    if threads is None:
+        said = os.environ.get("TVM_NUM_THREADS", "")
+        if not said.isdigit() or int(said) < 1:
+            return None
+        threads = int(said)
+    elif type(threads) is not int or threads < 1:
+        raise LibraryError(f"threads={threads!r}; give a whole number from 1 on")
+    return min(threads, len(_processors()))
+
+
+def configure(tvm: Any, threads: int) -> None:
+    """Set the number of threads of the pool that belongs to the calling thread."""
+    cpus = [str(cpu) for cpu in _processors()[:threads]]
+    tvm.get_global_func("runtime.config_threadpool")(_BIG, threads, cpus, threads)
