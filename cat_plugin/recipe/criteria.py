@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from cat_plugin.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Clock", "Criterion", "Trial", "trial_table"]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from cat_plugin.calls import ModelCall, as_calls
 from cat_plugin.errors import CalibrationError, CATError, CATTypeError, RecipeError
 from cat_plugin.recipe import options
 from cat_plugin.recipe.criteria import Criterion, Trial
@@ -19,6 +17,9 @@ from cat_plugin.recipe.runners import find_runner
 from cat_plugin.recipe.tuning import TuningRun
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from cat_plugin.calls import ModelCall
     from cat_plugin.ptq.progress import Progress
 
 __all__ = ["Recipe", "load_recipe"]
@@ -188,6 +189,8 @@ class Recipe:
 
     def _calls(self, calibration: Iterable[Any]) -> list[ModelCall]:
         """The calibration calls, up to the sampling size."""
+        from cat_plugin.calls import as_calls
+
         left = self.sampling_size
         calls: list[ModelCall] = []
         for call in as_calls(calibration):
@@ -248,6 +251,8 @@ class Recipe:
         CalibrationError
             When the calibration data, or what the model makes of them, cannot be used.
         """
+        from torch import nn  # here, so that a recipe is read and checked without it
+
         if not isinstance(model, nn.Module):
             raise CATTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         if eval_fn is None and (len(self.configurations) > 1 or options.has_choices(self.configurations[0])):
@@ -292,7 +297,11 @@ def load_recipe(path: str | Path) -> Recipe:
     ------
     RecipeError
         With file, line and column, and for an unknown key the nearest known one.
+    CATTypeError
+        `path` is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise CATTypeError(f"path is a {type(path).__name__}; expected the path of a YAML file")
     path = Path(path)
     located = read(path)
     given, place, section = _cat_params(located)

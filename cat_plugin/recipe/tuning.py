@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from cat_plugin.errors import CATTypeError, CATValueError
 from cat_plugin.recipe.criteria import Clock, Criterion, Trial, trial_table
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["TuningRun"]
 

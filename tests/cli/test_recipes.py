@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,3 +81,25 @@ def test_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "file").write_text("")
     assert main(["recipe", "new", str(tmp_path / "file" / "recipe.yaml"), "--yes"]) == 2
     assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["recipe", "check", "recipe.yaml"], ["recipe", "new", "other.yaml", "--yes"]]
+)
+def test_what_needs_no_torch_does_not_wait_for_it(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "recipe.yaml").write_text("quantization:\n  algorithm: cat\n  cat: {w_bits: 2, a_bits: 4}\n")
+    code = (
+        "import sys\nfrom cat_plugin.cli import main\n"
+        f"assert main({words!r}) == 0\n"
+        "assert not {'torch', 'sklearn', 'tvm', 'neural_compressor'} & set(sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

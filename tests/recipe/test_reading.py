@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cat_plugin import load_recipe
-from cat_plugin.errors import CATError, RecipeError
+from cat_plugin.errors import CATError, CATTypeError, RecipeError
 
 
 @pytest.fixture
@@ -180,3 +180,9 @@ def test_example_recipe_is_valid():
     path = Path(__file__).parents[2] / "examples" / "digits" / "recipe.yaml"
     bits = [(c["w_bits"], c["a_bits"]) for c in load_recipe(path).configurations]
     assert bits == [(4, 4), (2, 2)]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {"algorithm": "cat"}])
+def test_what_is_no_path_is_told(wrong: object) -> None:
+    with pytest.raises(CATTypeError, match="expected the path of a YAML file"):
+        load_recipe(wrong)  # type: ignore[arg-type]

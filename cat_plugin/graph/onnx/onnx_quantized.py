@@ -116,7 +116,7 @@ def integer_weights(steps: list[Step], known: dict[str, Known]) -> list[Step]:
             moved, zero, low, high = moved - half, zero - half, -half, high - half
         stem = f"{step.name}\0weight"
         names = (stem, f"{stem}_scale", f"{stem}_zero_point")
-        arrays = (
+        arrays: tuple[np.ndarray[Any, Any], ...] = (
             np.ascontiguousarray(moved.astype(np.int8)),
             scale.astype(np.float32),
             zero.astype(np.int64),
