@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cat_plugin.errors import CATError, CATValueError
 from cat_plugin.graph.onnx import onnx_elementwise, onnx_known, onnx_layers, onnx_shapes  # noqa: F401
 from cat_plugin.graph.onnx.onnx_quantized import WEIGHT, integer_weights, is_weight, with_ranges
+from cat_plugin.graph.onnx.onnx_recurrent import parameter_names, recurrent_layers
 from cat_plugin.graph.onnx.operators import KNOWN_ONLY, OPERATORS, Known, Step, Value, to_tensor
 
 __all__ = ["OnnxModule"]
@@ -57,7 +58,7 @@ class OnnxModule(nn.Module):
         self.input_names, self.output_names = list(inputs), list(outputs)
         steps, constants = with_ranges(steps, constants)
         known = {name: Known(array) for name, array in constants.items()}
-        steps = integer_weights(_fold(steps, known), known)
+        steps = recurrent_layers(integer_weights(_fold(steps, known), known), known)
         self._steps = _as_linear(steps, known, set(outputs))
         self._known = {name: value.array for name, value in known.items()}
         self._paths: dict[str, str] = {}
@@ -71,7 +72,7 @@ class OnnxModule(nn.Module):
         self.constants = nn.Module()
         read = Counter(name for step in self._steps for name in step.inputs if name in self._known)
         for step in self._steps:
-            roles = _ROLES.get(step.op, {})
+            roles = _ROLES.get(step.op) or parameter_names(step)
             for position, name in enumerate(step.inputs):
                 array = self._known.get(name)
                 if array is None or name in self._paths:
@@ -90,7 +91,12 @@ class OnnxModule(nn.Module):
                 while hasattr(holder, leaf):
                     leaf += "_"
                 tensor = torch.from_numpy(np.array(array))
-                if tensor.is_floating_point() and leaf in _LAYER.values() and holder is not self.constants:
+                if (
+                    tensor.is_floating_point()
+                    and leaf.startswith(("weight", "bias"))
+                    and step.op != WEIGHT
+                    and holder is not self.constants
+                ):
                     holder.register_parameter(leaf, nn.Parameter(tensor))
                 else:
                     holder.register_buffer(leaf, tensor)

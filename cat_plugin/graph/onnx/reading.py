@@ -12,6 +12,7 @@ import torch
 from cat_plugin.errors import CATValueError
 from cat_plugin.graph.onnx.files import need, read_model
 from cat_plugin.graph.onnx.imported import OnnxModule
+from cat_plugin.graph.onnx.onnx_recurrent import RECURRENT
 from cat_plugin.graph.onnx.operators import OPERATORS, Step
 from cat_plugin.graph.onnx.reading_check import Input, verify_module
 
@@ -78,7 +79,7 @@ def load_onnx(
     unknown = [
         step
         for step in steps
-        if step.op not in OPERATORS and step.op not in ("Constant", "Range", "ConstantOfShape")
+        if step.op not in OPERATORS and step.op not in ("Constant", "Range", "ConstantOfShape", *RECURRENT)
     ]
     if unknown:
         kinds = sorted({step.op for step in unknown})
