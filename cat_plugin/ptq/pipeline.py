@@ -9,6 +9,7 @@ from cat_plugin.ptq.journal import Journal
 from cat_plugin.ptq.stages.bits import BitsUnderBudget
 from cat_plugin.ptq.stages.equivalent import EquivalentTransforms
 from cat_plugin.ptq.stages.preparation import FoldBatchNorm, InsertQuantizers, Lower, Trace
+from cat_plugin.ptq.stages.smoothing import TrainedSmoothing
 from cat_plugin.ptq.stages.stage import Stage
 from cat_plugin.ptq.stages.units import ChoosePacks, FitUnits
 from cat_plugin.ptq.stages.whole_model import Refinement, WholeModel
@@ -20,6 +21,7 @@ STAGES: tuple[Stage, ...] = (
     Trace(),
     FoldBatchNorm(),
     EquivalentTransforms(),
+    TrainedSmoothing(),
     InsertQuantizers(),
     BitsUnderBudget(),
     ChoosePacks(),

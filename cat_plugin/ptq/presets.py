@@ -23,23 +23,26 @@ class Plan:
     ----------
     unit_steps, model_steps, refinement_steps : int
         Gradient steps for each unit, of the whole-model stage and of the refinement; 0 leaves a stage out.
+    smoothing_epochs : int
+        Passes over the calibration inputs for each block in which scales and shifts of channels are trained.
     """
 
     unit_steps: int
     model_steps: int
     refinement_steps: int
+    smoothing_epochs: int = 0
 
     @property
     def trains(self) -> bool:
         """Whether any stage trains; the closed form then leaves the rows alone that training is judged on."""
-        return max(self.unit_steps, self.model_steps, self.refinement_steps) > 0
+        return max(self.unit_steps, self.model_steps, self.refinement_steps, self.smoothing_epochs) > 0
 
 
 #: The presets by name, the quick ones first: in this order configurations are tried.
 PRESETS = {
     "fast": Plan(0, 0, 0),
-    "balanced": Plan(400, 0, 150),
-    "best": Plan(400, 3000, 150),
+    "balanced": Plan(400, 0, 150, 20),
+    "best": Plan(400, 3000, 150, 20),
 }
 
 
@@ -55,4 +58,5 @@ def plan(spec: QuantSpec) -> Plan:
         0 if spec.rounding == "none" and not spec.learned_steps else chosen("unit_steps"),
         chosen("model_steps"),
         chosen("refinement_steps"),
+        chosen("smoothing_epochs") if spec.smoothing in ("omniquant", "lrquant") else 0,
     )

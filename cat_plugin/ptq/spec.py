@@ -168,6 +168,12 @@ class QuantSpec:
         doc="Share of an activation's range that ``smoothquant`` and ``omniquant`` move into the weights.",
         since="0.1",
     )
+    smoothing_epochs: Steps | None = option(
+        default=None,
+        doc="Passes over the calibration inputs for each block, in which ``omniquant`` and ``lrquant`` train scales and shifts "
+        "(:mod:`cat_plugin.ptq.transforms.smoothing.training`); None as the preset says.",
+        since="0.1",
+    )
     rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] = option(
         default="straight_through",
         doc="How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`).",

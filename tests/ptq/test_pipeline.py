@@ -17,7 +17,7 @@ from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
 from tests.ptq.models import SmallResNet, randomise, small_inputs
 
-PREPARATION = STAGES[:4]
+PREPARATION = STAGES[:5]
 
 
 def names(**options):
@@ -32,6 +32,14 @@ def test_a_specification_chooses_its_stages():
         *always[:-2], "bits", "packs", "units", "model", "refinement", "lower"
     ]  # fmt: skip
     assert "packs" not in names(preset="fast", unit="pack")
+    assert names(preset="fast", smoothing="lrquant") == always
+    assert names(preset="fast", smoothing="lrquant", smoothing_epochs=1) == [
+        *always[:3],
+        "smoothing",
+        *always[3:],
+    ]
+    assert "smoothing" in names(preset="balanced", smoothing="omniquant")
+    assert "smoothing" not in names(preset="balanced", smoothing="repq")
     assert len({stage.name for stage in STAGES}) == len(STAGES)
 
 

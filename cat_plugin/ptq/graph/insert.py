@@ -33,7 +33,7 @@ from cat_plugin.ptq.graph.ops import (
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["Prepared", "insert_quantizers"]
+__all__ = ["Prepared", "insert_quantizers", "layer_widths"]
 
 
 @dataclass
@@ -160,19 +160,12 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
 def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> None:
     """A :class:`QuantOp` behind a quantizer of its input in the place of every layer that is to have bits."""
     module, graph = prepared.module, prepared.module.graph
-    candidates = [n for n in graph.nodes if is_call(n, WEIGHTED)]
-    weighted = [n for n in candidates if operand(n, 1).op == "get_attr"]
-    first, last = _ends(graph, weighted)
-    names = _names(candidates)
-    if names:
-        spec.check_patterns(names.values())
-    for node, name in names.items():
-        if node not in weighted:
+    for node, (name, bits) in layer_widths(graph, spec).items():
+        if operand(node, 1).op != "get_attr":
             prepared.unquantized.append(
                 f"{name} ({KIND[node.target]}): its weight is computed, not a parameter"
             )
             continue
-        bits = spec.layer_bits(name, first=node in first, last=node in last)
         if bits is None:
             prepared.unquantized.append(f"{name} ({KIND[node.target]}): left in float by the specification")
             continue
@@ -186,6 +179,19 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
         node.replace_all_uses_with(new)
         # a source may be a weighted node met earlier; the cache is keyed by live nodes only
         graph.erase_node(node)
+
+
+def layer_widths(graph: fx.Graph, spec: QuantSpec) -> dict[fx.Node, tuple[str, tuple[int, int] | None]]:
+    """Weighted node, in order of execution -> its name, and the bits of weights and input (None leaves it in float)."""
+    candidates = [n for n in graph.nodes if is_call(n, WEIGHTED)]
+    first, last = _ends(graph, [n for n in candidates if operand(n, 1).op == "get_attr"])
+    names = _names(candidates)
+    if names:
+        spec.check_patterns(names.values())
+    return {
+        node: (name, spec.layer_bits(name, first=node in first, last=node in last))
+        for node, name in names.items()
+    }
 
 
 def _names(layers: list[fx.Node]) -> dict[fx.Node, str]:

@@ -20,7 +20,7 @@ from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import ACTIVATIONS, is_batched, is_call, operand
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
-__all__ = ["Unit", "find_units", "whole_model"]
+__all__ = ["Unit", "cuts_of", "find_units", "whole_model"]
 
 
 @dataclass
@@ -104,7 +104,7 @@ def _innermost(paths: list[list[tuple[str, str]]]) -> tuple[str, str] | None:
     return common
 
 
-def _cuts(graph: fx.Graph) -> list[fx.Node]:
+def cuts_of(graph: fx.Graph) -> list[fx.Node]:
     """Tensor nodes through which all that follows depends on all that precedes."""
     order = [
         n for n in graph.nodes if n.op not in ("get_attr", "output") and isinstance(n.meta.get("val"), Tensor)
@@ -148,7 +148,7 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
     if granularity == "layer":
         return [_single(module, node) for node in _layer_nodes(module, graph.nodes)]
     # a quantizer, and what only moves or activates, is no place to cut: the float tensor behind it is
-    cuts = [n for n in _cuts(graph) if not _calls(module, n, ActQuantizer)]
+    cuts = [n for n in cuts_of(graph) if not _calls(module, n, ActQuantizer)]
     order = [n for n in graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
     rank = {n: i for i, n in enumerate(order)}
     segments: list[tuple[fx.Node, list[fx.Node]]] = []

@@ -15,9 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from cat_plugin.ptq.learned.soft_unit import SoftUnit
-
-__all__ = ["Objective", "Outcome", "Schedule", "descend", "held_out_rows", "split_rows"]
+__all__ = ["Objective", "Outcome", "Schedule", "Trained", "descend", "held_out_rows", "split_rows"]
 
 # Training that gains nothing goes on with the end of its schedule, which begins at this share of the steps: what rounding
 # gains, it gains while the rates fall to zero.
@@ -85,6 +83,37 @@ class Objective(Protocol):
         """Loss of the state as it stands, on the rows held out; called without gradients."""
 
 
+class Trained(Protocol):
+    """What is trained: a unit's layers and quantizers, scales of channels.
+
+    Attributes
+    ----------
+    relaxed : bool
+        Whether training passes differ from what would be written down.
+    """
+
+    @property
+    def relaxed(self) -> bool: ...
+
+    def regularizers(self, share: float) -> list[Tensor]:
+        """What is added to the loss when ``share`` of the steps, 0..1, is done."""
+
+    def snapshot(self) -> list[Tensor]:
+        """Copy of everything that is trained."""
+
+    def load(self, snapshot: list[Tensor]) -> None:
+        """Go back to a :meth:`snapshot`."""
+
+    def state(self) -> Any:
+        """What :meth:`harden` would write over."""
+
+    def restore(self, state: Any) -> None:
+        """Undo what was written since :meth:`state`."""
+
+    def harden(self) -> None:
+        """Write everything trained into the modules."""
+
+
 def held_out_rows(count: int) -> int:
     """How many of ``count`` rows, the last ones, training is judged on; 0 if they are too few to spare any.
 
@@ -103,7 +132,7 @@ def split_rows(count: int) -> tuple[int, slice]:
 class _Judge:
     """Keeps the best state seen and says when nothing is being gained."""
 
-    def __init__(self, soft: SoftUnit[Any], objective: Objective, patience: int | None) -> None:
+    def __init__(self, soft: Trained, objective: Objective, patience: int | None) -> None:
         self.soft, self.objective, self.patience = soft, objective, patience
         self.first = self.best = self._loss()
         self.state = soft.snapshot()
@@ -126,7 +155,7 @@ class _Judge:
 
 @torch.enable_grad()
 def descend(
-    soft: SoftUnit[Any],
+    soft: Trained,
     groups: list[dict[str, Any]],
     objective: Objective,
     schedule: Schedule,
@@ -138,8 +167,8 @@ def descend(
 
     Parameters
     ----------
-    soft : SoftUnit
-        The unit, or the whole model.
+    soft : Trained
+        A unit, the whole model, or what else is trained.
     groups : list of dict
         Adam's parameter groups with the initial rates.
     objective : Objective

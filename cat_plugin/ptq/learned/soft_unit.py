@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -26,23 +26,32 @@ def run_nodes(
     nodes: Sequence[fx.Node],
     env: dict[fx.Node, Any],
     call: Callable[[Any, Tensor], Any],
+    instead: Mapping[fx.Node, Callable[..., Any]] | None = None,
 ) -> None:
     """Execute ``nodes`` in order on the values in ``env``; ``call`` runs layers and quantizers.
 
-    Nodes outside the list (constants, batch sizes) are evaluated when they are read.
+    Nodes outside the list (constants, batch sizes) are evaluated when they are read.  ``instead`` has functions that take
+    the place of some nodes' operations, with the same arguments.
     """
+    functions = {} if instead is None else instead
     count = len(next(iter(env.values())))
     for node in nodes:
         if node.op == "call_module":
             x = _value(operand(node), module, env, count)
             env[node] = call(module.get_submodule(str(node.target)), x)
         elif node.op != "get_attr" and not is_batch_size(node):
-            env[node] = _result(node, module, env, count)
+            env[node] = _result(node, module, env, count, functions.get(node))
 
 
-def _result(node: fx.Node, module: fx.GraphModule, env: dict[fx.Node, Any], count: int) -> Any:
+def _result(
+    node: fx.Node,
+    module: fx.GraphModule,
+    env: dict[fx.Node, Any],
+    count: int,
+    function: Callable[..., Any] | None = None,
+) -> Any:
     arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(n, module, env, count))
-    target: Any = node.target
+    target: Any = node.target if function is None else function
     return target(*arguments[0], **arguments[1])
 
 

@@ -55,6 +55,8 @@ class Place:
         In order of execution.
     shifted : bool
         Whether channels may be shifted.
+    products : list of fx.Node
+        Products of queries and keys that read the channels.
     """
 
     kind: str
@@ -62,6 +64,7 @@ class Place:
     sources: list[Side] = field(default_factory=list)
     readers: list[Side] = field(default_factory=list)
     shifted: bool = False
+    products: list[fx.Node] = field(default_factory=list)
 
 
 def bias_argument(node: fx.Node) -> int | None:
@@ -98,7 +101,7 @@ def find_places(module: fx.GraphModule) -> list[Place]:
             if number:
                 root, exponent = components.find(number)
                 readers[root][read.node].append((feature, exponent))
-    multiplied = {components.find(number)[0] for number in found.products}
+    multiplied = {components.find(number)[0]: node for number, node in found.products.items()}
     starts = [*found.sources.values()]
     ends = [*starts[1:], components.make(0)]
     for (node, start), end in zip(found.sources.items(), ends, strict=True):
@@ -118,6 +121,7 @@ def find_places(module: fx.GraphModule) -> list[Place]:
         place = Place("product" if product else "norm" if norm else "linear", len(roots))
         place.sources = [_side(node, [sources[root][node] for root in roots]) for node in makers]
         place.readers = [_side(node, [readers[root][node] for root in roots]) for node in users]
+        place.products = list(dict.fromkeys(multiplied[root] for root in roots if root in multiplied))
         place.shifted = bool(
             shifted and not product and all(_has_bias(module, node) for node in (*makers, *users))
         )

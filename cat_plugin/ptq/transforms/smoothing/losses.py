@@ -1,0 +1,59 @@
+"""How far a block with trained scales is from the full-precision block: a class for each method.
+
+LRQuant+ (IEEE TPAMI 2025, doi 10.1109/TPAMI.2025.3599479) adds the negative logarithm of the cosine similarity to the
+squared error, and compares with two targets: the full-precision block on full-precision inputs, which shows what errors
+have accumulated, and on the quantized inputs, which shows the block's own.  Each term is divided by its running mean.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["BLOCK_LOSSES", "BlockLoss", "SquaredError", "TwoBranches", "negative_log_cosine"]
+
+_MOMENTUM = 0.95
+
+
+def negative_log_cosine(y: Tensor, target: Tensor) -> Tensor:
+    """``-log |mean cos|`` of the angles between rows (..., C) of output and target."""
+    return -F.cosine_similarity(y, target, dim=-1).mean().abs().clamp(min=1e-6).log()
+
+
+class BlockLoss(Protocol):
+    """Compares a block's outputs (n, ...) with those of the full-precision block on full-precision and on quantized inputs."""
+
+    def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor: ...
+
+
+class SquaredError:
+    """Mean squared error against the full-precision block on full-precision inputs, as in OmniQuant."""
+
+    def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor:
+        return F.mse_loss(y, accumulated)
+
+
+class TwoBranches:
+    """Squared error and negative logarithm of the cosine against both targets, each over its running mean."""
+
+    def __init__(self) -> None:
+        self.means: list[Tensor] = []
+
+    def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor:
+        terms = [
+            loss(y, target) for target in (accumulated, own) for loss in (F.mse_loss, negative_log_cosine)
+        ]
+        now = [term.detach().clamp(min=1e-12) for term in terms]
+        old = self.means or now
+        self.means = [_MOMENTUM * a + (1 - _MOMENTUM) * b for a, b in zip(old, now, strict=True)]
+        return torch.stack([term / mean for term, mean in zip(terms, self.means, strict=True)]).sum()
+
+
+#: By the method, as ``smoothing`` names it; methods without a loss are in closed form only.
+BLOCK_LOSSES: dict[str, type[SquaredError] | type[TwoBranches]] = {
+    "omniquant": SquaredError,
+    "lrquant": TwoBranches,
+}

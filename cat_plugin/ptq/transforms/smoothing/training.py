@@ -1,0 +1,303 @@
+"""Scales and shifts of channels trained block by block, the weights as they are.
+
+What is trained of a block: for each place its scales and shifts, which begin at 1 and 0 on top of what the closed form has
+folded; for each linear layer two shares of every row's range (their sigmoid begins at 0.98); for each quantized activation the
+two ends of its range.  Weights are rounded to nearest.  Afterwards
+scales and shifts are folded like any others.  The ranges have served their purpose: the layers are fitted in closed form to
+what is then quantized, which searches ranges anew.
+
+Adam without weight decay is what AdamW with none is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from cat_plugin.ptq.graph.insert import layer_widths
+from cat_plugin.ptq.graph.ops import PRODUCTS, arguments, is_call
+from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
+from cat_plugin.ptq.learned.soft_unit import run_nodes
+from cat_plugin.ptq.quantizers.observers import search_activation_range, subsample
+from cat_plugin.ptq.quantizers.uniform import integer_range
+from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.transforms.smoothing.blocks import Block
+from cat_plugin.ptq.transforms.smoothing.fake import between, clipped_weight
+from cat_plugin.ptq.transforms.smoothing.fold import fold_place
+from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, BlockLoss
+from cat_plugin.ptq.transforms.smoothing.places import Side
+
+__all__ = ["Streams", "train_block", "widths_of"]
+
+_aten = torch.ops.aten
+_START = 4.0  # of the logit of a share
+_LEAST = 1e-2  # no scale falls below
+_SCALE_RATE, _CLIP_RATE = 5e-3, 1e-2
+_ROWS = 8  # inputs in a step
+_LOOKS = 8
+_SAMPLE = 1 << 16
+
+
+def widths_of(module: fx.GraphModule, spec: QuantSpec) -> dict[fx.Node, tuple[int, int]]:
+    """Linear layer that is to be quantized -> bits of its weights and of its input."""
+    widths = layer_widths(module.graph, spec)
+    return {n: bits for n, (_, bits) in widths.items() if bits and n.target is _aten.linear.default}
+
+
+@dataclass
+class Streams:
+    """Values in front of a block.
+
+    Attributes
+    ----------
+    full, quantized : Tensor
+        (N, ...) in full precision, and with everything before the block rounded.
+    """
+
+    full: Tensor
+    quantized: Tensor
+
+
+def _logits(*shape: int, device: torch.device) -> Tensor:
+    return torch.full(shape, _START, device=device, requires_grad=True)
+
+
+@dataclass
+class _Range:
+    """The range of one activation.
+
+    Attributes
+    ----------
+    bits : int
+        Of the activation.
+    ends : list of Tensor
+        Logarithms of factors of the ends; empty before the first value is seen.
+    """
+
+    bits: int
+    ends: list[Tensor] = field(default_factory=list)
+    first: tuple[float, float] = (0.0, 0.0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.ends:
+            sample = subsample(x.detach(), _SAMPLE, torch.Generator().manual_seed(0))
+            scale, zero, signed = search_activation_range(sample, self.bits, False)
+            least, most = integer_range(self.bits, signed)
+            self.first = ((least - zero) * scale, (most - zero) * scale)
+            self.ends = [torch.zeros((), device=x.device, requires_grad=True) for _ in range(2)]
+        low, high = (end * factor.exp() for end, factor in zip(self.first, self.ends, strict=True))
+        return between(x, low, high, self.bits)
+
+
+class _SmoothedBlock:
+    """A block of the float graph, run with its places scaled and its weights and activations rounded."""
+
+    relaxed = False
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        block: Block,
+        widths: Mapping[fx.Node, tuple[int, int]],
+        attention_bits: int | None,
+    ) -> None:
+        self.module, self.block, self.widths = module, block, widths
+        device = next((tensor.device for tensor in module.buffers()), torch.device("cpu"))
+        self.scales = [torch.ones(p.count, device=device, requires_grad=True) for p in block.places]
+        self.shifts = [
+            torch.zeros(p.count, device=device, requires_grad=True) if p.shifted else None
+            for p in block.places
+        ]
+        self.shares: dict[fx.Node, list[Tensor]] = {}
+        self.ranges: dict[tuple[fx.Node, int], _Range] = {}
+        self.functions: dict[fx.Node, Any] = {}
+        makers = {s.node for p in block.places for s in p.sources}
+        for node in block.nodes:
+            if node in widths:
+                weight = getattr(module, str(arguments(node)[1].target))
+                self.shares[node] = [_logits(len(weight), 1, device=device) for _ in range(2)]
+                self.ranges[node, 0] = _Range(widths[node][1])
+            elif is_call(node, PRODUCTS) and attention_bits is not None:
+                for index in range(PRODUCTS[node.target]):
+                    self.ranges[node, index] = _Range(attention_bits)
+            if (
+                node in makers
+                or node in self.shares
+                or (node, 0) in self.ranges
+                or is_call(node, {_aten.linear.default})
+            ):
+                self.functions[node] = partial(self._call, node)
+
+    def _sides(self, node: fx.Node, readers: bool) -> Iterator[tuple[Side, Tensor, Tensor | None]]:
+        for place, scales, shifts in zip(self.block.places, self.scales, self.shifts, strict=True):
+            for side in place.readers if readers else place.sources:
+                if side.node is node:
+                    some = scales.clamp(min=_LEAST)[side.scales]
+                    factors = torch.where(side.exponents.to(some.device) > 0, some, 1 / some)
+                    yield side, factors, None if shifts is None else shifts[side.scales]
+
+    def _call(self, node: fx.Node, *args: Any, **kwargs: Any) -> Any:
+        """A node's operation as the quantized block computes it."""
+        target: Any = node.target
+        if target is _aten.linear.default:
+            y = self._linear(node, *args)
+        else:
+            rounded = [self.ranges[node, i](x) if (node, i) in self.ranges else x for i, x in enumerate(args)]
+            y = target(*rounded, **kwargs)
+        for side, factors, shifts in self._sides(node, readers=False):
+            scale = torch.ones(y.shape[-1], device=y.device).index_put((side.channels.to(y.device),), factors)
+            if shifts is not None:
+                y = y - torch.zeros_like(scale).index_put((side.channels.to(y.device),), shifts)
+            y = y / scale
+        return y
+
+    def _linear(self, node: fx.Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        for side, factors, shifts in self._sides(node, readers=True):
+            columns = side.channels.to(weight.device)
+            if shifts is not None and bias is not None:
+                bias = bias + weight[:, columns] @ shifts
+            weight = weight * torch.ones(weight.shape[1], device=weight.device).index_put((columns,), factors)
+        if node in self.widths:
+            low_share, high_share = self.shares[node]
+            weight = clipped_weight(weight, low_share, high_share, self.widths[node][0])
+            x = self.ranges[node, 0](x)
+        return torch.nn.functional.linear(x, weight, bias)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Output of the block for the input ``x``."""
+        env: dict[fx.Node, Any] = {self.block.source: x}
+        run_nodes(self.module, self.block.nodes, env, lambda child, value: child(value), self.functions)
+        result: Tensor = env[self.block.output]
+        return result
+
+    def full(self, x: Tensor) -> Tensor:
+        """The same in full precision."""
+        env: dict[fx.Node, Any] = {self.block.source: x}
+        run_nodes(self.module, self.block.nodes, env, lambda child, value: child(value))
+        result: Tensor = env[self.block.output]
+        return result
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Adam's parameter groups."""
+        moved = [*self.scales, *(z for z in self.shifts if z is not None)]
+        clips = [share for shares in self.shares.values() for share in shares]
+        clips += [end for each in self.ranges.values() for end in each.ends]
+        return [{"params": moved, "lr": _SCALE_RATE}, {"params": clips, "lr": _CLIP_RATE}]
+
+    def _trained(self) -> list[Tensor]:
+        return [value for group in self.groups() for value in group["params"]]
+
+    def regularizers(self, share: float) -> list[Tensor]:
+        return []
+
+    def snapshot(self) -> list[Tensor]:
+        return [value.detach().clone() for value in self._trained()]
+
+    @torch.no_grad()
+    def load(self, snapshot: list[Tensor]) -> None:
+        for parameter, value in zip(self._trained(), snapshot, strict=True):
+            parameter.copy_(value)
+
+    def state(self) -> list[Tensor]:
+        return self.snapshot()
+
+    def restore(self, state: list[Tensor]) -> None:
+        self.load(state)
+
+    def harden(self) -> None:
+        """Nothing is written before the block is finished."""
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Fold scales and shifts into the graph."""
+        for place, scales, shifts in zip(self.block.places, self.scales, self.shifts, strict=True):
+            fold_place(
+                self.module,
+                place,
+                scales.detach().clamp(min=_LEAST).cpu(),
+                None if shifts is None else shifts.detach().cpu(),
+            )
+
+
+class _BlockError:
+    """The loss of some rows, judged by the relative squared error on the rows held out."""
+
+    def __init__(
+        self, soft: _SmoothedBlock, inputs: Tensor, accumulated: Tensor, own: Tensor, loss: BlockLoss
+    ) -> None:
+        self.soft, self.inputs, self.accumulated, self.own, self.loss = soft, inputs, accumulated, own, loss
+        self.count, self.judged = split_rows(len(inputs))
+
+    def losses(self, rows: Tensor) -> Iterator[Tensor]:
+        rows = rows.to(self.inputs.device)
+        yield self.loss(self.soft.run(self.inputs[rows]), self.accumulated[rows], self.own[rows])
+
+    def judge(self) -> float:
+        error = power = 0.0
+        for start in range(self.judged.start, self.judged.stop, _ROWS):
+            rows = slice(start, min(start + _ROWS, self.judged.stop))
+            error += float((self.soft.run(self.inputs[rows]) - self.accumulated[rows]).square().sum())
+            power += float(self.accumulated[rows].square().sum())
+        return error / max(power, 1e-20)
+
+
+def _over(run: Any, x: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([run(part) for part in torch.split(x, batch_size)])
+
+
+def train_block(
+    module: fx.GraphModule,
+    block: Block,
+    streams: Streams,
+    spec: QuantSpec,
+    epochs: int,
+    generator: torch.Generator,
+    widths: Mapping[fx.Node, tuple[int, int]],
+) -> Outcome | None:
+    """Train a block's scales and shifts and fold them, in place; ``streams`` are then those behind it.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        BatchNorm-folded graph, whose function stays as it is.
+    block : Block
+        Of :func:`~cat_plugin.ptq.transforms.smoothing.blocks.find_blocks`.
+    streams : Streams
+        Values in front of it.
+    spec : QuantSpec
+        Bits and method.
+    epochs : int
+        Passes over the rows that are trained on.
+    generator : torch.Generator
+        CPU generator of the order of the rows.
+    widths : mapping
+        From :func:`widths_of`.
+
+    Returns
+    -------
+    Outcome or None
+        Relative squared error of the block's output on the rows held out, before and after; None where the block has
+        nothing to train.
+    """
+    soft = _SmoothedBlock(module, block, widths, spec.attention_bits)
+    with torch.no_grad():
+        accumulated = _over(soft.full, streams.full, spec.batch_size)
+        own = _over(soft.full, streams.quantized, spec.batch_size)
+        soft.run(streams.quantized[: spec.batch_size])  # the ranges begin where they are searched
+    outcome = None
+    if block.places:
+        assert spec.smoothing is not None
+        objective = _BlockError(soft, streams.quantized, accumulated, own, BLOCK_LOSSES[spec.smoothing]())
+        steps = epochs * math.ceil(objective.count / _ROWS)
+        outcome = descend(soft, soft.groups(), objective, Schedule(steps, _ROWS, _LOOKS), generator)
+    with torch.no_grad():
+        streams.quantized = _over(soft.run, streams.quantized, spec.batch_size)
+        streams.full = accumulated
+        soft.fold()
+    return outcome
