@@ -28,7 +28,7 @@ __all__ = [
 
 
 class Advancing(Protocol):
-    """Something that is told of work that is done, such as a progress bar."""
+    """Something that counts work as it is done, such as a progress bar."""
 
     def update(self, steps: int, /) -> None:
         """Advance by `steps`."""
@@ -107,7 +107,7 @@ def collect_logits(
     role : str
         ``"full-precision"`` or ``"quantized"``, for messages.
     progress : Advancing, optional
-        Told of every batch done.
+        Advanced by one after every batch.
 
     Returns
     -------

@@ -54,7 +54,7 @@ def key_value_table(values: dict[str, Any]) -> Table:
 
     table = Table(show_header=False, box=None)
     table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")  # a path that is cut cannot be copied
+    table.add_column(overflow="fold")  # a truncated path cannot be copied
     for key, value in values.items():
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         table.add_row(key.replace("_", " "), escape(shown))

@@ -57,7 +57,7 @@ def _close(name: str, known: list[str]) -> str:
 
 
 def _from_folder(name: str) -> nn.Module:
-    """A Hugging Face image classifier out of a folder, with its output cut down to the logits."""
+    """A Hugging Face image classifier out of a folder, with its output reduced to the logits."""
     import torch
     from torch import nn
 

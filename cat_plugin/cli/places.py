@@ -1,7 +1,7 @@
 """What a command may write over: only what this program wrote itself, never anything else that stands in the place.
 
 Every command asks :func:`may_write` before it begins, for each place that it writes to, so that hours of work do not end
-at a place that cannot be used.  What is ours is told by what is in it and not by its name.
+at a place that cannot be used.  What is ours is recognised by its content and not by its name.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ ONNX = Kind("not an ONNX file that cat-ptq wrote", _is_onnx)
 DIRECTORY = Kind("not a directory", Path.is_dir)
 """For what is written into under names that are always new."""
 NEW = Kind("not ours to replace", lambda path: False)
-"""Files that cannot be told from the user's own: they are only ever written anew."""
+"""Files that cannot be distinguished from the user's own: they are only ever written anew."""
 
 
 def mark_logits(path: Path) -> None:
@@ -204,7 +204,7 @@ def held_state(kept: Path, resume: bool, dropped: Callable[[Path], None]) -> Ite
     resume : bool
         Whether to go on from a state that lies there; else it is dropped.
     dropped : callable
-        Told of a state that is dropped.
+        Called with the path of a state that is dropped.
 
     Raises
     ------

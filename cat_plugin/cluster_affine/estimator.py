@@ -254,7 +254,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         features: ArrayLike | None = None,
         sketch_rows: int | None = None,
     ) -> Self:
-        """Add a batch to what has been seen.
+        """Add a batch to those before.
 
         Up to `sketch_rows` rows are kept, and the result is that of :meth:`fit` on all of them.  After that the
         clusters and the choice between candidates stand, and further batches add to the statistics of the maps.
@@ -358,7 +358,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
         self._parameters = parameters
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Whether rows have been seen."""
+        """Whether it has been fitted to any rows."""
         return getattr(self, "_parameters", None) is not None or bool(getattr(self, "n_rows_seen_", 0))
 
     def __sklearn_tags__(self) -> Any:

@@ -205,7 +205,7 @@ def fit_stream(
     plan : Plan
         What was decided on the way.
     n_rows : int
-        Rows seen over all processes.
+        Rows of all processes.
     """
     party = party or LocalParty()
     sketch = RowSketch(limit)

@@ -44,7 +44,7 @@ class StreamState:
             self._rows = []
 
     def fit(self) -> tuple[AffineParameters, Plan]:
-        """Return the fit to everything seen so far."""
+        """Return the fit to all rows so far."""
         if self._plan is None or self._statistics is None:
             plan = make_plan(self._all_rows(), self.settings)
             return plan.fit(), plan

@@ -193,7 +193,7 @@ def check_features(features: Any, rows: int, expected: int | None = None) -> Flo
     rows : int
         Number of rows of logits beside them.
     expected : int, optional
-        Number of columns seen in fitting, 0 if there were none; None before fitting.
+        Number of columns in fitting, 0 if there were none; None before fitting.
 
     Returns
     -------

@@ -33,7 +33,7 @@ __all__ = [
 _log = logging.getLogger("cat_plugin")
 # Steps of a progress bar that quantizing takes; each calibration batch of the quantized model is one more.
 _ENGINE_STEPS = 100
-# With fewer rows in all, or fewer that the engine has not seen, dividing them costs more than it is good for.
+# With fewer rows in all, or fewer held out from the engine, dividing them costs more than it gains.
 _DIVIDED_FROM = 512
 _JUDGES = 128
 
@@ -162,8 +162,8 @@ def quantize_and_correct(
     key = quantization_key(params) + detail
     with TrialProgress(title, total=_ENGINE_STEPS + len(record.calls)) as progress:
 
-        def told(news: Progress) -> None:
-            progress.told(news, _ENGINE_STEPS)
+        def show(news: Progress) -> None:
+            progress.show(news, _ENGINE_STEPS)
 
         def make() -> _Quantized:
             progress.stage("quantize")
@@ -176,7 +176,7 @@ def quantize_and_correct(
                 spec = dataclasses.replace(spec, num_samples=share)
                 with evaluating(reference):
                     module, engine_report = quantize(
-                        reference, spec, record.calls, progress=told, resume=_state_of(key)
+                        reference, spec, record.calls, progress=show, resume=_state_of(key)
                     )
                 report: dict[str, Any] | None = engine_report.to_dict()
                 # It takes the first rows of what it is given.

@@ -39,7 +39,7 @@ class State:
     store : TensorStore
         Where activations are cached.
     reporter : Reporter
-        Told of work done inside a step (:meth:`~cat_plugin.ptq.progress.Reporter.advance`).
+        Receives the work done inside a step (:meth:`~cat_plugin.ptq.progress.Reporter.advance`).
     module : fx.GraphModule
         The graph, rewritten in place; from the first stage on.
     equivalence : Equivalence

@@ -142,7 +142,7 @@ def trial_table(trials: list[Trial], baseline: float | None, criterion: Criterio
         met = "met" if trial.met else "missed"
         name = escape(describe(trial.config))
         table.add_row(f"{number + 1}{mark}", name, f"{trial.score:.4f}", met, f"{trial.seconds:.1f}")
-    # As wide as it comes: a log has no width, and a name that is cut says nothing.
+    # As wide as the table is: a log has no width, and a truncated name says nothing.
     console = Console(file=io.StringIO(), width=10_000, color_system=None)
     with console.capture() as captured:
         console.print(table)

@@ -119,8 +119,8 @@ class TrialProgress:
         if self._bar is not None:
             self._bar.update(self._task, detail=name, left="")
 
-    def told(self, news: Progress, share: float) -> None:
-        """Pass on what the engine says; its work is `share` steps of the bar."""
+    def show(self, news: Progress, share: float) -> None:
+        """Show how far the engine is and pass it to who listens; all its work is `share` steps of the bar."""
         watch = current_watch()
         if watch.listener is not None:
             watch.listener(self._title, news)

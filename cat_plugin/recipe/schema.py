@@ -72,7 +72,7 @@ def is_choice(name: str, value: Any) -> bool:
 
 
 class _ByKind:
-    """A union whose member is told by what the value is: a list, a mapping, or anything else.
+    """A union whose member is chosen by the kind of value: a list, a mapping, or anything else.
 
     A message then speaks of the one member that was meant, not of all that it is not.
     """
@@ -150,7 +150,7 @@ _Algorithm = Annotated[
     Field(description="cat, or {cat: {options}}, or {name: cat, options}."),
 ]
 _Amount = Annotated[Number, Field(ge=0)]
-# Editors are told that a share is below 1; load_recipe refuses others, once it has looked for what is given twice.
+# The schema says to editors that a share is below 1; load_recipe refuses others after it has looked for duplicate keys.
 _Relative = Annotated[Number, Field(ge=0, json_schema_extra={"exclusiveMaximum": 1})]
 
 

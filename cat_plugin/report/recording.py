@@ -120,7 +120,7 @@ def measured(
     batch_size : int
         Samples run at a time.
     progress : callable
-        Told what is being measured.
+        Called with what is being measured.
 
     Returns
     -------

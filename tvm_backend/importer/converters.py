@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm import relax
@@ -60,7 +61,7 @@ def _dequantize_per_tensor(node: Any, importer: Any) -> Any:
     return importer.block_builder.emit(dialect.dequantize(x, _qparams(node, importer)))
 
 
-def _per_channel(node: Any, importer: Any) -> Any:
+def _per_channel(node: Any, importer: Any, make: Callable[..., Any]) -> Any:
     x, scales, zero_points = (importer.env[arg] if arg is not None else None for arg in node.args[:3])
     if zero_points is None:
         raise CompileError(f"{where(node)}: per-channel quantization without zero points cannot be compiled")
@@ -69,8 +70,6 @@ def _per_channel(node: Any, importer: Any) -> Any:
         short: int(_argument(node, 3 + i, long)) for i, (long, short) in enumerate(names.items())
     }
     attributes["dtype"] = _dtype_name(_argument(node, 6, "dtype"))
-    inverse = "dequantize" in node.target.__name__
-    make = dialect.dequantize_per_channel if inverse else dialect.quantize_per_channel
     return importer.block_builder.emit(make(x, scales, zero_points, attributes))
 
 
@@ -107,7 +106,7 @@ CONVERTERS: dict[str, Converter] = {
     "quantize_per_tensor.tensor": _quantize_per_tensor,
     "dequantize_per_tensor.default": _dequantize_per_tensor,
     "dequantize_per_tensor.tensor": _dequantize_per_tensor,
-    "quantize_per_channel.default": _per_channel,
-    "dequantize_per_channel.default": _per_channel,
+    "quantize_per_channel.default": partial(_per_channel, make=dialect.quantize_per_channel),
+    "dequantize_per_channel.default": partial(_per_channel, make=dialect.dequantize_per_channel),
     **{f"{name}.default": _correction(name) for name in dialect.CORRECTIONS},
 }

@@ -28,7 +28,7 @@ _WEIGHT_ONLY = {"bits": "bits", "group_size": "group_size", "use_sym": "scheme",
 
 
 def _approach(base: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the host is told to do, in the words of 2.x."""
+    """The host's arguments for a base, in the words of 2.x."""
     if base is None:
         return {"approach": "static"}
     name, params = next(iter(base.items()))

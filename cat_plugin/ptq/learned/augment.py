@@ -1,8 +1,8 @@
 """Further unlabelled inputs from the calibration images: mirrored, shifted, with patches of each other.
 
 The full-precision network is the teacher of what is trained on the logits, so any plausible input will do as long as its
-logits are asked for anew; a few hundred images seen from many sides, and in pieces, keep the stage from learning them by heart.
-Default: on where the logits are trained on and the inputs look like images.
+logits are computed anew; variations of a few hundred images keep the stage from overfitting to them.
+Default: on where the loss is that of the logits and the inputs look like images.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Adam with learning rates that fall to zero along half a cosine (Loshchilov and Hutter, "SGDR", arXiv 1608.03983, equation
 5, without restarts).  The last rows are held out: nothing is trained on them, nor, where training follows, fitted to them
-in closed form, so that initial and trained values are compared on inputs that neither has seen.
+in closed form, so that initial and trained values are compared on inputs that neither was fitted to.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def split_rows(count: int) -> tuple[int, slice]:
 
 
 class _Judge:
-    """Keeps the best state seen and says when nothing is being gained."""
+    """Keeps the best state so far and says when nothing is being gained."""
 
     def __init__(self, soft: Trained, objective: Objective, patience: int | None) -> None:
         self.soft, self.objective, self.patience = soft, objective, patience
@@ -183,7 +183,7 @@ def descend(
     Returns
     -------
     Outcome
-        The best state seen on the rows held out is kept and written into the modules.  If none is better than the
+        The best state on the rows held out is kept and written into the modules.  If none is better than the
         initial values, or the loss turns NaN, these are kept, and the note says so.
     """
     initial = soft.state()

@@ -126,7 +126,7 @@ def train_on_logits(
     -------
     Outcome
         Divergence before and after on the rows held out (:func:`~cat_plugin.ptq.learned.descent.held_out_rows`), where
-        the best state seen is kept; if none is better than the initial values, these are.
+        the best state is kept; if none is better than the initial values, these are.
     """
     objective = _Divergence(soft, inputs, logits, settings, generator, penalty)
     schedule = Schedule(settings.steps, settings.batch_size, _LOOKS)

@@ -7,7 +7,7 @@ equation 7).  Their ``S`` evens the ranges of per-tensor weights; here weights h
 
 Before a depthwise layer, whose weights' own scales take ``S`` up without a trace, ``s_i = max_j r_j / r_i``, ``r_i`` being
 the clipping range of least squared error of channel i at the activation's bits, but no less than bits / 8 of the greatest
-value seen, or a channel that is rarely active would be clipped when it is.  A dense layer has one scale for a whole row: a
+calibration value, or a channel that is rarely active would be clipped when it is.  A dense layer has one scale for a whole row: a
 column of large weights coarsens all others, and ``s_i`` that grows with it evens the row (the exchange between weights and
 activations of Xiao et al., "SmoothQuant", arXiv 2211.10438, equation 4, the other way round).  There ``s_i`` is a power of
 the above times a power of the column's greatest weight, both of 0, 1/4, .., 1, as a model of the noise of rounding either
@@ -47,7 +47,7 @@ _EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # shares of the channels that gains leave within their reach; those of the others are clipped to it
 _WITHIN_REACH = (0.9, 1.0)
 _MOST = 8.0  # no channel is scaled by more
-# what is left of the weights' rounding noise once its errors compensate each other, of the order seen on 1x1 layers
+# what is left of the weights' rounding noise once its errors compensate each other: the order measured on 1x1 layers
 _COMPENSATED = 0.3
 
 
