@@ -169,7 +169,7 @@ def _right(logits: Any, labels: Any) -> float:
 
 def _held_out(z_q: Any, z_fp: Any) -> dict[str, float]:
     """How far the logits are from full precision on calibration rows that the engine has not seen; no labels."""
-    from cat_plugin.ptq.learned.losses import divergence
+    from cat_plugin.ptq.learned.quality import divergence
 
     if not len(z_q):
         return {}

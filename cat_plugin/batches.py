@@ -51,6 +51,13 @@ class ModelCall:
         whole = self.rows
         return self._mapped(lambda tensor: tensor[:rows] if tensor.ndim and len(tensor) == whole else tensor)
 
+    def select(self, rows: torch.Tensor) -> ModelCall:
+        """The call with some samples only, given by number (n,), of the tensors that have a row for each sample."""
+        whole = self.rows
+        return self._mapped(
+            lambda tensor: tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == whole else tensor
+        )
+
     def copied(self) -> ModelCall:
         """The call with copies of its tensors, which later changes of the originals do not reach."""
         return self._mapped(lambda tensor: tensor.detach().clone())

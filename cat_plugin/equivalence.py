@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from cat_plugin.batches import ModelCall
 from cat_plugin.errors import CATError, QuantizationError
 from cat_plugin.models import without_autocast
+from cat_plugin.structures import leaves_of
 
 __all__ = ["Equivalence"]
 
@@ -29,8 +31,8 @@ class Equivalence:
     ----------
     model : nn.Module
         In evaluation mode and float32.
-    inputs : Tensor
-        (N, ...) inputs; one row and three rows of them are run.
+    inputs : Tensor or ModelCall
+        (N, ...) inputs, or a call with a row for each sample in its tensors; one row and three rows of them are run.
     error : type of CATError
         What is raised where outputs differ.
 
@@ -40,27 +42,20 @@ class Equivalence:
         If the model gives different outputs when it is run twice on the same rows.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, error: type[CATError] = QuantizationError) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Tensor | ModelCall, error: type[CATError] = QuantizationError
+    ) -> None:
+        call = inputs if isinstance(inputs, ModelCall) else ModelCall((inputs,))
         self.model, self.error = model, error
-        self.rows = [inputs[:1], inputs[torch.arange(3) % len(inputs)]]
+        self.calls = [call.first(1), call.select(torch.arange(3) % call.rows)]
         with torch.no_grad(), without_autocast():
-            self.expected = [model(rows.clone()) for rows in self.rows]
-            again = model(self.rows[-1].clone())
-        if (distance := self._distance(again, self.expected[-1])) > _TOLERANCE:
+            self.expected = [_outputs(model, rows) for rows in self.calls]
+            again = _outputs(model, self.calls[-1])
+        if (distance := _farthest(again, self.expected[-1])) > _TOLERANCE:
             raise self.error(
                 f"the model gives different outputs for the same inputs ({distance:.2g} of the largest apart); expected "
                 "a function of its inputs. Remove what draws random numbers, or counts its calls, in evaluation mode."
             )
-
-    @staticmethod
-    def _distance(found: Tensor, expected: Tensor) -> float:
-        """Largest difference as a share of the largest expected value."""
-        if found.shape != expected.shape:
-            return float("inf")
-        if not expected.numel():
-            return 0.0
-        scale = float(expected.abs().max().clamp_min(1e-6))
-        return float((found - expected).abs().max().nan_to_num(torch.inf)) / scale
 
     def check(self, stage: str, module: nn.Module, *, locate: bool = True) -> None:
         """Compare.
@@ -80,31 +75,27 @@ class Equivalence:
         CATError
             If outputs differ by more than rounding.
         """
-        device = next((t.device for t in module.buffers()), self.rows[0].device)
-        for rows, expected in zip(self.rows, self.expected, strict=True):
+        device = next((t.device for t in module.buffers()), None)
+        for call, expected in zip(self.calls, self.expected, strict=True):
             with torch.no_grad():
-                found = _full_precision(module)(rows.to(device, copy=True)).to(expected.device)
-            distance = self._distance(found, expected)
+                found = _outputs(module, call.to(device))
+            distance = _farthest(found, expected)
             if distance <= _TOLERANCE:
                 continue
-            shapes = (
-                ""
-                if found.shape == expected.shape
-                else f" (shape {tuple(found.shape)} for {tuple(expected.shape)})"
-            )
+            rows = call.rows
             place = (
-                self._first_difference(module, rows)
+                self._first_difference(module, call.to(device))
                 if locate and isinstance(module, fx.GraphModule)
                 else None
             )
             raise self.error(
                 f"after the step {stage!r} the model's outputs are {distance:.2g} of the largest output away from the "
-                f"original's on {len(rows)} calibration row{'s' if len(rows) > 1 else ''}{shapes}; expected less than "
+                f"original's on {rows} calibration row{'s' if rows > 1 else ''}{_shapes(found, expected)}; expected less than "
                 f"{_TOLERANCE:g}{f', and the first module whose output differs is {place!r}' if place else ''}. This is "
                 "a fault of this package, not of the model: please report it with the model's code."
             )
 
-    def _first_difference(self, module: fx.GraphModule, rows: Tensor) -> str | None:
+    def _first_difference(self, module: fx.GraphModule, call: ModelCall) -> str | None:
         """Name of the first of the caller's modules whose output the graph does not reproduce."""
         outputs: dict[str, Tensor] = {}
         hooks = []
@@ -113,20 +104,20 @@ class Equivalence:
                 hooks.append(child.register_forward_hook(_keep(outputs, name)))
         try:
             with torch.no_grad(), without_autocast():
-                self.model(rows.clone())
+                _outputs(self.model, call)
         finally:
             for hook in hooks:
                 hook.remove()
         last = {path: node for node in module.graph.nodes if (path := _path(node)) in outputs}
         values = _Recorder(module, last.values())
         with torch.no_grad():
-            values.run(rows.clone())
+            values.run(*call.copied().tensors)
         for name, expected in outputs.items():  # in the order in which the modules finished
             found = values.kept.get(last[name]) if name in last else None
             if (
                 found is not None
                 and found.shape == expected.shape
-                and self._distance(found, expected) > _TOLERANCE
+                and _distance(found, expected) > _TOLERANCE
             ):
                 return name
         return None
@@ -140,10 +131,47 @@ def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
     return hook
 
 
-def _full_precision(module: nn.Module) -> Callable[..., Tensor]:
-    """The module as full precision runs it: some parts of a graph with quantizers compute otherwise once quantized."""
+def _outputs(module: nn.Module, call: ModelCall) -> list[Any]:
+    """Leaves of what a module returns for copies of a call's tensors, as full precision computes it.
+
+    Graphs of the engine's own take the tensors alone, and some parts of one with quantizers compute otherwise once quantized.
+    """
+    call = call.copied()
+    if "interface" not in getattr(module, "meta", {}):
+        return leaves_of(module(*call.args, **call.kwargs))
     differs = any(hasattr(child, "full_precision") for child in module.modules())
-    return _Recorder(module).run if differs else module
+    return leaves_of((_Recorder(module).run if differs else module)(*call.tensors))
+
+
+def _farthest(found: list[Any], expected: list[Any]) -> float:
+    """Largest of the distances of the leaves; infinity where there are more, fewer or other ones."""
+    if len(found) != len(expected):
+        return float("inf")
+    return max(map(_distance, found, expected), default=0.0)
+
+
+def _distance(found: Any, expected: Any) -> float:
+    """Largest difference as a share of the largest expected value; of what is no real number, whether it differs."""
+    if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+        same = type(found) is type(expected) and found == expected
+        return 0.0 if same else float("inf")
+    if found.shape != expected.shape:
+        return float("inf")
+    if not expected.numel():
+        return 0.0
+    found = found.to(expected.device)
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(found, expected) else float("inf")
+    scale = float(expected.abs().max().clamp_min(1e-6))
+    return float((found - expected).abs().max().nan_to_num(torch.inf)) / scale
+
+
+def _shapes(found: list[Any], expected: list[Any]) -> str:
+    """The first two shapes that differ, in words."""
+    for mine, other in zip(found, expected, strict=False):
+        if isinstance(mine, Tensor) and isinstance(other, Tensor) and mine.shape != other.shape:
+            return f" (shape {tuple(mine.shape)} for {tuple(other.shape)})"
+    return ""
 
 
 def _path(node: fx.Node) -> str:

@@ -42,16 +42,18 @@ def quantize(
     resume: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
 ) -> tuple[fx.GraphModule, QuantReport]:
-    """Quantize a trained classifier to 2..8 bits from unlabelled inputs.
+    """Quantize a trained model to 2..8 bits from unlabelled inputs.
 
     Parameters
     ----------
     model : nn.Module
-        Takes one batch (N, ...), returns one tensor (N, C); left unchanged.
+        Any whose calls the calibration batches are; left unchanged.  It may return one tensor, such as logits (N, C), or a
+        tuple, list, dict or data class of tensors (``spec.outputs`` and ``spec.logits`` say what counts of them).
     spec : QuantSpec
         What to quantize and how.
     calibration : iterable or None
-        Input batches (a tensor, or a tuple whose first item is the input).  None makes them from what the model's
+        Input batches: a tensor, a mapping of keyword arguments, or a tuple whose first item is the input, or a tuple or
+        list of several inputs (:func:`cat_plugin.batches.read_batch`).  None makes them from what the model's
         BatchNorms remember (:func:`~cat_plugin.ptq.synthetic.synthetic_inputs`), which costs accuracy; ``input_shape`` says
         how large.
     progress : callable or None
@@ -67,7 +69,9 @@ def quantize(
     Returns
     -------
     module : fx.GraphModule
-        In evaluation mode, computing with explicit ``quantized_decomposed`` operations on integer weights.
+        In evaluation mode, computing with explicit ``quantized_decomposed`` operations on integer weights.  It is called
+        as the model is in the calibration, and returns what that does: the same keys, and the same class where
+        ``torch.export`` knows it; else a dict of its fields.
     report : QuantReport
         What was done, layer by layer.
 
@@ -86,8 +90,7 @@ def quantize(
         calibration, note = _without_data(model, spec, input_shape)
         notes.append(note)
     inputs = gather_inputs(calibration, spec.num_samples)
-    if inputs.is_floating_point():
-        inputs = inputs.float()
+    inputs = inputs.mapped(lambda x: x.float() if x.is_floating_point() else x)
     home = device_of(model) or inputs.device
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model, warn=True))
@@ -96,7 +99,7 @@ def quantize(
         checkpoint = None
         if resume is not None:
             checkpoint = Checkpoint(
-                Path(resume), fingerprint(model, spec.to_dict(), inputs, torch.__version__)
+                Path(resume), fingerprint(model, spec.to_dict(), *inputs.tensors, torch.__version__)
             )
             stack.callback(checkpoint.close)
         state = State(

@@ -1,7 +1,8 @@
 """How much each layer and each block matters: the full-precision model with one of them rounded to nearest.
 
 For every layer three numbers: what rounding its weights does to the prediction, what rounding its input does, and both.
-The measure is the divergence ``KL(softmax(z_fp) || softmax(z))`` of the logits, which needs no label and is what mixed
+The measure is the divergence ``KL(softmax(z_fp) || softmax(z))`` of the logits, or the error of other results
+(:mod:`cat_plugin.ptq.learned.quality`), which needs no label and is what mixed
 precision under a budget adds up (:mod:`cat_plugin.ptq.closed_form.mixed_precision`).
 """
 
@@ -20,13 +21,13 @@ from cat_plugin.ptq.graph.accept import acceptable
 from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import Prepared, insert_quantizers
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.ops import operand
 from cat_plugin.ptq.graph.trace import trace
-from cat_plugin.ptq.graph.units import find_units
-from cat_plugin.ptq.learned.losses import divergence
+from cat_plugin.ptq.graph.units import find_units, whole_model
+from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.learned.soft_unit import float_call, run_nodes
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range, subsample
 from cat_plugin.ptq.quantizers.uniform import integer_range
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 
 __all__ = ["Sensitivity", "rounded", "rows_for", "sensitivity"]
@@ -49,10 +50,10 @@ class Sensitivity:
     weights : int
         Number of weights.
     weight_divergence, input_divergence, divergence : float
-        Mean over rows of ``KL(softmax(z_fp) || softmax(z))``, in nats, with the weights, the inputs, or both rounded to
+        Mean over rows of ``KL(softmax(z_fp) || softmax(z))``, in nats, or the relative squared error of other results, with the weights, the inputs, or both rounded to
         nearest.
     changed : float
-        Share of rows whose class is another with both rounded.
+        Share of rows (pixels, tokens) whose class is another with both rounded; 0 where the model gives no logits.
     """
 
     name: str
@@ -94,7 +95,7 @@ def sensitivity(
     Parameters
     ----------
     model : nn.Module
-        Takes one batch (N, ...), returns logits (N, C); left unchanged.
+        Any whose calls the calibration batches are; left unchanged.
     spec : QuantSpec
         Bits of each layer, exceptions included; nothing is trained or fitted.
     calibration : iterable or Tensor
@@ -120,17 +121,19 @@ def sensitivity(
     """
     model, _ = acceptable(model)
     inputs = gather_inputs(calibration, spec.num_samples)
-    inputs = inputs.float() if inputs.is_floating_point() else inputs
-    inputs = inputs[: rows_for(inputs)].to(device_of(model) or inputs.device)
+    inputs = inputs.mapped(lambda x: x.float() if x.is_floating_point() else x)
+    rows = min(rows_for(x) for x in inputs.tensors)
+    inputs = inputs[:rows].to(device_of(model) or inputs.device)
     with evaluating(model, warn=True), torch.no_grad():
-        module = trace(model, inputs[:2].clone())
+        module = trace(model, inputs[:2])
+        quality = Quality.of(module.graph, spec.outputs, spec.logits, spec.class_axis)
         fold_batch_norm(module)
         prepared = insert_quantizers(module, spec)
         targets = [(layer.name, layer.kind, [layer]) for layer in prepared.layers]
         if blocks:
             units = find_units(module, spec.units)
             targets += [(unit.name, "block", unit.layers) for unit in units if len(unit.layers) > 1]
-        measured = _Measurement(prepared, spec, inputs)
+        measured = _Measurement(prepared, spec, inputs, quality)
         found = []
         for name, kind, layers in targets:
             if progress is not None:
@@ -142,16 +145,13 @@ def sensitivity(
 class _Measurement:
     """The prepared graph in full precision on some rows, and anew from a layer on with some of it rounded."""
 
-    def __init__(self, prepared: Prepared, spec: QuantSpec, inputs: Tensor) -> None:
-        self.module, self.symmetric, self.batches = (
-            prepared.module,
-            spec.symmetric_weights,
-            torch.split(inputs, spec.batch_size),
-        )
-        nodes = list(self.module.graph.nodes)
-        self.source = next(node for node in nodes if node.op == "placeholder")
-        self.output = operand(next(node for node in nodes if node.op == "output"))
-        self.order = [node for node in nodes if node.op not in ("placeholder", "get_attr", "output")]
+    def __init__(self, prepared: Prepared, spec: QuantSpec, inputs: Rows, quality: Quality) -> None:
+        self.module, self.symmetric, self.quality = prepared.module, spec.symmetric_weights, quality
+        starts = range(0, len(inputs), spec.batch_size)
+        self.batches = [inputs[start : start + spec.batch_size] for start in starts]
+        whole = whole_model(self.module)
+        self.sources, self.order = whole.sources, whole.nodes
+        self.results = quality.nodes(self.module.graph)
         self.place = {
             child: i
             for i, node in enumerate(self.order)
@@ -165,19 +165,20 @@ class _Measurement:
         """Round these layers together."""
         start = min(self.place[layer] for layer in layers)
         sums = torch.zeros(3, dtype=torch.float64)
-        changed = rows = 0
+        changed = rows = places = 0
         for batch in self.batches:
-            env: dict[fx.Node, Any] = {self.source: batch}
+            env: dict[fx.Node, Any] = dict(zip(self.sources, batch.tensors, strict=True))
             run_nodes(self.module, self.order[:start], env, float_call)
             kept = dict(env)
             run_nodes(self.module, self.order[start:], env, float_call)
-            reference = env[self.output]
+            reference = Rows([env[n] for n in self.results])
             for i, (of_weights, of_inputs) in enumerate(((True, False), (False, True), (True, True))):
                 env = dict(kept)
                 run_nodes(self.module, self.order[start:], env, self._call(layers, of_weights, of_inputs))
-                logits = env[self.output]
-                sums[i] += float(divergence(logits, reference, 1.0)) * len(batch)
-            changed += int((logits.argmax(1) != reference.argmax(1)).sum())
+                found = Rows([env[n] for n in self.results])
+                sums[i] += float(self.quality.error(found, reference, 1.0)) * len(batch)
+            others, of = self.quality.changed(found, reference)
+            changed, places = changed + others, places + of
             rows += len(batch)
         weight, inputs, both = (sums / rows).tolist()
         return Sensitivity(
@@ -189,7 +190,7 @@ class _Measurement:
             weight,
             inputs,
             both,
-            changed / rows,
+            changed / max(places, 1),
         )
 
     def _call(

@@ -133,6 +133,27 @@ class QuantSpec:
     symmetric_activations: Switch = option(
         default=False, doc="Signed activations have zero point 0; otherwise it is searched.", since="0.1"
     )
+    outputs: tuple[Pattern, ...] = option(
+        default=(),
+        doc="""
+        Name patterns of the results whose error counts, where a model returns several; none is all of them.  A name is the
+        key or field, or the number in a tuple, with dots between: ``logits``, ``1``, ``aux.0``.
+        """,
+        since="0.1",
+    )
+    logits: Pattern | None = option(
+        default=None,
+        doc="""
+        Name of the result that is logits, where there are several or it is not (N, C); its error is the divergence of the
+        softmax, that of other results the squared error.
+        """,
+        since="0.1",
+    )
+    class_axis: Annotated[int, Field(strict=True)] = option(
+        default=1,
+        doc="Axis of the classes in ``logits``: 1 in (N, C, H, W), -1 in (N, T, C).",
+        since="0.1",
+    )
     num_samples: Count = option(default=1024, doc="Calibration inputs used at most.", since="0.1")
     batch_size: Count = option(default=64, doc="Inputs per forward pass while calibrating.", since="0.1")
     seed: Seed = option(default=0, doc="Seed of every random choice.", since="0.1")

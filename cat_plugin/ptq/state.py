@@ -6,17 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.graph.insert import Prepared
-from cat_plugin.ptq.graph.units import Unit, find_units
+from cat_plugin.ptq.graph.units import Unit, find_units, whole_model
 from cat_plugin.ptq.learned.augment import looks_like_images
 from cat_plugin.ptq.learned.precision import bf16_is_faster
+from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.presets import Plan, plan
 from cat_plugin.ptq.progress import Reporter
 from cat_plugin.ptq.report import LayerReport, QuantReport, UnitReport
+from cat_plugin.ptq.rows import Inputs, Rows
 from cat_plugin.ptq.spec import QuantSpec
 
 __all__ = ["State"]
@@ -32,7 +34,7 @@ class State:
         The user's, in evaluation mode; only read.
     spec : QuantSpec
         What was asked for.
-    inputs : Tensor
+    inputs : Inputs
         (N, ...) calibration inputs; on the model's device up to the insertion of quantizers, on ``device`` behind it.
     device, home : torch.device
         Where to compute, and where the model is and the result goes.
@@ -48,8 +50,10 @@ class State:
         What equivalent transformations have left to do, in place, in the graph with quantizers.
     prepared : Prepared
         The same graph with its quantized layers; from the insertion of quantizers on.
-    logits : Tensor
-        (N, C) of full precision; from the fit of the units on.
+    quality : Quality
+        What counts of the results, and as what; from the first stage on.
+    logits : Rows
+        (N, C) of full precision, or what else counts of its results; from the fit of the units on.
     packs : list of tuple of int
         Ranges of units that are trained together, if units are packs.
     layers : list of LayerReport
@@ -64,7 +68,7 @@ class State:
 
     model: nn.Module
     spec: QuantSpec
-    inputs: Tensor
+    inputs: Inputs
     device: torch.device
     home: torch.device
     store: TensorStore
@@ -73,7 +77,8 @@ class State:
     equivalence: Equivalence = field(init=False)
     unfinished: list[Callable[[fx.GraphModule], None]] = field(default_factory=list)
     prepared: Prepared = field(init=False)
-    logits: Tensor = field(init=False)
+    quality: Quality = field(init=False)
+    logits: Rows = field(init=False)
     packs: list[tuple[int, int]] = field(default_factory=list)
     layers: list[LayerReport] = field(default_factory=list)
     units: list[UnitReport] = field(default_factory=list)
@@ -98,7 +103,12 @@ class State:
     @property
     def augment(self) -> bool:
         """Whether training on the logits varies its inputs."""
-        return looks_like_images(self.inputs) if self.spec.augment is None else self.spec.augment
+        images = len(self.inputs.tensors) == 1 and looks_like_images(self.inputs.tensors[0])
+        return images if self.spec.augment is None else self.spec.augment
+
+    def whole(self) -> Unit:
+        """The graph as one unit, with what counts of its results."""
+        return whole_model(self.module, self.quality.nodes(self.module.graph))
 
     def blocks(self) -> list[Unit]:
         """The graph's units as the specification wants them, packs not yet joined."""

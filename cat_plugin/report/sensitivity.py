@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cat_plugin.ptq.learned.losses import divergence
+from cat_plugin.ptq.learned.quality import divergence
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range, subsample
 from cat_plugin.ptq.sensitivity_analysis import rounded
 

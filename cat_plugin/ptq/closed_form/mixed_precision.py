@@ -16,10 +16,11 @@ from torch import Tensor, fx
 
 from cat_plugin.errors import CATValueError
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.units import Unit
-from cat_plugin.ptq.learned.losses import divergence
-from cat_plugin.ptq.learned.soft_unit import run_float, run_nodes
+from cat_plugin.ptq.graph.units import Unit, whole_model
+from cat_plugin.ptq.learned.quality import Quality
+from cat_plugin.ptq.learned.soft_unit import run_float_rows, run_nodes
 from cat_plugin.ptq.quantizers.observers import search_weight_range
+from cat_plugin.ptq.rows import Rows
 
 __all__ = ["choose_bits", "unit_costs"]
 
@@ -89,9 +90,10 @@ def choose_bits(
 def unit_costs(
     module: fx.GraphModule,
     units: Sequence[Unit],
-    inputs: Tensor,
+    inputs: Tensor | Rows,
     candidates: Sequence[int],
     symmetric: bool,
+    quality: Quality | None = None,
 ) -> list[list[float]]:
     """Divergence of the logits when only one unit's weights are quantized, at each width.
 
@@ -101,22 +103,25 @@ def unit_costs(
         Prepared graph; weights are used in float.
     units : sequence of Unit
         Units to measure.
-    inputs : Tensor
+    inputs : Tensor or Rows
         (n, ...) some calibration inputs.
     candidates : sequence of int
         Bit-widths.
     symmetric : bool
         As in the specification.
+    quality : Quality or None
+        What counts of the results; None is one (N, C) of logits.
 
     Returns
     -------
     list of list of float
         ``[unit][candidate]``.
     """
-    placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
-    order = [n for n in module.graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
-    logits = next(n for n in module.graph.nodes if n.op == "output").args[0]
-    reference = run_float(module, order, placeholder, inputs, logits)
+    quality = Quality() if quality is None else quality
+    results = quality.nodes(module.graph)
+    whole = whole_model(module, results)
+    given = dict(zip(whole.sources, Rows.of(inputs).tensors, strict=True))
+    reference = run_float_rows(module, whole.nodes, given, results)
     costs = []
     for unit in units:
         row = []
@@ -133,8 +138,8 @@ def unit_costs(
                     return x
                 return child.compute(x, replaced.get(child, child.float_weight), child.float_bias)
 
-            env = {placeholder: inputs}
-            run_nodes(module, order, env, call)
-            row.append(float(divergence(env[logits], reference, 1.0)))
+            env: dict[fx.Node, Any] = dict(given)
+            run_nodes(module, whole.nodes, env, call)
+            row.append(float(quality.error(Rows([env[n] for n in results]), reference, 1.0)))
         costs.append(row)
     return costs

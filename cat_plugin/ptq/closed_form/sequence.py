@@ -13,11 +13,13 @@ from cat_plugin.ptq.closed_form.layer_fit import fit_layer
 from cat_plugin.ptq.graph.executor import Executor, first_inputs, last_uses
 from cat_plugin.ptq.graph.insert import Prepared
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.graph.ops import tensor_outputs
 from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.soft_unit import float_call
 from cat_plugin.ptq.quantizers.observers import search_activation_range, subsample
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 
 __all__ = ["FittedUnit", "SequentialFit", "generator_for"]
@@ -41,16 +43,16 @@ class FittedUnit:
     ----------
     unit : Unit
         With ranges and integers chosen.
-    inputs, full_inputs : Tensor
+    inputs, full_inputs : Rows
         (N, ...) what the quantized and the full-precision network feed to it.
-    targets : Tensor
-        (N, ...) its full-precision output.
+    targets : Rows
+        (N, ...) its full-precision outputs.
     """
 
     unit: Unit
-    inputs: Tensor
-    full_inputs: Tensor
-    targets: Tensor
+    inputs: Rows
+    full_inputs: Rows
+    targets: Rows
 
 
 class SequentialFit:
@@ -60,7 +62,7 @@ class SequentialFit:
     ----------
     prepared : Prepared
         Graph with quantizers.
-    inputs : Tensor
+    inputs : Tensor or Rows
         (N, ...) calibration inputs.
     spec : QuantSpec
         What was asked for.
@@ -77,16 +79,14 @@ class SequentialFit:
     ----------
     reports : list of LayerReport
         Of the layers fitted, in order.
-    logits : Tensor
-        (N, C) full-precision result, once the pass is over.
+    results : dict of fx.Node to Tensor
+        (N, ...) full-precision results, once the pass is over.
     """
-
-    logits: Tensor
 
     def __init__(
         self,
         prepared: Prepared,
-        inputs: Tensor,
+        inputs: Tensor | Rows,
         spec: QuantSpec,
         store: TensorStore,
         *,
@@ -99,23 +99,29 @@ class SequentialFit:
         self.quantized = Executor(self.module, inputs, spec.batch_size, store, lambda child, x: child(x))
         self.reports = [] if reports is None else reports
         self.count = len(inputs) if fitted is None else fitted
+        self.results: dict[fx.Node, Tensor] = {}
 
     def run(self, units: Sequence[Unit] = ()) -> Iterator[FittedUnit]:
         """Go through the graph; each of the ``units``, in order, is yielded when its layers are fitted."""
         full, quantized = self.full, self.quantized
         ends = {unit.output: unit for unit in units}
-        uses = last_uses(self.module.graph, {unit.output: unit.source for unit in units})
+        uses = last_uses(
+            self.module.graph, {unit.output: (*unit.sources, *unit.outputs[:-1]) for unit in units}
+        )
         for node in self.module.graph.nodes:
             unit, dying = ends.get(node), uses.get(node, [])
             # what training needs is not written over
-            free = [n for n in dying if unit is None or n is not unit.source]
+            free = [n for n in dying if unit is None or n not in (*unit.sources, *unit.outputs)]
             self._visit(node, free)
             if unit is not None:
                 yield FittedUnit(
-                    unit, quantized.values[unit.source], full.values[unit.source], full.values[node]
+                    unit,
+                    Rows([quantized.values[n] for n in unit.sources]),
+                    Rows([full.values[n] for n in unit.sources]),
+                    Rows([full.values[n] for n in unit.outputs]),
                 )
                 if self.changed:
-                    quantized.run_stretch(unit.nodes, node)
+                    quantized.run_stretch(unit.nodes, unit.outputs)
             for executor in (full, quantized):
                 executor.drop(dying)
 
@@ -141,7 +147,7 @@ class SequentialFit:
             else:
                 quantized.run(node)
         elif node.op == "output":
-            self.logits = full.values[node.all_input_nodes[0]].clone()
+            self.results = {n: full.values[n].clone() for n in tensor_outputs(self.module.graph)}
         else:
             full.run(node, free)
             quantized.run(node, free)

@@ -6,7 +6,7 @@ network's.  Values whose first axis is not the batch (symbolic sizes, folded axe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.graph.ops import is_batch_size, is_batched
+from cat_plugin.ptq.rows import Rows
 
 __all__ = ["Executor", "first_inputs", "last_uses"]
 
@@ -24,9 +25,9 @@ class Executor:
     Parameters
     ----------
     module : fx.GraphModule
-        Graph with one placeholder.
-    inputs : Tensor
-        (N, ...) calibration inputs.
+        Graph of flat tensors.
+    inputs : Tensor or Rows
+        (N, ...) calibration inputs, one for each placeholder.
     batch_size : int
         Rows in one forward pass.
     store : TensorStore
@@ -38,15 +39,15 @@ class Executor:
     def __init__(
         self,
         module: fx.GraphModule,
-        inputs: Tensor,
+        inputs: Tensor | Rows,
         batch_size: int,
         store: TensorStore,
         call: Callable[[Any, Tensor], Any],
     ) -> None:
         self.module, self.batch_size, self.store, self.call = module, batch_size, store, call
         self.count, self.device = len(inputs), inputs.device
-        placeholder = next(n for n in module.graph.nodes if n.op == "placeholder")
-        self.values: dict[fx.Node, Tensor] = {placeholder: inputs}
+        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        self.values: dict[fx.Node, Tensor] = dict(zip(placeholders, Rows.of(inputs).tensors, strict=True))
 
     def _batches(self) -> list[slice]:
         starts = range(0, self.count, self.batch_size)
@@ -130,8 +131,8 @@ class Executor:
         parts = [self.value(node, rows) for rows in self._batches()]
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
-    def run_stretch(self, nodes: Sequence[fx.Node], output: fx.Node) -> None:
-        """Compute ``output`` anew from what stands before ``nodes``.
+    def run_stretch(self, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:
+        """Compute ``outputs`` anew from what stands before ``nodes``.
 
         Of what lies between, only what others will read is kept (a quantizer that a shortcut shares with the layer behind
         it, when layers are units).
@@ -139,10 +140,8 @@ class Executor:
         inside = set(nodes)
         shared = [n for n in nodes if n in self.values and any(user not in inside for user in n.users)]
         self.drop(nodes)
-        for node in shared:
-            if node is not output:
-                self.run(node)
-        self.run(output)
+        for node in [n for n in shared if n not in outputs] + list(outputs):
+            self.run(node)
 
     def drop(self, nodes: Sequence[fx.Node]) -> None:
         """Forget values."""
@@ -157,7 +156,7 @@ def first_inputs(value: Tensor, count: int, total: int) -> Tensor:
     return value[: len(value) * count // total]
 
 
-def last_uses(graph: fx.Graph, extended: dict[fx.Node, fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+def last_uses(graph: fx.Graph, extended: Mapping[fx.Node, Iterable[fx.Node]]) -> dict[fx.Node, list[fx.Node]]:
     """Node -> nodes whose kept values nobody needs after it.
 
     Parameters
@@ -165,7 +164,7 @@ def last_uses(graph: fx.Graph, extended: dict[fx.Node, fx.Node]) -> dict[fx.Node
     graph : fx.Graph
         In order of execution.
     extended : dict
-        Node -> another node whose value must live until then.
+        Node -> others whose values must live until then.
     """
     final: dict[fx.Node, fx.Node] = {}
     behind: dict[fx.Node, set[fx.Node]] = {}
@@ -174,7 +173,7 @@ def last_uses(graph: fx.Graph, extended: dict[fx.Node, fx.Node]) -> dict[fx.Node
         for source in list(direct):
             direct |= behind.get(source, set())
         if node in extended:
-            direct.add(extended[node])
+            direct.update(extended[node])
         # a value that is not kept is recomputed by its readers, so what it reads must live as long as it does
         behind[node] = set() if is_batched(node) else direct
         for source in direct:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.transforms.equalization import Ceiling
@@ -86,6 +87,9 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
                     setattr(root, node.target, value)
             env[node] = graph.node_copy(node, lambda n: env[n])
             env[node].meta = {}
+    interface = module.meta.get("interface")
+    if isinstance(interface, Interface):
+        interface.restore(graph)
     result = fx.GraphModule(root, graph, class_name="QuantizedModel")
     result.graph.eliminate_dead_code()
     result.graph.lint()

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import Argument
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "is_relu6",
     "layer_name",
     "operand",
+    "output_leaves",
+    "tensor_outputs",
     "weight_of",
 ]
 
@@ -168,6 +170,18 @@ def weight_of(module: GraphModule, node: Node) -> Tensor:
     found = constant(module, node.args[1])
     assert found is not None
     return found
+
+
+def output_leaves(graph: Graph) -> list[Any]:
+    """What a graph of flat tensors returns: nodes, and values that are no tensors."""
+    result = next(n for n in graph.nodes if n.op == "output").args[0]
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def tensor_outputs(graph: Graph) -> list[Node]:
+    """The results (N, ...) of a graph of flat tensors that are real numbers, in their order."""
+    leaves = output_leaves(graph)
+    return [n for n in leaves if isinstance(n, Node) and is_batched(n) and n.meta["val"].is_floating_point()]
 
 
 def is_relu6(node: Any) -> bool:

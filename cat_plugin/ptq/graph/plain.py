@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import QuantizationError
-from cat_plugin.ptq.graph.ops import MOVING, is_call, operand
+from cat_plugin.ptq.graph.ops import MOVING, is_call, operand, output_leaves
 from cat_plugin.torch_compat import schema_of
 
 __all__ = ["fold_constants", "functional", "plain"]
@@ -87,30 +87,19 @@ def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def plain(module: fx.GraphModule) -> fx.GraphModule:
-    """Copy into a graph module of ours: plain calling convention, unique names, no dead or identity nodes.
-
-    Raises
-    ------
-    QuantizationError
-        If there is more than one input, or the result is not one tensor.
-    """
-    placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
-    if len(placeholders) != 1:
-        raise QuantizationError(
-            f"the model takes {len(placeholders)} inputs; expected one tensor. Wrap it in a module of one input."
-        )
+    """Copy into a graph module of ours: tensors in, tensors out, unique names, no dead or identity nodes."""
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
     root = nn.Module()
     names: dict[str, str] = {}
     for node in module.graph.nodes:
         if node.op == "output":
-            value = node.args[0]
-            while isinstance(value, list | tuple) and len(value) == 1:
-                value = value[0]
-            if not isinstance(value, fx.Node):
-                raise QuantizationError("the model returns several values; expected one tensor of logits.")
-            graph.output(env[value])
+            leaves = [
+                env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in output_leaves(module.graph)
+            ]
+            graph.output(leaves[0] if len(leaves) == 1 else tuple(leaves))
+        elif node.op == "placeholder" and not isinstance(node.meta.get("val"), Tensor):
+            continue  # of an argument that is no tensor, whose value the exporter has written into the graph
         elif is_call(node, _CHECKS):
             continue
         elif is_call(node, _IDENTITY) or _is_copy(node) or _is_whole_slice(node) or _is_same_type(node):

@@ -7,17 +7,23 @@ One front end for everything: :func:`torch.export.export`, non-strict, strict, a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CATTypeError, QuantizationError
 from cat_plugin.models import without_autocast
+from cat_plugin.ptq.graph.interface import Interface
+from cat_plugin.ptq.graph.ops import output_leaves
 from cat_plugin.ptq.graph.plain import fold_constants, functional, plain
+from cat_plugin.ptq.rows import Inputs
+from cat_plugin.structures import as_structure, leaves_of
 
 __all__ = ["trace"]
 
@@ -44,59 +50,89 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _export(model: nn.Module, example: Tensor, *, strict: bool) -> fx.GraphModule:
+def _export(model: nn.Module, example: Inputs, *, strict: bool) -> fx.GraphModule:
     batch = torch.export.Dim("batch", min=1, max=65536)
+    call = example.call
+    rows: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in call.tensors:
+        rows[tensor] = {0: batch}
     try:
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},), strict=strict)
+        shapes = rows.dynamic_shapes(model, call.args, call.kwargs)
+        program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=strict)
     except TypeError as error:
         if "dynamic_shapes" not in str(error):
             raise
-        program = torch.export.export(model, (example,), strict=strict)
+        program = torch.export.export(model, call.args, call.kwargs, strict=strict)
     return functional(program)
 
 
-def trace(model: nn.Module, example: Tensor) -> fx.GraphModule:
+@contextmanager
+def _returning_structures(model: nn.Module) -> Iterator[None]:
+    """Results of classes that the exporter does not know come out as dicts."""
+    handle = model.register_forward_hook(lambda _module, _inputs, result: as_structure(result))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def trace(model: nn.Module, example: Tensor | Inputs) -> fx.GraphModule:
     """Trace ``model`` into a graph of functional ATen calls with a dynamic batch axis.
 
     Parameters
     ----------
     model : nn.Module
-        In evaluation mode, taking one tensor and returning one.
-    example : Tensor
-        (N, ...) one input batch; its values do not matter.
+        In evaluation mode.
+    example : Tensor or Inputs
+        One batch (N, ...) of each of its inputs; its values do not matter.
 
     Returns
     -------
     fx.GraphModule
-        Own copies of the parameters, what depends on them alone computed; one placeholder; one tensor as the result.
+        Own copies of the parameters, what depends on them alone computed; a placeholder for each tensor among the
+        arguments; the tensor that the model returns, or the list of the leaves of what it returns.  How the model is called
+        and what it returns is in ``meta["interface"]``.
 
     Raises
     ------
     QuantizationError
-        If no front end can trace the model with a dynamic batch, or its result is not one tensor.
+        If no front end can trace the model with a dynamic batch, or no tensor of its result has a row for each input.
     """
     if not isinstance(model, nn.Module):
         raise CATTypeError(f"the model is a {type(model).__name__}; expected a torch.nn.Module.")
-    if len(example) == 1:  # a batch of one would be taken for a constant
-        example = torch.cat([example, example])
+    # A batch of one would be taken for a constant, and one tensor given twice for one input.
+    example = Inputs.of(example)
+    example = example.mapped(lambda x: torch.cat([x, x]) if len(x) == 1 else x.clone())
+    call = example.call
     with torch.no_grad(), without_autocast():
-        result = model(example.clone())
-    if not isinstance(result, Tensor):
-        raise QuantizationError(
-            f"the model returns a {type(result).__name__}; expected one tensor. Wrap it in a module that returns "
-            "the logits only."
-        )
-    if result.ndim < 1 or len(result) != len(example):
-        raise QuantizationError(
-            f"the model maps a batch of {len(example)} to a result of shape {tuple(result.shape)}; expected one "
-            "row for each input."
-        )
-    module = plain(_first_that_works(model, example))
+        result = as_structure(model(*call.copied().args, **call.copied().kwargs))
+    _check_result(result, len(example))
+    with contextlib.ExitStack() as stack:
+        if not isinstance(result, Tensor):
+            stack.enter_context(_returning_structures(model))
+        found = _first_that_works(model, example)
+    module = plain(found)
     fold_constants(module)
+    module.meta["interface"] = Interface.of(example, result, found.graph)
     return module
 
 
-def _first_that_works(model: nn.Module, example: Tensor) -> fx.GraphModule:
+def _check_result(result: Any, rows: int) -> None:
+    leaves = [leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor)]
+    if any(leaf.ndim and len(leaf) == rows and leaf.is_floating_point() for leaf in leaves):
+        return
+    if isinstance(result, Tensor):
+        raise QuantizationError(
+            f"the model maps a batch of {rows} to a result of shape {tuple(result.shape)}; expected one "
+            "row for each input."
+        )
+    raise QuantizationError(
+        f"the model returns a {type(result).__name__}, in which no tensor of real numbers has a row for each of {rows} "
+        "inputs; expected one tensor, or a tuple, list or dict of them."
+    )
+
+
+def _first_that_works(model: nn.Module, example: Inputs) -> fx.GraphModule:
     attempts: dict[str, Callable[[], fx.GraphModule]] = {
         "torch.export": lambda: _export(model, example, strict=False),
         "torch.export in strict mode": lambda: _export(model, example, strict=True),
@@ -117,15 +153,19 @@ def _first_that_works(model: nn.Module, example: Tensor) -> fx.GraphModule:
 
 
 def _keeps_batch(module: fx.GraphModule) -> bool:
-    """Whether the first axis of input and output is the same symbol."""
-    source = next(n for n in module.graph.nodes if n.op == "placeholder").meta.get("val")
-    output = next(n for n in module.graph.nodes if n.op == "output").args[0]
-    while isinstance(output, list | tuple) and len(output) == 1:
-        output = output[0]
-    result = output.meta.get("val") if isinstance(output, fx.Node) else None
-    if not isinstance(source, Tensor) or not isinstance(result, Tensor):
+    """Whether the first axis of the inputs, and of what is computed from them for each row, is the same symbol."""
+    inputs = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+    sources = [value for value in inputs if isinstance(value, Tensor)]
+    if not sources:
         return True
-    return not isinstance(source.shape[0], int) and str(source.shape[0]) == str(result.shape[0])
+    if any(isinstance(source.shape[0], int) for source in sources):
+        return False
+    batch = str(sources[0].shape[0])
+    return any(
+        isinstance(value := leaf.meta.get("val"), Tensor) and value.ndim and str(value.shape[0]) == batch
+        for leaf in output_leaves(module.graph)
+        if isinstance(leaf, fx.Node)
+    )
 
 
 def _refusal(model: nn.Module, errors: list[Exception]) -> str:

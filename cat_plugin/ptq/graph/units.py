@@ -17,7 +17,15 @@ from dataclasses import dataclass, field
 from torch import Tensor, fx, nn
 
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.ops import ACTIVATIONS, is_batched, is_call, operand
+from cat_plugin.ptq.graph.ops import (
+    ACTIVATIONS,
+    is_batch_size,
+    is_batched,
+    is_call,
+    operand,
+    output_leaves,
+    tensor_outputs,
+)
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
 __all__ = ["Unit", "cuts_of", "find_units", "whole_model"]
@@ -25,18 +33,18 @@ __all__ = ["Unit", "cuts_of", "find_units", "whole_model"]
 
 @dataclass
 class Unit:
-    """A stretch of the graph with one tensor in and one out.
+    """A stretch of the graph: where one tensor passes, it has one in and one out.
 
     Attributes
     ----------
     name : str
         Name of the module it comes from, or of its layers.
-    source : fx.Node
-        The tensor it reads (float, before its quantizers).
-    output : fx.Node
-        The tensor it makes (float, before the next unit's quantizers).
+    sources : tuple of fx.Node
+        The tensors it reads (float, before its quantizers).
+    outputs : tuple of fx.Node
+        The tensors it makes and others read (float, before the next unit's quantizers), results of the model among them.
     nodes : list of fx.Node
-        Everything in between in order of execution, ``output`` included.
+        Everything in between in order of execution, ``outputs`` included.
     layers : list of QuantOp
         Quantized layers inside.
     quantizers : list of ActQuantizer
@@ -44,11 +52,21 @@ class Unit:
     """
 
     name: str
-    source: fx.Node
-    output: fx.Node
+    sources: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
     nodes: list[fx.Node]
     layers: list[QuantOp] = field(default_factory=list)
     quantizers: list[ActQuantizer] = field(default_factory=list)
+
+    @property
+    def source(self) -> fx.Node:
+        """The tensor it reads, or the first of them."""
+        return self.sources[0]
+
+    @property
+    def output(self) -> fx.Node:
+        """The tensor it makes, or the last of them: what the next unit reads."""
+        return self.outputs[-1]
 
 
 def _module_path(node: fx.Node) -> list[tuple[str, str]]:
@@ -62,7 +80,11 @@ def _module_path(node: fx.Node) -> list[tuple[str, str]]:
 
 
 def _collect(module: fx.GraphModule, source: fx.Node, nodes: list[fx.Node], fallback: str) -> Unit:
-    unit = Unit(fallback, source, nodes[-1], nodes)
+    sources: tuple[fx.Node, ...] = (source,)
+    outputs: tuple[fx.Node, ...] = (nodes[-1],)
+    if _has_sides(module.graph):
+        sources, outputs = _read(nodes, source), _made(nodes)
+    unit = Unit(fallback, sources, outputs, nodes)
     for node in nodes:
         child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(child, QuantOp):
@@ -72,6 +94,51 @@ def _collect(module: fx.GraphModule, source: fx.Node, nodes: list[fx.Node], fall
     common = _common_module(module, nodes)
     unit.name = common[0] if common else "+".join(layer.name for layer in unit.layers) or fallback
     return unit
+
+
+def _has_sides(graph: fx.Graph) -> bool:
+    """Whether more goes into or comes out of the graph than one tensor, so that it has no simple cuts."""
+    return sum(n.op == "placeholder" for n in graph.nodes) > 1 or len(output_leaves(graph)) > 1
+
+
+def _read(nodes: list[fx.Node], first: fx.Node) -> tuple[fx.Node, ...]:
+    """Batched tensors outside of ``nodes`` that they read, be it by way of what is computed anew for each batch."""
+    inside, found, seen = set(nodes), dict.fromkeys([first]), set[fx.Node]()
+    waiting = list(nodes)
+    while waiting:
+        for source in waiting.pop(0).all_input_nodes:
+            if source in inside or source in seen or source.op == "get_attr" or is_batch_size(source):
+                continue
+            seen.add(source)
+            if is_batched(source):
+                found[source] = None
+            else:
+                waiting.append(source)
+    return tuple(found)
+
+
+def _made(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
+    """Batched tensors of real numbers that are read outside of ``nodes``, the last node at the end in any case."""
+    inside = set(nodes)
+    read = [n for n in nodes[:-1] if is_batched(n) and n.meta["val"].is_floating_point()]
+    return (*(n for n in read if any(u not in inside for u in n.users)), nodes[-1])
+
+
+def _beside(graph: fx.Graph) -> set[fx.Node]:
+    """What is computed from inputs without a layer, where the model has several.
+
+    Masks and their like, which every part may read without being of one piece with all others.
+    """
+    if sum(n.op == "placeholder" for n in graph.nodes) < 2:
+        return set()
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        computed = node.op == "call_function" and all(
+            n in found or n.op == "get_attr" for n in node.all_input_nodes
+        )
+        if node.op == "placeholder" or computed:
+            found.add(node)
+    return found
 
 
 def _calls(module: fx.GraphModule, node: fx.Node, kind: type[nn.Module]) -> bool:
@@ -106,16 +173,20 @@ def _innermost(paths: list[list[tuple[str, str]]]) -> tuple[str, str] | None:
 
 def cuts_of(graph: fx.Graph) -> list[fx.Node]:
     """Tensor nodes through which all that follows depends on all that precedes."""
+    beside = _beside(graph)
     order = [
-        n for n in graph.nodes if n.op not in ("get_attr", "output") and isinstance(n.meta.get("val"), Tensor)
+        n
+        for n in graph.nodes
+        if n.op not in ("get_attr", "output") and isinstance(n.meta.get("val"), Tensor) and n not in beside
     ]
     position = {n: i for i, n in enumerate(order)}
     reach = dict(position)
+    several = len(output_leaves(graph)) > 1
     for node in order:
         for user in node.users:
-            reach[node] = max(
-                reach[node], len(order) if user.op == "output" else position.get(user, position[node])
-            )
+            # one result of several is no dependency of what follows
+            end = position[node] if several else len(order)
+            reach[node] = max(reach[node], end if user.op == "output" else position.get(user, position[node]))
     cuts, furthest = [], -1
     for i, node in enumerate(order):
         if furthest <= i and is_batched(node):
@@ -152,8 +223,10 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
     order = [n for n in graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
     rank = {n: i for i, n in enumerate(order)}
     segments: list[tuple[fx.Node, list[fx.Node]]] = []
-    source, start = cuts[0], 0
-    for cut in cuts[1:]:
+    placeholder = next(n for n in graph.nodes if n.op == "placeholder")
+    # with one input it is the first cut; with several the first place where they are one
+    source, start = (cuts.pop(0), 0) if cuts and cuts[0] is placeholder else (placeholder, 0)
+    for cut in cuts:
         nodes = order[start : rank[cut] + 1]
         # cut right before a quantizer or at the end, and only if there is a layer to fit on this side
         ends = all(_calls(module, u, ActQuantizer) or u.op == "output" for u in cut.users)
@@ -213,13 +286,12 @@ def _join(
     return joined
 
 
-def whole_model(module: fx.GraphModule) -> Unit:
-    """The graph as one unit, from the input to the logits."""
+def whole_model(module: fx.GraphModule, outputs: Sequence[fx.Node] = ()) -> Unit:
+    """The graph as one unit, from the inputs to the results, or to those among them that count."""
     graph = module.graph
-    source = next(n for n in graph.nodes if n.op == "placeholder")
     nodes = [n for n in graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
-    unit = _collect(module, source, nodes, "model")
+    sources = tuple(n for n in graph.nodes if n.op == "placeholder")
+    unit = _collect(module, sources[0], nodes, "model")
     unit.name = "model"
-    output = next(n for n in graph.nodes if n.op == "output")
-    unit.output = output.args[0]
+    unit.sources, unit.outputs = sources, tuple(outputs) or tuple(tensor_outputs(graph))
     return unit

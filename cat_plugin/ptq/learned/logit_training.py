@@ -1,6 +1,6 @@
-"""Training against the full-precision logits: the whole model as one unit.
+"""Training against the full-precision logits, or other results: the whole model as one unit.
 
-The loss is ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))`` (Hinton et al., arXiv 1503.02531, section 2).  With
+The loss of logits is ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))`` (Hinton et al., arXiv 1503.02531, section 2).  With
 rounding, steps and biases free this is the last, longest pack of a reconstruction; with scales and zero points only,
 and a penalty on how far they move, it is CAT's refinement (:mod:`cat_plugin.ptq.learned.refinement`).
 """
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from cat_plugin.ptq.learned.augment import mirrored_and_shifted, with_patches
 from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
-from cat_plugin.ptq.learned.losses import divergence
+from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.learned.reconstruction import stored
-from cat_plugin.ptq.learned.soft_unit import SoftUnit, run_float
+from cat_plugin.ptq.learned.soft_unit import SoftUnit, run_float_rows
+from cat_plugin.ptq.rows import Rows
 
 __all__ = ["LogitTraining", "train_on_logits"]
 
@@ -50,60 +51,63 @@ class LogitTraining:
 
 
 class _Divergence:
-    """Divergence of the quantized model's logits, with what is to be added to it."""
+    """How far the quantized model's results are from full precision, with what is to be added to it."""
 
     def __init__(
         self,
         soft: SoftUnit[Any],
-        inputs: Tensor,
-        logits: Tensor,
+        inputs: Rows,
+        logits: Rows,
         settings: LogitTraining,
         generator: torch.Generator,
         penalty: Callable[[], Tensor] | None,
+        quality: Quality,
     ) -> None:
         self.soft, self.inputs, self.logits, self.settings = soft, inputs, logits, settings
-        self.generator, self.penalty = generator, penalty
+        self.generator, self.penalty, self.quality = generator, penalty, quality
         self.count, self.judged = split_rows(len(inputs))
 
-    def _reference(self, x: Tensor) -> Tensor:
+    def _reference(self, x: Rows) -> Rows:
         unit = self.soft.unit
+        values = dict(zip(unit.sources, x.tensors, strict=True))
         with torch.no_grad():
-            return run_float(self.soft.module, unit.nodes, unit.source, x, unit.output)
+            return run_float_rows(self.soft.module, unit.nodes, values, unit.outputs)
 
     def losses(self, rows: Tensor) -> Iterator[Tensor]:
         settings, batch = self.settings, len(rows)
         rows = rows.to(self.inputs.device)
         x = self.inputs[rows]
         if settings.augment:
-            x = with_patches(mirrored_and_shifted(x, self.generator), self.generator)
+            x = x.mapped(lambda one: with_patches(mirrored_and_shifted(one, self.generator), self.generator))
         for start in range(0, batch, settings.piece):
             part = slice(start, start + settings.piece)
-            some = stored(x[part])
+            some = x[part].mapped(stored)
             target = self._reference(some) if settings.augment else self.logits[rows[part]]
-            loss = divergence(self.soft.run(some), target, settings.temperature) * (len(some) / batch)
+            loss = self.quality.error(self.soft.run(some), target, settings.temperature) * (len(some) / batch)
             yield loss if self.penalty is None or start else loss + self.penalty()
 
     def judge(self) -> float:
         total, piece = 0.0, self.settings.piece
         for start in range(self.judged.start, self.judged.stop, piece):
             rows = slice(start, min(start + piece, self.judged.stop))
-            x, z = stored(self.inputs[rows]), self.logits[rows]
-            total += float(divergence(self.soft.run(x), z, self.settings.temperature)) * len(x)
+            x, z = self.inputs[rows].mapped(stored), self.logits[rows]
+            total += float(self.quality.error(self.soft.run(x), z, self.settings.temperature)) * len(x)
         return total / len(self.inputs[self.judged])
 
 
 def train_on_logits(
     soft: SoftUnit[Any],
     groups: list[dict[str, Any]],
-    inputs: Tensor,
-    logits: Tensor,
+    inputs: Tensor | Rows,
+    logits: Tensor | Rows,
     settings: LogitTraining,
     generator: torch.Generator,
     *,
+    quality: Quality | None = None,
     penalty: Callable[[], Tensor] | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Outcome:
-    """Descend the divergence of the logits, in place.
+    """Descend the divergence of the logits, or the error of other results, in place.
 
     Parameters
     ----------
@@ -111,12 +115,14 @@ def train_on_logits(
         The whole model.
     groups : list of dict
         Adam's parameter groups.
-    inputs, logits : Tensor
-        (N, ...) calibration inputs and (N, C) full-precision logits.
+    inputs, logits : Tensor or Rows
+        (N, ...) calibration inputs and (N, C) full-precision logits, or what else the unit gives.
     settings : LogitTraining
         How to train.
     generator : torch.Generator
         CPU generator of every random choice.
+    quality : Quality or None
+        What the unit gives; None is one (N, C) of logits.
     penalty : callable or None
         Added to the loss.
     tick : callable or None
@@ -128,6 +134,7 @@ def train_on_logits(
         Divergence before and after on the rows held out (:func:`~cat_plugin.ptq.learned.descent.held_out_rows`), where
         the best state is kept; if none is better than the initial values, these are.
     """
-    objective = _Divergence(soft, inputs, logits, settings, generator, penalty)
+    inputs, logits, quality = Rows.of(inputs), Rows.of(logits), quality or Quality()
+    objective = _Divergence(soft, inputs, logits, settings, generator, penalty, quality)
     schedule = Schedule(settings.steps, settings.batch_size, _LOOKS)
     return descend(soft, groups, objective, schedule, generator, tick=tick)

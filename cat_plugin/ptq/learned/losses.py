@@ -1,88 +1,119 @@
-"""The divergence of logits, and what a change of a block's output does to them: gradients and losses of the network.
+"""What a change of a block's output does to the prediction: gradients and losses of the full-precision network.
 
 The task loss is the cross entropy against the full-precision network's own most likely class, since labels are not
-given.
+given; for what is no logits, the squared error against the full-precision network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.units import Unit
-from cat_plugin.ptq.learned.soft_unit import run_float
+from cat_plugin.ptq.learned.quality import Quality
+from cat_plugin.ptq.learned.soft_unit import float_call, run_nodes
+from cat_plugin.ptq.rows import Rows
 
-__all__ = [
-    "divergence",
-    "fisher_weights",
-    "loss_gradient",
-    "nodes_after",
-    "prediction_difference",
-    "tail_losses",
-]
+__all__ = ["Tail", "fisher_weights", "prediction_difference"]
 
 
-def divergence(z_q: Tensor, z_fp: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))``; logits (N, C)."""
-    log_q = F.log_softmax(z_q / temperature, 1)
-    log_p = F.log_softmax(z_fp / temperature, 1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
+class Tail:
+    """The full-precision network behind a unit.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        The prepared graph.
+    unit : Unit
+        In front of it.
+    quality : Quality
+        What counts of the results.
+    given : mapping of fx.Node to Tensor
+        Values of the model's inputs, which what stands behind the unit may read as well.
+
+    Attributes
+    ----------
+    nodes : list of fx.Node
+        What stands behind the unit, and leads to what counts.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        unit: Unit,
+        quality: Quality,
+        given: Mapping[fx.Node, Tensor] | None = None,
+    ) -> None:
+        self.module, self.unit, self.quality, self.given = module, unit, quality, given or {}
+        order = [n for n in module.graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
+        self.nodes = order[order.index(unit.output) + 1 :]
+        self.results = quality.nodes(module.graph)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tail:
+        """The same for some rows of the model's inputs."""
+        given = {n: x[rows if isinstance(rows, slice) else rows.to(x.device)] for n, x in self.given.items()}
+        return Tail(self.module, self.unit, self.quality, given)
+
+    def __call__(self, y: Rows) -> Rows:
+        """What counts of the results when the unit's outputs are ``y``."""
+        values = dict(zip(self.unit.outputs, y.tensors, strict=True))
+        env = {**values, **{n: x.to(y.device) for n, x in self.given.items()}}
+        run_nodes(self.module, self.nodes, env, float_call)
+        missing = [n for n in self.results if n not in env]
+        run_nodes(self.module, missing, env, float_call)  # results that were there before the unit
+        return Rows([env[n] for n in self.results])
+
+    def losses(self, y: Rows, likely: Sequence[Tensor]) -> Tensor:
+        """(n,) task loss of each row when the unit's outputs are ``y`` and everything behind is full precision."""
+        return self.quality.task_losses(self(y), likely)
+
+    def gradient(self, y: Rows, likely: Sequence[Tensor], generator: torch.Generator | None = None) -> Rows:
+        """Gradient of each row's task loss for the unit's outputs; of the shapes of ``y``.
+
+        With a generator, that of :meth:`~cat_plugin.ptq.learned.quality.Quality.probe`.
+        """
+        with torch.enable_grad():
+            leaves = Rows([x.detach().clone().requires_grad_() for x in y.tensors])
+            if generator is None:
+                total = self.losses(leaves, likely).sum()
+            else:
+                total = self.quality.probe(self(leaves), likely, generator).sum()
+            found = torch.autograd.grad(total, leaves.tensors, allow_unused=True)
+        return Rows([torch.zeros_like(x) if g is None else g for g, x in zip(found, y.tensors, strict=True)])
 
 
-def nodes_after(module: fx.GraphModule, unit: Unit) -> tuple[list[fx.Node], fx.Node]:
-    """The nodes behind a unit, and the one that holds the logits."""
-    order = [n for n in module.graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
-    logits = next(n for n in module.graph.nodes if n.op == "output").args[0]
-    return order[order.index(unit.output) + 1 :], logits
-
-
-def _logits(module: fx.GraphModule, unit: Unit, y: Tensor) -> Tensor:
-    nodes, logits = nodes_after(module, unit)
-    return run_float(module, nodes, unit.output, y, logits)
-
-
-def tail_losses(module: fx.GraphModule, unit: Unit, y: Tensor, classes: Tensor) -> Tensor:
-    """(n,) task loss of each row when the unit's output is ``y`` and everything behind is full precision."""
-    return F.cross_entropy(_logits(module, unit, y), classes, reduction="none")
-
-
-def loss_gradient(module: fx.GraphModule, unit: Unit, y: Tensor, classes: Tensor) -> Tensor:
-    """Gradient of each row's task loss for the unit's output; of the shape of ``y``."""
-    with torch.enable_grad():
-        leaf = y.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(tail_losses(module, unit, leaf, classes).sum(), leaf)
-    return gradient
-
-
-def fisher_weights(module: fx.GraphModule, unit: Unit, targets: Tensor, batch_size: int) -> Tensor:
-    """Diagonal of the empirical Fisher information of the unit's output, one value an element.
+def fisher_weights(tail: Tail, targets: Rows, batch_size: int) -> Rows:
+    """Diagonal of the empirical Fisher information of the unit's outputs, one value an element.
 
     Squared gradients of the task loss, averaged over the calibration rows and scaled to mean 1 (BRECQ, arXiv
     2102.05426, equation 10).
 
     Returns
     -------
-    Tensor
-        (1, ...) of one output's shape.
+    Rows
+        (1, ...) of the shapes of one row's outputs.
     """
-    total = torch.zeros_like(targets[:1])
+    generator = torch.Generator().manual_seed(0)
+    totals = [torch.zeros_like(x[:1]) for x in targets.tensors]
     for start in range(0, len(targets), batch_size):
-        y = targets[start : start + batch_size]
+        rows = slice(start, start + batch_size)
+        y, part = targets[rows], tail[rows]
         with torch.no_grad():
-            classes = _logits(module, unit, y).argmax(1)
-        total += loss_gradient(module, unit, y, classes).square().sum(0, keepdim=True)
-    mean = total.mean()
+            likely = tail.quality.likely(part(y))
+        for total, gradient in zip(totals, part.gradient(y, likely, generator).tensors, strict=True):
+            total += gradient.square().sum(0, keepdim=True)
     # where nothing behind reads an element, it must still not be free to run away
-    return (total / mean).clamp(min=0.01) if float(mean) > 0 else torch.ones_like(total)
+    return Rows(
+        [(x / mean).clamp(min=0.01) if float(mean := x.mean()) > 0 else torch.ones_like(x) for x in totals]
+    )
 
 
 def prediction_difference(
-    module: fx.GraphModule, unit: Unit, targets: Tensor, weight: float, temperature: float
-) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """PD-Quant's guidance: how far a unit's quantized output moves the prediction of the network behind it.
+    tail: Tail, targets: Rows, weight: float, temperature: float
+) -> Callable[[Rows, Tensor], Tensor] | None:
+    """PD-Quant's guidance: how far a unit's quantized outputs move the prediction of the network behind it.
 
     ``weight * KL(f(y) || f(y_q))`` with ``f`` the full-precision rest of the network (Liu et al., "PD-Quant", arXiv
     2212.07048, equation 5).  A step then costs a pass through the rest of the network.  Default: weight 0, because
@@ -91,14 +122,15 @@ def prediction_difference(
     Returns
     -------
     callable or None
-        (output of the unit, row numbers) -> loss; None when the weight is 0 or nothing follows the unit.
+        (outputs of the unit, row numbers) -> loss; None when the weight is 0 or nothing follows the unit.
     """
-    if weight <= 0 or not nodes_after(module, unit)[0]:
+    if weight <= 0 or not tail.nodes:
         return None
 
-    def loss(y: Tensor, rows: Tensor) -> Tensor:
+    def loss(y: Rows, rows: Tensor) -> Tensor:
+        part = tail[rows]
         with torch.no_grad():
-            reference = _logits(module, unit, targets[rows.to(targets.device)].to(y.device))
-        return weight * divergence(_logits(module, unit, y), reference, temperature)
+            reference = part(targets[rows].to(y.device))
+        return weight * tail.quality.error(part(y), reference, temperature)
 
     return loss

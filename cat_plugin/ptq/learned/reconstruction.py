@@ -22,6 +22,7 @@ from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_row
 from cat_plugin.ptq.learned.rounding import Rates, Rounding, StraightThrough, parameter_groups
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 from cat_plugin.ptq.learned.steps import DropMask
+from cat_plugin.ptq.rows import Rows
 
 __all__ = ["Reconstruction", "reconstruct", "rows_of_a_step", "stored"]
 
@@ -73,66 +74,89 @@ def stored(x: Tensor) -> Tensor:
 
 
 class _OutputError:
-    """Squared error of a unit's output over the power of the full-precision one."""
+    """Squared error of a unit's outputs over the power of the full-precision ones."""
 
     def __init__(
         self,
         soft: SoftUnit[Rounding],
-        inputs: Tensor,
-        full_inputs: Tensor,
-        targets: Tensor,
+        inputs: Rows,
+        full_inputs: Rows,
+        targets: Rows,
         settings: Reconstruction,
         generator: torch.Generator,
-        weights: Tensor | None,
-        guidance: Callable[[Tensor, Tensor], Tensor] | None,
+        weights: Rows | None,
+        guidance: Callable[[Rows, Tensor], Tensor] | None,
     ) -> None:
         self.soft, self.inputs, self.full_inputs, self.targets = soft, inputs, full_inputs, targets
         self.weights, self.guidance, self.batch_size = weights, guidance, settings.batch_size
         self.device = next(iter(soft.layers)).weight.device if soft.layers else inputs.device
         self.count, self.judged = split_rows(len(inputs))
-        self.power = float(self._weighted(targets.square(), targets.device).mean())
+        squares = [self._weighted(i, x.square(), x.device) for i, x in enumerate(targets.tensors)]
+        self.powers = [float(x.mean()) for x in squares]
         self.mask = DropMask(settings.drop_probability, generator, self.device)
         self.mix = DropMask(settings.input_mix, generator, self.device)
 
-    def _weighted(self, squares: Tensor, device: torch.device) -> Tensor:
-        return squares if self.weights is None else squares * self.weights.to(device)
+    @property
+    def silent(self) -> bool:
+        """Whether full precision gives nothing but zeros."""
+        return not any(self.powers)
 
-    def _rows(self, x: Tensor, rows: Tensor | slice) -> Tensor:
-        """Rows of a cached tensor, which may lie in a file, where they are computed on."""
-        return stored(x[rows if isinstance(rows, slice) else rows.to(x.device)].to(self.device))
+    def _weighted(self, output: int, squares: Tensor, device: torch.device) -> Tensor:
+        return squares if self.weights is None else squares * self.weights.tensors[output].to(device)
+
+    def _rows(self, x: Rows, rows: Tensor | slice) -> Rows:
+        """Rows of cached tensors, which may lie in files, where they are computed on."""
+        return x[rows].mapped(lambda each: stored(each.to(self.device)))
+
+    def _mixed(self, rows: Tensor) -> Rows:
+        """Inputs with their share of full-precision elements."""
+        mixed = []
+        for x, full in zip(self.inputs.tensors, self.full_inputs.tensors, strict=True):
+            (value,) = self._rows(Rows([x]), rows).tensors
+            keep = self.mix.like(value) if value.is_floating_point() else None
+            if keep is not None:
+                value = torch.lerp(self._rows(Rows([full]), rows).tensors[0], value, keep)
+            mixed.append(value)
+        return Rows(mixed)
 
     def losses(self, rows: Tensor) -> Iterator[Tensor]:
-        x = self._rows(self.inputs, rows)
-        keep = self.mix.like(x)
-        if keep is not None:
-            x = torch.lerp(self._rows(self.full_inputs, rows), x, keep)
-        y = self.soft.run(x, self.mask.like)
-        error = self._weighted((y - self._rows(self.targets, rows)).square(), self.device)
-        loss = error.mean() / self.power
+        y = self.soft.run(self._mixed(rows), self.mask.like)
+        targets = self._rows(self.targets, rows)
+        loss: Tensor | None = None
+        for output, (mine, other) in enumerate(zip(y.tensors, targets.tensors, strict=True)):
+            if self.powers[output]:
+                part = self._weighted(output, (mine - other).square(), self.device).mean()
+                part = part / self.powers[output]
+                loss = part if loss is None else loss + part
+        assert loss is not None
         yield loss if self.guidance is None else loss + self.guidance(y, rows)
 
     def judge(self) -> float:
-        error = power = 0.0
+        errors, powers = [0.0] * len(self.powers), [0.0] * len(self.powers)
         for start in range(self.judged.start, self.judged.stop, self.batch_size):
             rows = slice(start, min(start + self.batch_size, self.judged.stop))
-            target = self.targets[rows].to(self.device)
-            squares = (self.soft.run(self._rows(self.inputs, rows)) - target).square()
-            error += float(self._weighted(squares, self.device).sum())
-            power += float(self._weighted(target.square(), self.device).sum())
-        return error / max(power, 1e-20)
+            targets = self.targets[rows].to(self.device)
+            found = self.soft.run(self._rows(self.inputs, rows))
+            for output, (mine, other) in enumerate(zip(found.tensors, targets.tensors, strict=True)):
+                errors[output] += float(self._weighted(output, (mine - other).square(), self.device).sum())
+                powers[output] += float(self._weighted(output, other.square(), self.device).sum())
+        parts = [
+            e / max(p, 1e-20) for e, p, all_rows in zip(errors, powers, self.powers, strict=True) if all_rows
+        ]
+        return sum(parts) if parts else errors[0] / max(powers[0], 1e-20)
 
 
 def reconstruct(
     module: fx.GraphModule,
     unit: Unit,
-    inputs: Tensor,
-    full_inputs: Tensor,
-    targets: Tensor,
+    inputs: Rows,
+    full_inputs: Rows,
+    targets: Rows,
     settings: Reconstruction,
     generator: torch.Generator,
     *,
-    weights: Tensor | None = None,
-    guidance: Callable[[Tensor, Tensor], Tensor] | None = None,
+    weights: Rows | None = None,
+    guidance: Callable[[Rows, Tensor], Tensor] | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Train a unit, in place.
@@ -143,18 +167,18 @@ def reconstruct(
         The prepared graph.
     unit : Unit
         With ranges and integers chosen.
-    inputs, full_inputs : Tensor
+    inputs, full_inputs : Rows
         (N, ...) what the quantized and the full-precision network feed to the unit.
-    targets : Tensor
-        (N, ...) the unit's full-precision output.
+    targets : Rows
+        (N, ...) the unit's full-precision outputs; the errors of several add up.
     settings : Reconstruction
         How to train.
     generator : torch.Generator
         CPU generator of every random choice.
-    weights : Tensor or None
-        (1, ...) non-negative weights of the output's elements.
+    weights : Rows or None
+        (1, ...) non-negative weights of the outputs' elements.
     guidance : callable or None
-        (output, rows) -> additional loss.
+        (outputs, rows) -> additional loss.
     tick : callable or None
         Called with the number of each finished step.
 
@@ -166,7 +190,7 @@ def reconstruct(
     """
     soft = SoftUnit(module, unit, settings.rounding, bf16=settings.bf16)
     error = _OutputError(soft, inputs, full_inputs, targets, settings, generator, weights, guidance)
-    if not soft.layers or error.power == 0.0 or settings.steps < 1:
+    if not soft.layers or error.silent or settings.steps < 1:
         with torch.no_grad():
             before = error.judge()
         return Outcome(before, before, 0, "" if soft.layers else "nothing to train")

@@ -19,9 +19,11 @@ from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.descent import Outcome
 from cat_plugin.ptq.learned.logit_training import LogitTraining, train_on_logits
+from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.learned.rounding import round_through
 from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
+from cat_plugin.ptq.rows import Rows
 
 __all__ = ["GridLayer", "refine"]
 
@@ -67,14 +69,15 @@ class GridLayer(SoftLayer):
 def refine(
     module: torch.fx.GraphModule,
     unit: Unit,
-    inputs: Tensor,
-    logits: Tensor,
+    inputs: Tensor | Rows,
+    logits: Tensor | Rows,
     settings: LogitTraining,
     generator: torch.Generator,
     *,
     rate: float = 1e-3,
     zero_rate: float = 5e-3,
     penalty: float = 0.01,
+    quality: Quality | None = None,
     bf16: bool = False,
     tick: Callable[[int], None] | None = None,
 ) -> Outcome:
@@ -86,8 +89,8 @@ def refine(
         The prepared graph.
     unit : Unit
         The whole model.
-    inputs, logits : Tensor
-        (N, ...) calibration inputs and (N, C) full-precision logits.
+    inputs, logits : Tensor or Rows
+        (N, ...) calibration inputs and (N, C) full-precision logits, or what else the unit gives.
     settings : LogitTraining
         Steps, batch and temperature.
     generator : torch.Generator
@@ -96,6 +99,8 @@ def refine(
         Adam's learning rates of the scales (relative) and of the zero points (integers).
     penalty : float
         ``lambda_p``.
+    quality : Quality or None
+        What the unit gives; None is one (N, C) of logits.
     bf16 : bool
         Dense convolutions in BF16, see :mod:`~cat_plugin.ptq.learned.precision`.
     tick : callable or None
@@ -118,4 +123,6 @@ def refine(
         moved = [(step.log_scale - s).square() for step, s in zip(steps, initial, strict=True)]
         return penalty * torch.stack(moved + [layer.distance() for layer in layers]).sum()
 
-    return train_on_logits(soft, groups, inputs, logits, settings, generator, penalty=distance, tick=tick)
+    return train_on_logits(
+        soft, groups, inputs, logits, settings, generator, quality=quality, penalty=distance, tick=tick
+    )

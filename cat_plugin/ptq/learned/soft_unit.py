@@ -16,9 +16,10 @@ from cat_plugin.ptq.learned.precision import compute_in_bf16
 from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.steps import SoftActivation
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.transforms.equalization import Ceiling
 
-__all__ = ["SoftUnit", "Written", "float_call", "run_float", "run_nodes"]
+__all__ = ["SoftUnit", "Written", "float_call", "run_float", "run_float_rows", "run_nodes"]
 
 
 def run_nodes(
@@ -30,17 +31,14 @@ def run_nodes(
 ) -> None:
     """Execute ``nodes`` in order on the values in ``env``; ``call`` runs layers and quantizers.
 
-    Nodes outside the list (constants, batch sizes) are evaluated when they are read.  ``instead`` has functions that take
-    the place of some nodes' operations, with the same arguments.
+    Nodes outside the list (constants, batch sizes, what is computed from another input) are evaluated when they are read.
+    ``instead`` has functions that take the place of some nodes' operations, with the same arguments.
     """
     functions = {} if instead is None else instead
     count = len(next(iter(env.values())))
     for node in nodes:
-        if node.op == "call_module":
-            x = _value(operand(node), module, env, count)
-            env[node] = call(module.get_submodule(str(node.target)), x)
-        elif node.op != "get_attr" and not is_batch_size(node):
-            env[node] = _result(node, module, env, count, functions.get(node))
+        if node.op != "get_attr" and not is_batch_size(node):
+            env[node] = _result(node, module, env, count, call, functions.get(node))
 
 
 def _result(
@@ -48,21 +46,31 @@ def _result(
     module: fx.GraphModule,
     env: dict[fx.Node, Any],
     count: int,
+    call: Callable[[Any, Tensor], Any],
     function: Callable[..., Any] | None = None,
 ) -> Any:
-    arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(n, module, env, count))
+    if node.op == "call_module":
+        x = _value(operand(node), module, env, count, call)
+        return call(module.get_submodule(str(node.target)), x)
+    arguments: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: _value(n, module, env, count, call))
     target: Any = node.target if function is None else function
     return target(*arguments[0], **arguments[1])
 
 
-def _value(node: fx.Node, module: fx.GraphModule, env: dict[fx.Node, Any], count: int) -> Any:
+def _value(
+    node: fx.Node,
+    module: fx.GraphModule,
+    env: dict[fx.Node, Any],
+    count: int,
+    call: Callable[[Any, Tensor], Any],
+) -> Any:
     # not a closure that calls itself: such a cycle keeps a step's activations until the garbage collector comes by
     if node not in env:
         if is_batch_size(node):
             return count
         if node.op == "get_attr":
             return getattr(module, str(node.target))
-        env[node] = _result(node, module, env, count)
+        env[node] = _result(node, module, env, count, call)
     return env[node]
 
 
@@ -81,6 +89,18 @@ def run_float(
     run_nodes(module, nodes, env, float_call)
     result: Tensor = env[output]
     return result
+
+
+def run_float_rows(
+    module: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    values: Mapping[fx.Node, Tensor],
+    outputs: Sequence[fx.Node],
+) -> Rows:
+    """Values of ``outputs`` in full precision when some nodes have the ``values``."""
+    env: dict[fx.Node, Any] = dict(values)
+    run_nodes(module, nodes, env, float_call)
+    return Rows([env[node] for node in outputs])
 
 
 def _copied(value: Tensor | None) -> Tensor | None:
@@ -128,13 +148,13 @@ class SoftUnit(Generic[Soft]):
         """Whether training passes differ from what would be written down."""
         return any(layer.relaxed for layer in self.layers.values())
 
-    def run(self, x: Tensor, mask: Callable[[Tensor], Tensor | None] | None = None) -> Tensor:
-        """Output of the unit for the input ``x``.
+    def run(self, x: Rows, mask: Callable[[Tensor], Tensor | None] | None = None) -> Rows:
+        """Outputs of the unit for the inputs ``x``.
 
         Parameters
         ----------
-        x : Tensor
-            Value of the unit's source.
+        x : Rows
+            Values of the unit's sources.
         mask : callable or None
             Gives the drop mask of an activation; None drops nothing.
         """
@@ -152,10 +172,9 @@ class SoftUnit(Generic[Soft]):
             compute = compute_in_bf16 if self.bf16 and torch.is_grad_enabled() else QuantOp.compute
             return compute(child, value, soft_layer.weight(), soft_layer.bias)
 
-        env: dict[fx.Node, Any] = {self.unit.source: x}
+        env: dict[fx.Node, Any] = dict(zip(self.unit.sources, x.tensors, strict=True))
         run_nodes(self.module, self.unit.nodes, env, call)
-        result: Tensor = env[self.unit.output]
-        return result
+        return Rows([env[node] for node in self.unit.outputs])
 
     def regularizers(self, share: float) -> list[Tensor]:
         """What the layers add to the loss when ``share`` of the steps, 0..1, is done."""

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from cat_plugin.batches import ModelCall
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CalibrationError
 from cat_plugin.models import run_call
@@ -15,9 +14,11 @@ from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.lower import lower
 from cat_plugin.ptq.graph.trace import trace
+from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
+from cat_plugin.structures import leaves_of
 
 __all__ = ["FoldBatchNorm", "InsertQuantizers", "Lower", "Trace"]
 
@@ -45,15 +46,21 @@ class Trace(_Exact):
             batch = inputs[start : start + rows]
             name = f"calibration inputs from row {start} on"
             # A copy, since the inputs are the caller's and the model may work in place.
-            logits = run_call(state.model, ModelCall((batch,)).copied(), name, "full-precision")
-            if isinstance(logits, Tensor) and not bool(torch.isfinite(logits).all()):
+            result = run_call(state.model, batch.call.copied(), name, "full-precision")
+            real = [
+                leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+            ]
+            if not all(bool(torch.isfinite(leaf).all()) for leaf in real):
+                what = "logits" if isinstance(result, Tensor) else "values"
                 raise CalibrationError(
-                    f"the full-precision model gives NaN or infinite logits on calibration batch {index} "
+                    f"the full-precision model gives NaN or infinite {what} on calibration batch {index} "
                     f"(inputs {start}..{start + len(batch) - 1}); repair the model or remove these "
                     "inputs."
                 )
-        state.equivalence = Equivalence(state.model, inputs)
+        state.equivalence = Equivalence(state.model, inputs.call)
         state.module = trace(state.model, inputs[:2])
+        spec = state.spec
+        state.quality = Quality.of(state.module.graph, spec.outputs, spec.logits, spec.class_axis)
         return ()
 
 
@@ -87,7 +94,7 @@ class Lower(_Always):
     name = "lower"
 
     def run(self, state: State) -> Iterable[Step]:
-        quantized = Equivalence(state.module, state.inputs)
+        quantized = Equivalence(state.module, state.inputs.call)
         state.module = lower(state.module)
         quantized.check(self.name, state.module)
         state.module.to(state.home)

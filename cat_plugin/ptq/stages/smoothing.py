@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cat_plugin.ptq.closed_form.sequence import generator_for
+from cat_plugin.ptq.graph.ops import output_leaves
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import Stage, Step
@@ -31,7 +32,14 @@ class TrainedSmoothing(Stage):
 
     def run(self, state: State) -> Iterator[Step]:
         module, spec = state.module, state.spec
-        streams = Streams(state.inputs, state.inputs)
+        if len(state.inputs.tensors) > 1 or len(output_leaves(module.graph)) > 1:
+            note = (
+                "smoothing: closed form only, blocks are trained where a model has one input and one result"
+            )
+            yield Step(self.name, self.name, notes=(note,), saved=False)
+            return
+        (inputs,) = state.inputs.tensors
+        streams = Streams(inputs, inputs)
         widths = widths_of(module, spec)
         for block in find_blocks(module, find_places(module)):
             generator = generator_for(spec.seed, f"smoothing {block.name}")

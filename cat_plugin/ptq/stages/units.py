@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 
 from cat_plugin.ptq.closed_form.sequence import FittedUnit, SequentialFit, generator_for
+from cat_plugin.ptq.graph.ops import tensor_outputs
 from cat_plugin.ptq.graph.packs import group_by_score, join_units, pack_scores
-from cat_plugin.ptq.graph.units import whole_model
 from cat_plugin.ptq.learned.descent import Outcome, held_out_rows
-from cat_plugin.ptq.learned.losses import fisher_weights, prediction_difference
+from cat_plugin.ptq.learned.losses import Tail, fisher_weights, prediction_difference
 from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct, rows_of_a_step
 from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates
 from cat_plugin.ptq.presets import plan
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import CLOSED_FORM_WORK, Stage, Step
 from cat_plugin.ptq.state import State
@@ -39,7 +40,7 @@ class ChoosePacks(Stage):
         for fitted in fit.run(units):
             work = CLOSED_FORM_WORK * len(fitted.unit.layers)
             yield Step(fitted.unit.name, "score", work=work, saved=False)
-        state.packs = group_by_score(pack_scores(state.module, units, state.inputs[:_ROWS]))
+        state.packs = group_by_score(pack_scores(state.module, units, state.inputs[:_ROWS], state.quality))
         for (
             layer
         ) in state.prepared.layers:  # each pack is fitted anew on what the trained packs before it give
@@ -83,14 +84,15 @@ class FitUnits(Stage):
                 yield dataclasses.replace(step, resumed=True)
             else:
                 yield dataclasses.replace(step, outcome=_train(state, fitted, step.key) if steps else None)
-        state.logits = fit.logits
+        state.logits = Rows([fit.results[n] for n in state.quality.nodes(state.module.graph)])
 
 
 def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
     """Reconstruct the unit; None where there is nothing to gain."""
     spec, unit, module = state.spec, fitted.unit, state.module
-    if len(unit.layers) == 1 and unit.output is whole_model(module).output:
-        return None  # the logits' own layer: closed form is the best mean squared error there is
+    ends = tensor_outputs(module.graph)
+    if len(unit.layers) == 1 and all(n in ends for n in unit.outputs):
+        return None  # the results' own layer: closed form is the best mean squared error there is
     if all(layer.w_bits >= 8 for layer in unit.layers) and all(q.bits >= 8 for q in unit.quantizers):
         return None
     settings = Reconstruction(
@@ -102,6 +104,8 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         bf16=state.bf16,
     )
     fisher = spec.loss == "fisher"
+    given = dict(zip(state.whole().sources, state.inputs.tensors, strict=True))
+    tail = Tail(module, unit, state.quality, given)
     return reconstruct(
         module,
         unit,
@@ -110,7 +114,7 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         fitted.targets,
         dataclasses.replace(settings, batch_size=rows_of_a_step(unit, settings.batch_size)),
         generator_for(spec.seed, key),
-        weights=fisher_weights(module, unit, fitted.targets, spec.batch_size) if fisher else None,
-        guidance=prediction_difference(module, unit, fitted.targets, spec.guidance, spec.temperature),
+        weights=fisher_weights(tail, fitted.targets, spec.batch_size) if fisher else None,
+        guidance=prediction_difference(tail, fitted.targets, spec.guidance, spec.temperature),
         tick=lambda _: state.reporter.advance(unit.name, len(unit.layers)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cat_plugin.ptq.closed_form.sequence import generator_for
-from cat_plugin.ptq.graph.units import Unit, whole_model
+from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.logit_training import LogitTraining, train_on_logits
 from cat_plugin.ptq.learned.reconstruction import rows_of_a_step
 from cat_plugin.ptq.learned.refinement import refine
@@ -39,7 +39,7 @@ class WholeModel(Stage):
         return _WORK * state.layer_count * state.plan.model_steps
 
     def run(self, state: State) -> Iterator[Step]:
-        spec, whole = state.spec, whole_model(state.module)
+        spec, whole = state.spec, state.whole()
         soft = SoftUnit(state.module, whole, ROUNDINGS[spec.rounding], bf16=state.bf16)
         # slower than a unit's: a weight that jumps is felt by everything behind it
         rates = Rates(weight=5e-3, step=1e-3 if spec.learned_steps else None, bias=1e-3)
@@ -50,6 +50,7 @@ class WholeModel(Stage):
             state.logits,
             _settings(state, whole, state.plan.model_steps),
             generator_for(spec.seed, self.name),
+            quality=state.quality,
             tick=lambda _: state.reporter.advance(self.name, _WORK * state.layer_count),
         )
         yield Step(self.name, self.name, outcome, self.work(state))
@@ -67,7 +68,7 @@ class Refinement(Stage):
         return _WORK * state.layer_count * state.plan.refinement_steps
 
     def run(self, state: State) -> Iterator[Step]:
-        whole = whole_model(state.module)
+        whole = state.whole()
         outcome = refine(
             state.module,
             whole,
@@ -76,6 +77,7 @@ class Refinement(Stage):
             _settings(state, whole, state.plan.refinement_steps),
             generator_for(state.spec.seed, self.name),
             penalty=state.spec.refinement_penalty,
+            quality=state.quality,
             bf16=state.bf16,
             tick=lambda _: state.reporter.advance(self.name, _WORK * state.layer_count),
         )

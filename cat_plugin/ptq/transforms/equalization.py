@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.ptq.graph.ops import WEIGHTED, arguments, constant, is_call, is_relu6, operand, weight_of
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.transform import Transform
 
@@ -277,14 +278,14 @@ class Equalization(Transform):
 
     @torch.no_grad()
     def fold(
-        self, module: fx.GraphModule, inputs: Tensor, spec: QuantSpec, generator: torch.Generator
+        self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
         """Scale weights and biases on both sides of every pair; ReLU6 between them becomes a :class:`Ceiling` later."""
         pairs = self.places(module)
         starts = range(0, min(len(inputs), _IMAGES), spec.batch_size)
         sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
         for start in starts:
-            sampler.run(inputs[start : min(start + spec.batch_size, _IMAGES)])
+            sampler.run(*inputs[start : min(start + spec.batch_size, _IMAGES)].tensors)
         ceilings: dict[fx.Node, Tensor] = {}
         for pair in pairs:
             values, extremes = (

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 
 __all__ = ["Transform"]
@@ -37,7 +38,7 @@ class Transform(ABC):
 
     @abstractmethod
     def fold(
-        self, module: fx.GraphModule, inputs: Tensor, spec: QuantSpec, generator: torch.Generator
+        self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
         """Choose and apply it at every place, in place.
 
@@ -45,8 +46,8 @@ class Transform(ABC):
         ----------
         module : fx.GraphModule
             BatchNorm-folded ATen graph without quantizers.
-        inputs : Tensor
-            (N, ...) calibration inputs.
+        inputs : Rows
+            (N, ...) calibration inputs, one for each of the graph's placeholders.
         spec : QuantSpec
             Bits, and what else decides how much is gained.
         generator : torch.Generator

@@ -11,7 +11,8 @@ from cat_plugin.ptq.graph.fold import fold_batch_norm
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.graph.units import find_units
-from cat_plugin.ptq.learned.losses import fisher_weights, prediction_difference
+from cat_plugin.ptq.learned.losses import Tail, fisher_weights, prediction_difference
+from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct
 from cat_plugin.ptq.learned.rounding import Rates
 from tests.ptq.models import SmallResNet, randomise, small_inputs
@@ -35,7 +36,8 @@ def fit_closed_form(prepared, x, spec):
     with TensorStore() as store:
         fit = SequentialFit(prepared, x, spec, store)
         assert not list(fit.run())
-        return fit.logits
+        (logits,) = fit.results.values()
+        return logits
 
 
 def train_units(settings, **extra):
@@ -45,6 +47,7 @@ def train_units(settings, **extra):
     with TensorStore() as store:
         for fitted in SequentialFit(prepared, x, spec, store, changed=True).run(find_units(module)):
             unit, y = fitted.unit, fitted.targets
+            tail = Tail(module, unit, Quality())
             outcomes[unit.name] = reconstruct(
                 module,
                 unit,
@@ -53,7 +56,7 @@ def train_units(settings, **extra):
                 y,
                 settings,
                 torch.Generator().manual_seed(0),
-                weights=fisher_weights(module, unit, y, 16) if extra.get("fisher") else None,
-                guidance=prediction_difference(module, unit, y, extra.get("guidance", 0.0), 2.0),
+                weights=fisher_weights(tail, y, 16) if extra.get("fisher") else None,
+                guidance=prediction_difference(tail, y, extra.get("guidance", 0.0), 2.0),
             )
     return outcomes, prepared

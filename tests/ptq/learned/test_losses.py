@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from cat_plugin.ptq.graph.units import find_units
-from cat_plugin.ptq.learned.losses import divergence, fisher_weights, loss_gradient
+from cat_plugin.ptq.learned.losses import Tail, fisher_weights
+from cat_plugin.ptq.learned.quality import Quality, divergence
 from cat_plugin.ptq.learned.soft_unit import run_float
+from cat_plugin.ptq.rows import Rows
 from tests.ptq.learned.prepared import prepare
 from tests.ptq.models import small_inputs
 
@@ -15,7 +17,8 @@ def test_fisher_weights_are_mean_squared_gradients():
     _, module, _, _, x = prepare()
     unit = find_units(module)[1]
     y = run_float(module, module_nodes_until(module, unit), placeholder(module), x, unit.output)
-    weights = fisher_weights(module, unit, y, 16)
+    tail = Tail(module, unit, Quality())
+    (weights,) = fisher_weights(tail, Rows([y]), 16).tensors
     gradients = []
     for row in y:
         leaf = row.unsqueeze(0).clone().requires_grad_()
@@ -26,7 +29,8 @@ def test_fisher_weights_are_mean_squared_gradients():
         gradients.append(leaf.grad)
     expected = torch.cat(gradients).square().mean(0, keepdim=True)
     torch.testing.assert_close(weights, (expected / expected.mean()).clamp(min=0.01), rtol=1e-3, atol=1e-4)
-    assert loss_gradient(module, unit, y[:3], torch.zeros(3, dtype=torch.long)).shape == y[:3].shape
+    (gradient,) = tail.gradient(Rows([y[:3]]), [torch.zeros(3, dtype=torch.long)]).tensors
+    assert gradient.shape == y[:3].shape
 
 
 def placeholder(module):

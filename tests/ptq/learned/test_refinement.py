@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cat_plugin.ptq.graph.units import whole_model
-from cat_plugin.ptq.learned.logit_training import LogitTraining, divergence
+from cat_plugin.ptq.learned.logit_training import LogitTraining
+from cat_plugin.ptq.learned.quality import divergence
 from cat_plugin.ptq.learned.refinement import refine
 from tests.ptq.learned.prepared import fit_closed_form, prepare
 

@@ -14,6 +14,7 @@ from cat_plugin.ptq.graph.ops import WEIGHTED, is_call
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.learned.soft_unit import run_float
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.transforms import equalization
 from cat_plugin.ptq.transforms.equalization import Ceiling, Equalization, has_depthwise
 from tests.ptq.models import (
@@ -32,7 +33,7 @@ def _uneven():
     module = trace(model, x)
     weights = [getattr(module, n.args[1].target).clone() for n in module.graph.nodes if is_call(n, WEIGHTED)]
     spec = QuantSpec(w_bits=4, a_bits=4, batch_size=8)
-    finish = Equalization().fold(module, x, spec, torch.Generator().manual_seed(0))
+    finish = Equalization().fold(module, Rows([x]), spec, torch.Generator().manual_seed(0))
     after = [getattr(module, n.args[1].target) for n in module.graph.nodes if is_call(n, WEIGHTED)]
     return model, x, module, finish, weights, after
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.ops import operand, weight_of
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.transforms.smoothing.places import Place, Side
 
 __all__ = ["Ranges", "measure_ranges"]
@@ -76,14 +77,14 @@ def _product_ratio(place: Place, extremes: dict[fx.Node, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def measure_ranges(
-    module: fx.GraphModule, places: Sequence[Place], inputs: Tensor, batch_size: int
+    module: fx.GraphModule, places: Sequence[Place], inputs: Rows, batch_size: int
 ) -> list[Ranges]:
     """Ranges of the channels of every place over the calibration inputs, (N, ...)."""
     watched = {side.node for place in places for side in place.sources if place.kind == "product"}
     watched |= {operand(side.node) for place in places for side in place.readers}
     interpreter = _Extremes(module, watched)
     for start in range(0, len(inputs), batch_size):
-        interpreter.run(inputs[start : start + batch_size])
+        interpreter.run(*inputs[start : start + batch_size].tensors)
     by_batch = {node: torch.stack(found) for node, found in interpreter.found.items()}
     whole = {node: torch.stack([v[:, 0].amin(0), v[:, 1].amax(0)]) for node, v in by_batch.items()}
     out = []

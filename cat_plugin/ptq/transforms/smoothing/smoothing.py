@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.places import Place, find_places
@@ -30,7 +31,7 @@ class Smoothing(Transform):
 
     @torch.no_grad()
     def fold(
-        self, module: fx.GraphModule, inputs: Tensor, spec: QuantSpec, generator: torch.Generator
+        self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
         assert spec.smoothing is not None
         places = self.places(module)

@@ -9,6 +9,7 @@ from torch import nn
 from cat_plugin.errors import CATError
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.graph.trace import trace
+from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.transforms.smoothing.places import find_places
 from cat_plugin.ptq.transforms.smoothing.ranges import measure_ranges
 from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
@@ -44,7 +45,7 @@ def test_ranges_are_those_of_the_values(outliers):
     module = trace(model, x)
     places = find_places(module)
     assert [place.kind for place in places] == ["norm", "linear"]
-    ranges, hidden = measure_ranges(module, places, x, 16)
+    ranges, hidden = measure_ranges(module, places, Rows([x]), 16)
     y = model.norm(x).detach().reshape(-1, 16)
     torch.testing.assert_close(ranges.low, y.amin(0))
     torch.testing.assert_close(ranges.high, y.amax(0))
@@ -62,7 +63,7 @@ def test_scales_are_those_of_the_papers(outliers):
     model, x = outliers
     module = trace(model, x)
     (norm, hidden) = find_places(module)
-    ranges, behind = measure_ranges(module, [norm, hidden], x, 64)
+    ranges, behind = measure_ranges(module, [norm, hidden], Rows([x]), 64)
     m, w = torch.maximum(ranges.high, -ranges.low).double(), ranges.weight.double()
     scales, shifts = STARTS["smoothquant"].choose(norm, ranges, 0.7)
     assert shifts is None
@@ -85,9 +86,9 @@ def test_queries_and_keys_meet_in_the_middle():
         model.layers[0].key.bias *= 9.0
     module = trace(model, x)
     places = find_places(module)
-    Smoothing().fold(module, x, QuantSpec(smoothing="lrquant"), torch.Generator())
+    Smoothing().fold(module, Rows([x]), QuantSpec(smoothing="lrquant"), torch.Generator())
     product = next(place for place in places if place.kind == "product")
-    (after,) = measure_ranges(module, [product], x, 8)
+    (after,) = measure_ranges(module, [product], Rows([x]), 8)
     torch.testing.assert_close(after.ratio, torch.ones(product.count), rtol=1e-3, atol=1e-3)
 
 
