@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ __all__ = [
     "by_name",
     "check",
     "check_keys",
+    "combinations",
     "engine_defaults",
     "expand",
     "has_choices",
@@ -156,6 +158,11 @@ def expand(params: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     choices = [list(value) if is_choice(key, value) else [value] for key, value in params.items()]
     return [dict(zip(params, values, strict=True)) for values in product(*choices)]
+
+
+def combinations(params: Mapping[str, Any]) -> int:
+    """How many configurations :func:`expand` would return."""
+    return math.prod(len(value) for key, value in params.items() if is_choice(key, value))
 
 
 def order(candidates: list[dict[str, Any]]) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "load_recipe"]
 
+_log = logging.getLogger("cat_plugin")
+_MANY = 300
 _HOST_ALGORITHMS = ("rtn", "gptq", "awq", "teq", "static_quant")
 
 
@@ -267,7 +271,13 @@ class Recipe:
         watch = replace(current_watch(), listener=progress, resume=None if resume is None else Path(resume))
         try:
             with watching(watch):
-                return find_runner()(self.configurations, model, calls, scorer, run)
+                best = find_runner()(self.configurations, model, calls, scorer, run)
+            if run.trials and all(math.isnan(trial.score) for trial in run.trials):
+                _log.warning(
+                    "the score of every trial is NaN, so that none is better than another; the first is returned: look at what "
+                    "the quantized model gives, and at eval_fn"
+                )
+            return best
         finally:
             self.baseline = run.baseline
 
@@ -330,6 +340,13 @@ def load_recipe(path: str | Path) -> Recipe:
             raise located.error(where, str(error)) from None
         configurations.append(params)
     tuning = located.data.get("tuning") or {}
+    number = sum(map(options.combinations, configurations))
+    if number > _MANY and "max_trials" not in {*tuning, *(tuning.get("exit_policy") or {})}:
+        raise located.error(
+            place,
+            f"the options that hold lists make {number} combinations; say how many to try, with max_trials under "
+            "tuning: exit_policy, or shorten the lists",
+        )
     sizes = (section.get("calibration") or {}).get("sampling_size")
     return Recipe(
         path,

@@ -186,3 +186,14 @@ def test_example_recipe_is_valid():
 def test_what_is_no_path_is_told(wrong: object) -> None:
     with pytest.raises(CATTypeError, match="expected the path of a YAML file"):
         load_recipe(wrong)  # type: ignore[arg-type]
+
+
+MANY = "algorithm: cat\ncat: {w_bits: [2, 3, 4, 8], a_bits: [2, 3, 4, 8], num_clusters: [1, 2, 3, 4, 5], alpha: [0.1, 0.2, 0.3, 0.4]}\n"
+
+
+def test_many_combinations_need_a_limit(write):
+    with pytest.raises(RecipeError, match="make 320 combinations; say how many to try, with max_trials"):
+        load_recipe(write(MANY))
+    assert load_recipe(write(MANY + "tuning: {exit_policy: {max_trials: 20}}\n")).criterion.max_trials == 20
+    assert load_recipe(write(MANY + "tuning: {max_trials: 20}\n")).criterion.max_trials == 20
+    load_recipe(write(MANY.replace("[2, 3, 4, 8], a_bits", "[2, 3, 4], a_bits")))

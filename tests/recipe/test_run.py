@@ -197,3 +197,15 @@ def test_progress_and_resume(task, recipe, tmp_path):
     assert finished[0] == [news.stage for _, news in told if news.loss_after is not None][1]
     whole = recipe(text).run(task.net, task.batches)
     assert torch.equal(task.logits(made), task.logits(whole))
+
+
+@needs_host
+def test_scores_that_are_all_nan_are_warned_of(task, recipe, caplog):
+    made = recipe(LOW_BIT % "[4, 2]" + "tuning: {try_all: true}\n")
+    scores = iter([0.5, float("nan"), float("nan")])
+    made.run(task.net, task.batches, lambda model: next(scores))
+    assert "the score of every trial is NaN" in caplog.text
+    caplog.clear()
+    scores = iter([0.5, float("nan"), 0.4])
+    made.run(task.net, task.batches, lambda model: next(scores))
+    assert "NaN" not in caplog.text
