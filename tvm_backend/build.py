@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import tvm
 
 from cat_plugin.errors import CATError, CATTypeError, CompileError
-from cat_plugin.files import locked, sha256_of, staged_files, sync, write_errors
+from cat_plugin.files import sha256_of, staged_files, write_errors
+from tvm_backend import answers, compat, cuda_build, dialect, linker
 from tvm_backend import cache as cache_of
-from tvm_backend import compat, cuda_build, dialect, linker
 from tvm_backend.importer import batch_variable, function_inputs, import_program
+from tvm_backend.installing import install, of_the_user, report_of
 from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.lower_kernels import LowerKernels
@@ -87,13 +87,19 @@ def compile(
         raise CompileError(
             f"out={str(out)!r} must end in .so; the description is written to a .json beside it"
         )
+    source = _opened(source)
+    if cache and dump_dir is None:
+        sizes = tuple(dict.fromkeys(batch_sizes))
+        answer = answers.find(source, target, sizes)
+        report = None if answer is None else answer.install(path)
+        if report is not None:
+            return replace(report, seconds=time.perf_counter() - start)
     variants = resolve(target)
     for item in variants.values():
         linker.find(machine_of(item))
     total = len(variants) + 2
     step = progress or (lambda done, total, what: _log.info("%d/%d %s", done, total, what))
     step(0, total, "importing the graph")
-    source = _opened(source)
     imported = import_program(_program(source))
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
@@ -117,39 +123,11 @@ def compile(
                 manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
             if cache:
                 cache_of.store(name, staging, manifest)
-        manifest = _install(manifest | _of_the_user(source), staging, path)
+        if cache:
+            answers.note(source, target, batch_sizes, name)
+        manifest = install(manifest | of_the_user(source), staging, path)
     step(total, total, "done")
-    return CompileReport(
-        path=path,
-        target=str(target),
-        variants=tuple(manifest["variants"]),
-        kernels=tuple(
-            KernelEntry(**{**kernel, "output": tuple(kernel["output"])}) for kernel in manifest["kernels"]
-        ),
-        float_ops=tuple(manifest["float_ops"]),
-        batch_sizes=tuple(batch_sizes),
-        seconds=time.perf_counter() - start,
-        cached=cached,
-    )
-
-
-def _install(manifest: dict[str, Any], staging: Path, path: Path) -> dict[str, Any]:
-    """Put the finished files in their place, the description last: a half-replaced library fails its sha256."""
-    variants = [
-        {**variant, "file": path.name if not i else f"{path.stem}.{variant['variant']}.so"}
-        for i, variant in enumerate(manifest["variants"])
-    ]
-    installed = {**manifest, "variants": variants}
-    written = staging / "library.json"
-    written.write_text(json.dumps(installed, indent=2) + "\n", encoding="utf-8")
-    for file in staging.iterdir():
-        sync(file)
-    with locked(path.parent):
-        for made, variant in zip(manifest["variants"], variants, strict=True):
-            os.replace(staging / made["file"], path.with_name(variant["file"]))
-        os.replace(written, path.with_suffix(".json"))
-    sync(path.parent)
-    return installed
+    return report_of(manifest, path, target, time.perf_counter() - start, cached)
 
 
 def _opened(source: Any) -> Any:
@@ -159,18 +137,6 @@ def _opened(source: Any) -> Any:
     from cat_plugin.graph.bundle import read_bundle
 
     return read_bundle(source)
-
-
-def _of_the_user(source: Any) -> dict[str, Any]:
-    """What a bundle says of its inputs and classes, for the library's description."""
-    from cat_plugin.graph.preparation import preparation_of
-
-    known = getattr(source, "manifest", {})
-    how = preparation_of(known)
-    return {
-        "preparation": None if how is None else how.to_dict(),
-        "class_names": known.get("class_names"),
-    }
 
 
 def _program(source: Any) -> Any:

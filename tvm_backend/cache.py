@@ -17,12 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import tvm
-
 from cat_plugin.files import sha256_of, staged_directory
-from tvm_backend import compat
 
-__all__ = ["KEPT", "directory", "fetch", "key", "store"]
+__all__ = ["KEPT", "directory", "fetch", "key", "sources", "store", "whole"]
 
 _FILE = re.compile(r"\d+\.so")
 
@@ -40,17 +37,22 @@ def directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "cat-ptq" / "tvm"
 
 
-def _sources() -> Iterable[Path]:
+def sources() -> Iterable[Path]:
+    """The files of this package, on which the result depends."""
     return sorted(Path(__file__).parent.rglob("*.py"))
 
 
 def key(mod: Any, *options: Any) -> str:
     """The name of what `mod` compiles to with `options`."""
+    import tvm  # here, so that what is kept is found without it
+
+    from tvm_backend import compat
+
     digest = hashlib.sha256()
     for text in (mod.script(show_meta=False), repr(options), tvm.__version__, compat.ffi_version()):
         digest.update(text.encode())
         digest.update(b"\0")
-    for path in _sources():
+    for path in sources():
         digest.update(path.read_bytes())
     for array in compat.constants(mod):
         digest.update(f"{array.shape}{array.dtype}".encode())
@@ -58,7 +60,8 @@ def key(mod: Any, *options: Any) -> str:
     return digest.hexdigest()
 
 
-def _whole(entry: Path) -> dict[str, Any] | None:
+def whole(entry: Path) -> dict[str, Any] | None:
+    """The manifest of an entry whose files are as they were when they were kept; else None."""
     try:
         manifest = json.loads((entry / "library.json").read_text(encoding="utf-8"))
         for variant in manifest["variants"]:
@@ -76,7 +79,7 @@ def _whole(entry: Path) -> dict[str, Any] | None:
 def fetch(name: str, into: Path) -> dict[str, Any] | None:
     """Copy an entry's files into a directory; its manifest, or None when there is no sound entry."""
     entry = directory() / name
-    manifest = _whole(entry)
+    manifest = whole(entry)
     if manifest is None:
         return None
     try:

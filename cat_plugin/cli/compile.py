@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from cat_plugin.cli.console import key_value_table, state
 from cat_plugin.cli.options import tvm_backend, whole_numbers
 from cat_plugin.cli.places import LIBRARY, may_write
 from cat_plugin.errors import CATValueError
+
+if TYPE_CHECKING:
+    from cat_plugin.graph.bundle import Bundle
+    from tvm_backend.report import CompileReport
 
 __all__ = ["compile_"]
 
@@ -57,25 +61,17 @@ def compile_(
     cache: Annotated[bool, typer.Option(help="Take the result from the cache, and keep it there.")] = True,
 ) -> None:
     """Compile a bundle with TVM to a library that runs without PyTorch."""
-    from cat_plugin.graph.manifest import read_manifest
+    from cat_plugin.graph.bundle import read_bundle
     from cat_plugin.report.figures import size
 
     sizes = whole_numbers(batch_sizes, "--batch-sizes")
     chosen = _target_of(target)
-    read_manifest(bundle)  # a wrong name is found out before TVM is imported
+    opened = read_bundle(bundle)  # what is wrong with it is found out before TVM is imported
     may_write(out, LIBRARY)
     may_write(out.with_suffix(".json"), LIBRARY)
-    backend = tvm_backend()
-    for variant in list(_variants(chosen))[1:]:
-        may_write(out.with_name(f"{out.stem}.{variant}.so"), LIBRARY)
-    with state.console.status("compiling") as status:
-
-        def told(done: int, total: int, what: str) -> None:
-            status.update(f"compiling, step {min(done + 1, total)} of {total}: {what}")
-
-        report = backend.compile(
-            bundle, target=chosen, out=out, batch_sizes=sizes, cache=cache, progress=told
-        )
+    report = _earlier(opened, chosen, sizes, out) if cache and out.suffix == ".so" else None
+    if report is None:
+        report = _compiled(opened, chosen, sizes, out, cache)
     values = {**report.to_dict(), "library": str(out), "bytes": out.stat().st_size}
     del values["path"]
     facts = {
@@ -87,3 +83,33 @@ def compile_(
         "seconds": f"{report.seconds:.1f}{', from the cache' if report.cached else ''}",
     }
     state.report(values, lambda: key_value_table(facts))
+
+
+def _beside(out: Path, variants: Iterable[str]) -> None:
+    for variant in variants:
+        may_write(out.with_name(f"{out.stem}.{variant}.so"), LIBRARY)
+
+
+def _earlier(bundle: Bundle, target: Any, sizes: list[int], out: Path) -> CompileReport | None:
+    """What an earlier compilation of the same bundle gave; neither TVM nor PyTorch is imported."""
+    from tvm_backend.answers import find
+
+    answer = find(bundle, target, sizes)
+    if answer is None:
+        return None
+    _beside(out, answer.variants[1:])
+    return answer.install(out)
+
+
+def _compiled(bundle: Bundle, target: Any, sizes: list[int], out: Path, cache: bool) -> CompileReport:
+    backend = tvm_backend()
+    _beside(out, list(_variants(target))[1:])
+    with state.console.status("compiling") as status:
+
+        def told(done: int, total: int, what: str) -> None:
+            status.update(f"compiling, step {min(done + 1, total)} of {total}: {what}")
+
+        made: CompileReport = backend.compile(
+            bundle, target=target, out=out, batch_sizes=sizes, cache=cache, progress=told
+        )
+    return made

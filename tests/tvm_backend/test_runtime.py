@@ -20,7 +20,8 @@ import torch
 import tvm_backend
 from cat_plugin import files
 from cat_plugin.errors import LibraryError
-from tvm_backend import build, runtime
+from tvm_backend import runtime
+from tvm_backend.installing import install
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def install_again_and_again(path, mark, count):
             data = f"{mark}{number}".encode() * 1000
             (staging / "0.so").write_bytes(data)
             variant = {"file": "0.so", "sha256": hashlib.sha256(data).hexdigest(), "variant": ""}
-            build._install({"variants": [variant]}, staging, path)
+            install({"variants": [variant]}, staging, path)
 
 
 def test_two_processes_that_write_one_library_do_not_mix(tmp_path):

@@ -1,0 +1,75 @@
+"""A finished library put in its place, and the account of it; without TVM, so that what is kept is handed out at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cat_plugin.files import locked, sync
+from cat_plugin.graph.preparation import preparation_of
+from tvm_backend.report import CompileReport, KernelEntry
+
+__all__ = ["install", "of_the_user", "report_of"]
+
+
+def of_the_user(source: Any) -> dict[str, Any]:
+    """What a bundle says of its inputs and classes, for the library's description; nothing where `source` is none."""
+    known = getattr(source, "manifest", {})
+    how = preparation_of(known)
+    return {
+        "preparation": None if how is None else how.to_dict(),
+        "class_names": known.get("class_names"),
+    }
+
+
+def install(manifest: dict[str, Any], staging: Path, path: Path) -> dict[str, Any]:
+    """Put the finished files in their place, the description last: a half-replaced library fails its sha256.
+
+    Parameters
+    ----------
+    manifest : dict
+        The description, with the names of the files in `staging`.
+    staging : pathlib.Path
+        The directory that holds them.
+    path : pathlib.Path
+        The library; further variants go beside it.
+
+    Returns
+    -------
+    dict
+        The description as it was written.
+    """
+    variants = [
+        {**variant, "file": path.name if not i else f"{path.stem}.{variant['variant']}.so"}
+        for i, variant in enumerate(manifest["variants"])
+    ]
+    installed = {**manifest, "variants": variants}
+    written = staging / "library.json"
+    written.write_text(json.dumps(installed, indent=2) + "\n", encoding="utf-8")
+    for file in staging.iterdir():
+        sync(file)
+    with locked(path.parent):
+        for made, variant in zip(manifest["variants"], variants, strict=True):
+            os.replace(staging / made["file"], path.with_name(variant["file"]))
+        os.replace(written, path.with_suffix(".json"))
+    sync(path.parent)
+    return installed
+
+
+def report_of(
+    manifest: dict[str, Any], path: Path, target: Any, seconds: float, cached: bool
+) -> CompileReport:
+    """The account of an installed library, from its description."""
+    kernels = (KernelEntry(**{**kernel, "output": tuple(kernel["output"])}) for kernel in manifest["kernels"])
+    return CompileReport(
+        path=path,
+        target=str(target),
+        variants=tuple(manifest["variants"]),
+        kernels=tuple(kernels),
+        float_ops=tuple(manifest["float_ops"]),
+        batch_sizes=tuple(manifest["batch_sizes"]),
+        seconds=seconds,
+        cached=cached,
+    )
