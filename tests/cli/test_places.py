@@ -32,6 +32,11 @@ def _words(command: str, workspace: Path, root: Path) -> list[str]:
         "run": ["run", library, "--input", str(workspace / "test.npz"), "--out", str(root / "logits.npz")],
         "report": ["report", bundle, "--out", str(root / "report.html")],
         "compile": ["compile", bundle, "--out", str(root / "model.so"), "--target", "portable"],
+        "export": ["export", bundle, "--out", str(root / "net.onnx")],
+        "correct": [
+            *("correct", "--reference", "full.onnx", "--quantized", "int8.onnx"),
+            *("--data", str(workspace / "test.npz"), "--out", str(root / "net.onnx")),
+        ],
     }[command]
 
 
@@ -108,6 +113,8 @@ FOREIGN = {
         _text("model.baseline.so"),
         _link("model.so"),
     ],
+    "export": [_text("net.onnx"), _text("net.onnx/inside"), _link("net.onnx")],
+    "correct": [_text("net.onnx"), _text("net.onnx/inside"), _link("net.onnx")],
 }
 CASES = [
     pytest.param(command, make, id=f"{command}-{number}")
@@ -146,7 +153,7 @@ def test_what_is_not_ours_is_left_as_it_is(
     assert "left as it is" in error or "is a directory" in error
 
 
-@pytest.mark.parametrize("command", sorted(set(FOREIGN) - {"recipe new", "quantize"}))
+@pytest.mark.parametrize("command", sorted(set(FOREIGN) - {"recipe new", "quantize", "correct"}))
 def test_what_is_ours_is_replaced_and_its_neighbours_are_not(
     workspace: Path, library: Path, tmp_path: Path, command: str
 ) -> None:

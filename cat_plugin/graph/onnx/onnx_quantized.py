@@ -39,7 +39,9 @@ def with_ranges(
     Parameters
     ----------
     steps : list of Step
+        Of the graph, in order.
     constants : dict of str to ndarray
+        Under their names in the graph.
 
     Returns
     -------

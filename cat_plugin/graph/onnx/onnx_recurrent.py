@@ -34,6 +34,7 @@ def recurrent_layers(steps: list[Step], known: dict[str, Known]) -> list[Step]:
     Parameters
     ----------
     steps : list of Step
+        Of the graph, in order.
     known : dict of str to Known
         Constants, to which the parameters are added.
 

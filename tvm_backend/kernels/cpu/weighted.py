@@ -21,7 +21,15 @@ from tvm_backend.kernels.cpu.packing import WeightLayout
 from tvm_backend.kernels.spec import Argument, QParams, WeightedSpec
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["Blocked", "Operands", "Weighted", "store_row", "vectors_for"]
+__all__ = [
+    "Blocked",
+    "Operands",
+    "Weighted",
+    "largest_activation",
+    "largest_pair",
+    "store_row",
+    "vectors_for",
+]
 
 _Spec = TypeVar("_Spec", bound=WeightedSpec)
 
