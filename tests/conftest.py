@@ -58,6 +58,8 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "tvm_backend/test_library.py": ("torch",),
     "tvm_backend/test_neural_compressor.py": ("torch", "neural_compressor.torch"),
     "tvm_backend/test_runtime.py": ("torch",),
+    "tvm_backend/test_zoo.py": ("torch",),
+    "zoo/*": ("torch",),
 }
 
 

@@ -184,7 +184,8 @@ class Library:
         self._local = threading.local()
         try:
             self._module = sys.modules["tvm_ffi"].load_module(_spelling(path, variant))
-            self._machine()
+            for size in (None, *self._batches):  # what the description promises
+                self._function(size)
         except LibraryError:
             raise
         except Exception as error:

@@ -351,3 +351,9 @@ def test_without_tvm_the_message_says_what_to_install(compiled):
 def test_features_of_this_processor():
     found = runtime.cpu_features()
     assert found is None or found
+
+
+def test_batch_sizes_that_the_library_does_not_hold(copy):
+    change(copy, batch_sizes=[1, 7])
+    with pytest.raises(LibraryError, match="main_7"):
+        tvm_backend.load(copy)

@@ -12,8 +12,22 @@ from tests.tvm_backend.importer.cases import CASES, whole
 from tests.tvm_backend.importer.tools import differences, exported
 from tvm_backend.importer import honoured, program
 
+
+class Transposed(nn.Module):
+    """A linear layer over pixels of channels, as in MLP-Mixer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(x.flatten(2).transpose(1, 2))
+
+
 MODULES = {
     "linear": nn.Sequential(nn.Flatten(1), nn.Linear(144, 3)),
+    "linear on pixels": nn.Linear(6, 3, bias=False),
+    "linear on a transposed input": Transposed(),
     "convolution": nn.Conv2d(4, 6, 3, 2, 1, 2, groups=2),
     "convolution padding": nn.Conv2d(4, 4, 3, padding="same", padding_mode="circular"),
     "convolution reflect": nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),

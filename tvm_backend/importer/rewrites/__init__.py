@@ -13,6 +13,7 @@ from tvm_backend.importer.rewrites import (
     arithmetic,
     attention,
     indexing,
+    linear,
     normalization,
     padding,
     pooling,
@@ -23,7 +24,18 @@ from tvm_backend.importer.rewrites import (
 
 __all__ = ["table"]
 
-_KINDS = (promotion, arithmetic, indexing, padding, pooling, resize, normalization, reductions, attention)
+_KINDS = (
+    promotion,
+    arithmetic,
+    indexing,
+    padding,
+    pooling,
+    resize,
+    normalization,
+    reductions,
+    attention,
+    linear,
+)
 
 
 def table() -> dict[Any, Callable[..., Any]]:
