@@ -216,7 +216,7 @@ class Library:
             functions[name] = machine[name]
         return functions[name]
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the model.
 
         Parameters
@@ -224,6 +224,8 @@ class Library:
         *inputs : numpy.ndarray or DLPack tensor
             One for each input of the model.  Contiguous memory at a 64-byte boundary is used in place, other memory is
             copied.
+        **named : numpy.ndarray or DLPack tensor
+            Further inputs, by the names that :attr:`manifest` lists.
 
         Returns
         -------
@@ -235,6 +237,8 @@ class Library:
         LibraryError
             The number, dtype or shape of the inputs is not the model's.
         """
+        if named:
+            inputs = self._in_order(inputs, named)
         if len(inputs) != len(self._inputs):
             raise LibraryError(f"the model takes {len(self._inputs)} input(s), not {len(inputs)}")
         sizes: dict[str, int] = {}
@@ -248,6 +252,16 @@ class Library:
         else:
             results = [like(inputs[0], result) for result in self._run(inputs, batch)]
         return results[0] if len(results) == 1 else tuple(results)
+
+    def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        names = [entry["name"] for entry in self._inputs]
+        left = names[len(inputs) :]
+        if set(named) != set(left):
+            raise LibraryError(
+                f"after {len(inputs)} input(s) in order, {', '.join(sorted(named))} were given by name; the model's inputs are "
+                f"{', '.join(names)}: give each of them once"
+            )
+        return (*inputs, *(named[name] for name in left))
 
     def _run(self, inputs: Sequence[Any], batch: int | None) -> list[Any]:
         """The outputs as TVM's tensors."""

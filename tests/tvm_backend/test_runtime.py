@@ -225,6 +225,15 @@ def test_wrong_number_of_inputs(library, images):
         library()
 
 
+def test_inputs_by_name(library, images):
+    (name,) = [entry["name"] for entry in library.manifest["inputs"]]
+    np.testing.assert_array_equal(library(**{name: images}), library(images))
+    with pytest.raises(LibraryError, match=f"the model's inputs are {name}: give each of them once"):
+        library(other=images)
+    with pytest.raises(LibraryError, match="give each of them once"):
+        library(images, **{name: images})
+
+
 @pytest.fixture
 def copy(compiled, tmp_path):
     path = compiled[0].path
