@@ -34,12 +34,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "rtn+smoothquant": {**RTN, "smoothing": "smoothquant"},
     "rtn+repq": {**RTN, "smoothing": "repq"},
     "rtn+lrquant": {**RTN, "smoothing": "lrquant"},
+    "rtn+lrquant trained": {**RTN, "smoothing": "lrquant", "smoothing_epochs": 5},
     "fast": {},
     "fast+smoothquant": {"smoothing": "smoothquant"},
     "fast+repq": {"smoothing": "repq"},
     "fast+lrquant": {"smoothing": "lrquant"},
 }
-BITS = {"vit_s": ("w8a8", "w6a6", "w4a4")}
+BITS = {"vit_s": ("w8a8", "w6a6", "w4a4"), "smollm2": ("w8a8", "w4a8", "w4", "w3")}
+_LENGTH = 1024  # tokens of a window
 
 
 def all_rows() -> list[str]:
@@ -51,6 +53,8 @@ def _options(bits: str, method: str) -> dict[str, Any]:
     """Keywords of the specification."""
     weights, _, activations = bits[1:].partition("a")
     options: dict[str, Any] = {"w_bits": int(weights), "preset": "fast", **METHODS[method]}
+    if not activations:
+        return options | {"weight_only": True}
     return options | {"a_bits": int(activations), "attention_bits": int(activations)}
 
 
@@ -110,13 +114,43 @@ def vit_s(bits: str, method: str, data: str | None, calibration: int, evaluation
     }
 
 
+def smollm2(bits: str, method: str, data: str | None, calibration: int, evaluation: int) -> dict[str, Any]:
+    """Perplexity on windows of WikiText-2's test text, calibrated on windows of its validation text."""
+    import torch
+
+    from cat_plugin import perplexity
+    from cat_plugin.ptq import QuantSpec, quantize
+
+    folder = data_root(data) / "smollm2"
+    model, tokenizer = _module(folder, "load_smollm2").load_smollm2()
+
+    def windows(name: str, count: int) -> Any:
+        text = (folder / name).read_text()[: 8 * count * _LENGTH]
+        return torch.tensor(tokenizer.encode(text).ids)[: count * _LENGTH].view(count, _LENGTH)
+
+    spec = QuantSpec(num_samples=calibration, batch_size=1, first_bits=None, **_options(bits, method))
+    started = time.perf_counter()
+    module, report = quantize(model, spec, windows("wikitext2_valid.txt", calibration))
+    seconds = time.perf_counter() - started
+    test = windows("wikitext2_test.txt", evaluation)
+    return {
+        "score": round(perplexity(module, test), 3),
+        "fp": round(perplexity(model, test), 3),
+        "unit": "perplexity",
+        "calibration": calibration,
+        "evaluation": evaluation,
+        "seconds": round(seconds, 1),
+        "notes": report.notes,
+    }
+
+
 def measure(name: str, data: str | None, threads: int, counts: tuple[int, int]) -> dict[str, Any]:
     """One row; runs in a process of its own."""
     import torch
 
     torch.set_num_threads(threads)
     model, bits, method = name.split("/")
-    measured = {"vit_s": vit_s}[model](bits, method, data, *counts)
+    measured = {"vit_s": vit_s, "smollm2": smollm2}[model](bits, method, data, *counts)
     load = round(os.getloadavg()[0], 2)
     row = {"row": name, "model": model, "bits": bits.upper(), "method": method}
     return {**row, **measured, "threads": threads, "load": load}

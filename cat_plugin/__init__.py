@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cat_plugin.graph.onnx.reading import load_onnx
     from cat_plugin.graph.onnx.writing import export_onnx
     from cat_plugin.hosts.inc3 import CATConfig
+    from cat_plugin.language import perplexity
     from cat_plugin.recipe.recipe import Recipe, load_recipe
     from cat_plugin.serialization.saving import load, save
 
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "load_onnx",
     "load_recipe",
+    "perplexity",
     "save",
     "unregister",
 ]
@@ -52,6 +54,7 @@ _LAZY = {
     "load": "cat_plugin.serialization.saving",
     "load_onnx": "cat_plugin.graph.onnx.reading",
     "load_recipe": "cat_plugin.recipe.recipe",
+    "perplexity": "cat_plugin.language",
     "save": "cat_plugin.serialization.saving",
 }
 

@@ -55,6 +55,7 @@ NAVIGATION = {
     "Use": [
         "hosts",
         "choosing",
+        "transformers",
         "ptq",
         "estimator",
         "bundle",

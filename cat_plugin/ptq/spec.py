@@ -78,6 +78,11 @@ class QuantSpec:
     a_bits: Bits = option(
         default=4, doc="Bits of the input of every convolution and linear layer.", since="0.1"
     )
+    weight_only: Switch = option(
+        default=False,
+        doc="Activations stay in floating point, all of them; ``a_bits`` and its like then say nothing.",
+        since="0.1",
+    )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = option(
         default="balanced",
         doc="How much work is spent: ``fast`` is closed form only, ``balanced`` also trains the rounding of each block, "

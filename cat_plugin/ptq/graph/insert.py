@@ -36,6 +36,10 @@ from cat_plugin.ptq.spec import QuantSpec
 __all__ = ["Prepared", "insert_quantizers", "layer_widths"]
 
 
+#: What stands for the bits of an activation that is not quantized.
+FLOAT_BITS = 32
+
+
 @dataclass
 class Prepared:
     """A graph ready for calibration.
@@ -138,9 +142,10 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
             "the model has no convolution or linear layer to quantize; check the model and the patterns in "
             "'skip' and 'overrides'."
         )
-    _quantize_joined(module, placer, spec)
+    if not spec.weight_only:
+        _quantize_joined(module, placer, spec)
     for node in list(graph.nodes):
-        if is_call(node, PRODUCTS) and spec.attention_bits is not None:
+        if is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
             for factor in dict.fromkeys(arguments(node)[: PRODUCTS[node.target]]):
                 node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits))
         elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
@@ -171,10 +176,14 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
             continue
         bias = constant(module, node.args[2]) if len(node.args) > 2 else None
         layer = QuantOp(name, node.target, weight_of(module, node), bias, arguments(node)[3:], *bits)
+        if spec.weight_only:
+            layer.a_bits = FLOAT_BITS
         prepared.layers.append(layer)
         module.add_submodule(f"op_{node.name}", layer)
         with graph.inserting_before(node):
-            new = graph.call_module(f"op_{node.name}", (placer.quantized(operand(node), bits[1]),))
+            source = operand(node)
+            given = source if spec.weight_only else placer.quantized(source, bits[1])
+            new = graph.call_module(f"op_{node.name}", (given,))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         # a source may be a weighted node met earlier; the cache is keyed by live nodes only

@@ -222,14 +222,15 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
     cuts = [n for n in cuts_of(graph) if not _calls(module, n, ActQuantizer)]
     order = [n for n in graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
     rank = {n: i for i, n in enumerate(order)}
+    rounded = any(_calls(module, n, ActQuantizer) for n in graph.nodes)
     segments: list[tuple[fx.Node, list[fx.Node]]] = []
     placeholder = next(n for n in graph.nodes if n.op == "placeholder")
     # with one input it is the first cut; with several the first place where they are one
     source, start = (cuts.pop(0), 0) if cuts and cuts[0] is placeholder else (placeholder, 0)
     for cut in cuts:
         nodes = order[start : rank[cut] + 1]
-        # cut right before a quantizer or at the end, and only if there is a layer to fit on this side
-        ends = all(_calls(module, u, ActQuantizer) or u.op == "output" for u in cut.users)
+        # cut right before a quantizer, if there are any, or at the end, and only if there is a layer to fit on this side
+        ends = not rounded or all(_calls(module, u, ActQuantizer) or u.op == "output" for u in cut.users)
         if _layer_nodes(module, nodes) and ends:
             segments.append((source, nodes))
             source, start = cut, rank[cut] + 1

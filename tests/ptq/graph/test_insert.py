@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.ptq.models import (
     Attention,
+    SmallResNet,
     randomise,
     small_inputs,
 )
@@ -36,3 +37,16 @@ def test_attention_inputs_are_quantized_on_request():
     for node in module.graph.nodes:
         if "matmul" in str(node.target):
             assert all("dequantize_per_tensor" in str(a.target) for a in node.args)
+
+
+def test_weights_alone_are_quantized_where_that_is_asked_for():
+    model, x = randomise(SmallResNet()), small_inputs(32, 3, 12, 12)
+    spec = QuantSpec(
+        w_bits=4, weight_only=True, attention_bits=8, preset="balanced", unit_steps=8, refinement_steps=0
+    )
+    quantized, report = quantize(model, spec, x)
+    targets = [str(n.target) for n in quantized.graph.nodes if n.op == "call_function"]
+    assert not [t for t in targets if "per_tensor" in t]
+    assert len([t for t in targets if "dequantize_per_channel" in t]) == len(report.layers) == 6
+    assert {layer.a_bits for layer in report.layers} == {32}
+    assert len(report.units) >= 2  # blocks are found without quantizers to cut at

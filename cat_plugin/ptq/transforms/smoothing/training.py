@@ -105,7 +105,7 @@ class _SmoothedBlock:
         module: fx.GraphModule,
         block: Block,
         widths: Mapping[fx.Node, tuple[int, int]],
-        attention_bits: int | None,
+        spec: QuantSpec,
     ) -> None:
         self.module, self.block, self.widths = module, block, widths
         device = next((tensor.device for tensor in module.buffers()), torch.device("cpu"))
@@ -122,10 +122,11 @@ class _SmoothedBlock:
             if node in widths:
                 weight = getattr(module, str(arguments(node)[1].target))
                 self.shares[node] = [_logits(len(weight), 1, device=device) for _ in range(2)]
-                self.ranges[node, 0] = _Range(widths[node][1])
-            elif is_call(node, PRODUCTS) and attention_bits is not None:
+                if not spec.weight_only:
+                    self.ranges[node, 0] = _Range(widths[node][1])
+            elif is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
                 for index in range(PRODUCTS[node.target]):
-                    self.ranges[node, index] = _Range(attention_bits)
+                    self.ranges[node, index] = _Range(spec.attention_bits)
             if (
                 node in makers
                 or node in self.shares
@@ -166,6 +167,7 @@ class _SmoothedBlock:
         if node in self.widths:
             low_share, high_share = self.shares[node]
             weight = clipped_weight(weight, low_share, high_share, self.widths[node][0])
+        if (node, 0) in self.ranges:
             x = self.ranges[node, 0](x)
         return torch.nn.functional.linear(x, weight, bias)
 
@@ -285,7 +287,7 @@ def train_block(
         Relative squared error of the block's output on the rows held out, before and after; None where the block has
         nothing to train.
     """
-    soft = _SmoothedBlock(module, block, widths, spec.attention_bits)
+    soft = _SmoothedBlock(module, block, widths, spec)
     with torch.no_grad():
         accumulated = _over(soft.full, streams.full, spec.batch_size)
         own = _over(soft.full, streams.quantized, spec.batch_size)
