@@ -111,6 +111,7 @@ def find(bundle: Any, target: Any, batch_sizes: Sequence[int]) -> Answer | None:
     target : str or dict
         As for :func:`tvm_backend.compile`.
     batch_sizes : sequence of int
+        As for :func:`tvm_backend.compile`.
 
     Returns
     -------

@@ -42,6 +42,7 @@ def whole_activations(steps: list[Step], known: dict[str, Known], outputs: set[s
     Parameters
     ----------
     steps : list of Step
+        Of the graph, in order.
     known : dict of str to Known
         Constants.
     outputs : set of str
