@@ -15,6 +15,9 @@ keeps the result in the cache, ``--only measure`` takes it from there::
     python -m benchmarks.inference --only prepare
     python -m benchmarks.inference --only measure --seconds 1
 
+``--isa avx2`` compiles ours for processors that have no more than that, and caps oneDNN alike (``ONEDNN_MAX_CPU_ISA``), with which
+OpenVINO and PyTorch compute.  ONNX Runtime has no such switch: its rows are those of the whole processor.
+
 ``vs ORT int8`` and ``vs OpenVINO int8`` are their milliseconds over the row's: above 1 the row is faster.  ``load`` is the
 machine's load average when the row was measured; ratios of rows with different loads say little.
 """
@@ -39,8 +42,17 @@ __all__ = ["main", "merged", "with_ratios"]
 
 OUT = CHECKOUT / "docs" / "benchmarks" / "inference.json"
 PRECISIONS = ("w8a8", "w4a4", "w2a2")
+ISAS = {
+    "native": None,
+    "amx_int8": "AVX512_CORE_AMX",
+    "avx512_vnni": "AVX512_CORE_VNNI",
+    "avx512bw": "AVX512_CORE",
+    "avx_vnni": "AVX2_VNNI",
+    "avx2": "AVX2",
+}
+"""Instruction sets that ours are compiled for, and what caps oneDNN, which OpenVINO and PyTorch compute with, alike."""
 COLUMNS = [
-    "model", "batch", "peer", "precision", "ms", "ms_p10", "vs_ort_int8", "vs_openvino_int8", "error", "load"
+    "isa", "model", "batch", "peer", "precision", "ms", "ms_p10", "vs_ort_int8", "vs_openvino_int8", "error", "load"
 ]  # fmt: skip
 OURS = [
     "model", "batch", "precision", "weight_bytes", "weights_smaller", "affine_us", "affine_percent", "compile_seconds",
@@ -53,7 +65,7 @@ _REFERENCES = {"vs_ort_int8": ("onnxruntime", "int8"), "vs_openvino_int8": ("ope
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("model", "batch", "peer", "precision", "number"))
+    return tuple(row.get(name) for name in ("model", "batch", "peer", "precision", "number", "isa"))
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -92,7 +104,7 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         row = {name: value for name, value in row.items() if name not in _REFERENCES}
         for name, (peer, precision) in _REFERENCES.items():
-            other = times.get((row.get("model"), row.get("batch"), peer, precision, None))
+            other = times.get((row.get("model"), row.get("batch"), peer, precision, None, row.get("isa")))
             if other is not None and "ms" in row:
                 row[name] = round(other / row["ms"], 2)
         result.append(row)
@@ -101,6 +113,11 @@ def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"machine": machine(), "rows": []}
+
+
+def _of(rows: list[dict[str, Any]], isa: str) -> list[dict[str, Any]]:
+    """Rows that say for which instruction set they are, unless it is the processor's own."""
+    return rows if isa == "native" else [{**row, "isa": isa} for row in rows]
 
 
 def _merge_into(path: Path, rows: list[dict[str, Any]], measured_on: dict[str, Any] | None) -> None:
@@ -128,7 +145,7 @@ def ours(model: str, precision: str, options: argparse.Namespace) -> dict[str, A
         common += ["--cache", str(options.cache.resolve()), "--seconds", str(options.seconds)]
         common += ["--data", options.data] if options.data else []
         common += ["--layers"] if options.layers else []
-        common += ["--batches", *map(str, options.batches)]
+        common += ["--batches", *map(str, options.batches), "--isa", options.isa]
         for what in (options.only,) if options.only else ("prepare", "measure"):
             command = [sys.executable, "-m", "benchmarks.inference_ours", what, *common]
             done = subprocess.run(
@@ -149,6 +166,8 @@ def peer(name: str, options: argparse.Namespace) -> dict[str, Any]:
     arguments += ["--kept", str(options.cache.resolve() / "models")]
     arguments += ["--data", options.data] if options.data else []
     load = machine()["load"]
+    if cap := ISAS[options.isa]:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = cap
     result = run_peer(name, arguments, cache=options.cache, threads=options.threads)
     if options.only == "prepare":
         failed = [row for row in result["rows"] if "reason" in row]
@@ -192,6 +211,12 @@ def main(argv: list[str] | None = None) -> None:
     which.add_argument("--show", action="store_true", help="measure nothing, print what is there")
     parser.add_argument("--only", choices=("prepare", "measure"), help="one of the two steps")
     parser.add_argument("--layers", action="store_true", help="time each layer of ours, too")
+    parser.add_argument(
+        "--isa",
+        choices=list(ISAS),
+        default="native",
+        help="instruction set of ours, and of peers that can be capped",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--seconds", type=float, default=3.0, help="timed seconds a row (default: %(default)s)"
@@ -205,14 +230,15 @@ def main(argv: list[str] | None = None) -> None:
             for precision in options.precisions:
                 print(f"{model} {precision} ...", file=sys.stderr, flush=True)
                 result = ours(model, precision, options)
-                _merge_into(options.out, result["rows"], result.get("machine"))
+                _merge_into(options.out, _of(result["rows"], options.isa), result.get("machine"))
                 if result.get("layers"):
-                    _merge_into(_layers_path(options.out), result["layers"], result.get("machine"))
+                    rows = _of(result["layers"], options.isa)
+                    _merge_into(_layers_path(options.out), rows, result.get("machine"))
     if not (options.ours_only or options.show):
         for name in options.peers:
             print(f"{name} ...", file=sys.stderr, flush=True)
             result = peer(name, options)
-            _merge_into(options.out, result["rows"], result.get("machine"))
+            _merge_into(options.out, _of(result["rows"], options.isa), result.get("machine"))
     if options.only != "prepare":
         _show(options.out, options)
 

@@ -40,14 +40,18 @@ def _name(model: str, precision: str) -> str:
     return f"{model}_{precision}_{digest.hexdigest()[:12]}"
 
 
-def library_path(cache: Path, model: str, precision: str) -> Path:
+def _suffix(isa: str) -> str:
+    return "" if isa == "native" else f".{isa}"
+
+
+def library_path(cache: Path, model: str, precision: str, isa: str = "native") -> Path:
     """Where the library of a model at a precision such as ``w4a4`` lies, once it is prepared."""
-    return cache / "ours" / f"{_name(model, precision)}.so"
+    return cache / "ours" / f"{_name(model, precision)}{_suffix(isa)}.so"
 
 
-def _pointer(cache: Path, model: str, precision: str) -> Path:
+def _pointer(cache: Path, model: str, precision: str, isa: str) -> Path:
     """The file that names the library which was prepared last, though sources may have changed since."""
-    return cache / "ours" / f"{model}_{precision}.prepared.json"
+    return cache / "ours" / f"{model}_{precision}{_suffix(isa)}.prepared.json"
 
 
 def _quantized(model: str, precision: str, data: str | None, bundle: Path) -> dict[str, Any]:
@@ -77,28 +81,32 @@ def _quantized(model: str, precision: str, data: str | None, bundle: Path) -> di
     }
 
 
-def prepare(model: str, precision: str, batches: list[int], cache: Path, data: str | None) -> Path:
+def prepare(
+    model: str, precision: str, batches: list[int], cache: Path, data: str | None, isa: str = "native"
+) -> Path:
     """Make the library, or take what was made before; returns its path."""
     import tvm_backend
 
-    path = library_path(cache, model, precision)
-    bundle, facts = path.with_suffix(".bundle"), path.with_suffix(".facts.json")
+    path = library_path(cache, model, precision, isa)
+    # The bundle is the same for all instruction sets; what compiling it took is not.
+    bundle = library_path(cache, model, precision).with_suffix(".bundle")
+    quantized, facts = bundle.with_suffix(".facts.json"), path.with_suffix(".facts.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not (bundle.exists() and facts.exists()):
-        facts.write_text(json.dumps(_quantized(model, precision, data, bundle)))
-    report = tvm_backend.compile(bundle, out=path, batch_sizes=batches)
-    known = json.loads(facts.read_text())
+    if not (bundle.exists() and quantized.exists()):
+        quantized.write_text(json.dumps(_quantized(model, precision, data, bundle)))
+    report = tvm_backend.compile(bundle, isa, out=path, batch_sizes=batches)
+    known = json.loads((facts if facts.exists() else quantized).read_text())
     known |= {"weight_bytes": report.weight_bytes, "float_ops": sorted(set(report.float_ops))}
     if not report.cached:
         known["compile_seconds"] = round(report.seconds, 1)
     facts.write_text(json.dumps(known))
-    _pointer(cache, model, precision).write_text(json.dumps({"library": path.name}))
+    _pointer(cache, model, precision, isa).write_text(json.dumps({"library": path.name}))
     return path
 
 
-def prepared(model: str, precision: str, cache: Path) -> Path:
+def prepared(model: str, precision: str, cache: Path, isa: str = "native") -> Path:
     """The library that :func:`prepare` made last."""
-    pointer = _pointer(cache, model, precision)
+    pointer = _pointer(cache, model, precision, isa)
     if not pointer.exists():
         raise SystemExit(f"{model} {precision} is not prepared; run without --only, or with --only prepare")
     return pointer.with_name(json.loads(pointer.read_text())["library"])
@@ -137,12 +145,12 @@ def layers(library: Any, x: np.ndarray, runs: int) -> list[tuple[dict[str, Any] 
     return found
 
 
-def _layer_rows(library: Any, x: np.ndarray, threads: int, runs: int) -> list[dict[str, Any]]:
+def _layer_rows(library: Any, x: np.ndarray, threads: int, runs: int, isa: str) -> list[dict[str, Any]]:
     from benchmarks.kernels import measured_bandwidth, measured_peak
     from tvm_backend.kernels.cpu.isa import select
     from tvm_backend.target import resolve
 
-    target = next(iter(resolve("native").values()))
+    target = next(iter(resolve(isa).values()))
     peak = measured_peak(select(target), target) * threads
     bandwidth = measured_bandwidth() * threads
     rows = []
@@ -172,7 +180,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {"machine": machine(), "rows": [], "layers": []}
-    path = prepared(options.model, options.precision, options.cache)
+    path = prepared(options.model, options.precision, options.cache, options.isa)
     facts = json.loads(path.with_suffix(".facts.json").read_text())
     library = tvm_backend.load(path)
     reference = MODELS[options.model](options.data)
@@ -195,7 +203,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         row |= {"variant": library.variant["target"], "load": machine()["load"]}
         result["rows"].append(row)
         if options.layers:
-            found = _layer_rows(library, images.numpy(), options.threads, 50)
+            found = _layer_rows(library, images.numpy(), options.threads, 50, options.isa)
             result["layers"] += [{**about, "number": i, **layer} for i, layer in enumerate(found)]
     return result
 
@@ -212,11 +220,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--data")
     parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--isa", default="native", help="a target of tvm_backend.compile")
     parser.add_argument("--out", type=Path, required=True, help="JSON of what was measured")
     options = parser.parse_args()
     os.environ.setdefault("CAT_CACHE_DIR", str(options.cache.resolve()))
     if options.what == "prepare":
-        prepare(options.model, options.precision, options.batches, options.cache, options.data)
+        prepare(options.model, options.precision, options.batches, options.cache, options.data, options.isa)
     else:
         options.out.write_text(json.dumps(measure(options)))
 

@@ -128,8 +128,9 @@ def measured_bandwidth() -> float:
     return 2 * source.nbytes / best
 
 
-def convolution(layer: Layer, bits: int, batch: int | None) -> ConvSpec:
+def convolution(layer: Layer, bits: int, batch: int | None, activation_bits: int = 8) -> ConvSpec:
     """The specification of a layer with ReLU and one 8-bit output."""
+    given = QParams(INPUT.scale, 0, 0, (1 << activation_bits) - 1, "uint8")
     return ConvSpec(
         batch=batch,
         height=layer.size,
@@ -137,7 +138,7 @@ def convolution(layer: Layer, bits: int, batch: int | None) -> ConvSpec:
         in_channels=layer.inputs,
         out_channels=layer.outputs,
         kernel=(layer.kernel, layer.kernel),
-        input=INPUT,
+        input=given,
         epilogue=Epilogue((0.0, None), None, (INPUT,)),
         stride=(layer.stride, layer.stride),
         padding=layer.padding,
@@ -146,9 +147,11 @@ def convolution(layer: Layer, bits: int, batch: int | None) -> ConvSpec:
     )
 
 
-def measure(layer: Layer, bits: int, batch: int, target: Any, repeat: int) -> dict[str, Any]:
+def measure(
+    layer: Layer, bits: int, batch: int, target: Any, repeat: int, activation_bits: int = 8
+) -> dict[str, Any]:
     """Compile and time one layer with a batch size that is known at run time only."""
-    spec = convolution(layer, bits, None)
+    spec = convolution(layer, bits, None, activation_bits)
     rng = np.random.default_rng(0)
     weight = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), spec.weight_shape).astype(np.int8)
     kernel = lower(spec, target, weight)
@@ -157,7 +160,7 @@ def measure(layer: Layer, bits: int, batch: int, target: Any, repeat: int) -> di
     )
     packed = kernel.pack_weight(weight)
     arrays = [
-        rng.integers(0, 256, (batch, layer.size, layer.size, layer.inputs)).astype(np.uint8),
+        rng.integers(0, 1 << activation_bits, (batch, layer.size, layer.size, layer.inputs)).astype(np.uint8),
         packed,
         kernel.compensation(weight),
         np.full(layer.outputs, 1e-4, np.float32),

@@ -36,3 +36,14 @@ def test_ratios_are_of_the_same_model_and_batch():
     assert [entry.get("vs_ort_int8") for entry in found] == [3.0, 1.0, 0.5, 1.0, None]
     # A ratio to what was not measured, or no longer is, does not stay.
     assert all("vs_openvino_int8" not in entry for entry in found)
+
+
+def test_rows_of_one_instruction_set_are_compared_with_each_other():
+    rows = [row("cat-ptq", "w8a8", ms=1.0), row("openvino", "int8", ms=2.0)]
+    capped = [{**entry, "ms": 10 * entry["ms"], "isa": "avx2"} for entry in rows] + [
+        row("cat-ptq", "w4a4", ms=1.0, isa="avx512bw")
+    ]
+    found = with_ratios(merged(rows, capped))
+    assert len(found) == 5
+    ours = {entry.get("isa"): entry.get("vs_openvino_int8") for entry in found if entry["peer"] == "cat-ptq"}
+    assert ours == {None: 2.0, "avx2": 2.0, "avx512bw": None}
