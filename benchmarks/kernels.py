@@ -49,42 +49,72 @@ def measured_peak(isa: InstructionSet, target: Any) -> float:
     """Operations a second of one core when independent sums take dot products from registers."""
     if isinstance(isa, Amx):
         return _measured_tiles(target)
-    # Registers for the sums, the two factors and whatever a product needs on its way.
-    separate = not isinstance(isa, Avx512Vnni | AvxVnni | NeonDot)
-    rounds, wide = 20_000, isa.lanes == 16
-    sums = (16 if wide else 12) if not separate else 20 if wide else 9 if isa.depth > 1 else 6
-    # As many steps as are added up in 16 bits, or as 64 at most.
-    steps = min(isa.depth, 64)
-    rounds //= steps
+    if not isinstance(isa, Avx512Vnni | AvxVnni | NeonDot):
+        return _measured_sequence(isa, target)
+    # Registers for the sums and the two factors.
+    rounds, sums = 20_000, 12 if isa.lanes == 8 else 16
     with tir.Function("kernel") as function:
         data, weight, output = function.buffers(
             [
                 ("data", (isa.unit,), isa.takes or "uint8"),
-                ("weight", (sums * isa.unit,), "int8"),
+                ("weight", (isa.unit,), "int8"),
                 ("output", (sums * isa.lanes,), "int32"),
             ]
         )
-        held = Sums(isa, [tir.constant(i, "int32", isa.lanes) for i in range(sums)], 1)
-        x = ir.Registers(1, isa.operand, isa.unit)
-        x[0] = isa.activations(data, [0], False)
-
-        def step(_number: Any) -> None:
-            # Where products are added by an instruction of its own, equal ones would be computed once.
-            x[0] = x[0] + tir.constant(1, isa.operand, isa.unit)
-            for i in range(sums):
-                held.add(i, x[0], isa.weights(weight, [i * isa.unit if separate else 0]))
-
+        held = ir.Registers(sums, "int32", isa.lanes)
+        for i in range(sums):
+            held[i] = tir.constant(i, "int32", isa.lanes)
+        x = isa.activations(data, [0], False)
         with tir.loop(rounds):
-            held.loop(steps, step) if steps > 1 else step(0)
+            for i in range(sums):
+                held[i] = isa.dot(held[i], x, isa.weights(weight, [0]))
         for i in range(sums):
             tir.store(output, held[i], [i * isa.lanes], isa.lanes)
     built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)
     arguments = [
         tvm.runtime.tensor(np.ones(isa.unit, isa.takes or "uint8")),
-        tvm.runtime.tensor(np.arange(sums * isa.unit).astype(np.int8)),
+        tvm.runtime.tensor(np.arange(isa.unit).astype(np.int8)),
         tvm.runtime.tensor(np.zeros(sums * isa.lanes, np.int32)),
     ]
-    return 2.0 * rounds * steps * sums * isa.unit / best_time(built, arguments, 3)
+    return 2.0 * rounds * sums * isa.unit / best_time(built, arguments, 3)
+
+
+def _measured_sequence(isa: InstructionSet, target: Any) -> float:
+    """The same for sets that take several instructions: a tile's inner loop, with all it reads in the nearest cache."""
+    rounds, steps = 400, 64
+    vectors, pixels = isa.tiles[0]
+    with tir.Function("kernel") as function:
+        data, weight, output = function.buffers(
+            [
+                ("data", (pixels * steps * isa.group,), "int16" if isa.operand == "int16" else "uint8"),
+                ("weight", (steps * vectors * isa.unit,), "int8"),
+                ("output", (vectors * pixels * isa.lanes,), "int32"),
+            ]
+        )
+        held = Sums(isa, [tir.constant(0, "int32", isa.lanes)] * vectors, pixels)
+
+        def products(step: Any) -> None:
+            weights = [
+                ir.hold(isa.weights(weight, [(step * vectors + v) * isa.unit]), "int8", isa.unit)
+                for v in range(vectors)
+            ]
+            for p in range(pixels):
+                x = isa.activations(data, [(p * steps + step) * isa.group], False)
+                for v in range(vectors):
+                    held.add(p * vectors + v, x, weights[v])
+
+        with tir.loop(rounds):
+            held.loop(steps, products)
+        for i in range(vectors * pixels):
+            tir.store(output, held[i], [i * isa.lanes], isa.lanes)
+    built = tvm.compile(tvm.IRModule({"kernel": function.result}), target=target)
+    wide = np.int16 if isa.operand == "int16" else np.uint8
+    arguments = [
+        tvm.runtime.tensor(np.ones(pixels * steps * isa.group, wide)),
+        tvm.runtime.tensor(np.ones(steps * vectors * isa.unit, np.int8)),
+        tvm.runtime.tensor(np.zeros(vectors * pixels * isa.lanes, np.int32)),
+    ]
+    return 2.0 * rounds * steps * vectors * pixels * isa.unit / best_time(built, arguments, 3)
 
 
 def _measured_tiles(target: Any) -> float:

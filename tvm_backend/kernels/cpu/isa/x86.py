@@ -196,7 +196,7 @@ class Avx2Bytes(_Bytes, _Ymm):
     group: int = 4
     takes: str = "uint8"
     operand: str = "uint8"
-    tiles: tuple[tuple[int, int], ...] = ((3, 3), (2, 5), (1, 10))
+    tiles: tuple[tuple[int, int], ...] = ((2, 6), (3, 3), (1, 12))
 
 
 @dataclass(frozen=True)
