@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,6 +81,17 @@ class CorrectedModule(nn.Module):
         """Corrected logits, shape (N, C)."""
         logits: torch.Tensor = self.correction(self.model(x, *args, **kwargs))
         return logits
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> CorrectedModule:
+        """Refuse half precision, which neither the scales of quantized weights nor the fitted map are made for."""
+        dtype = fn(torch.empty(0)).dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            raise CATTypeError(
+                f"a corrected module cannot be converted to {str(dtype).removeprefix('torch.')}: its quantized weights are "
+                "integers with float32 scales, and its fitted map is float32. Leave it as it is."
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def train(self, mode: bool = True) -> CorrectedModule:
         """Refuse training; a no-op for ``mode=False``, since a quantized module only evaluates."""

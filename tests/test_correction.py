@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -244,3 +246,27 @@ def test_export_with_dynamic_batch_is_one_op(pair, batches):
     assert ops.count(torch.ops.cat.cluster_affine.default) == 1
     x = torch.randn(3, 7, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(program.module()(x), corrected(x))
+
+
+def test_half_precision_is_refused_also_as_a_part_of_another_module(pair: tuple[Net, Net]) -> None:
+    reference, quantized = pair
+    x = torch.randn(64, 7, generator=torch.Generator().manual_seed(1))
+    corrected = correct(quantized, reference, x, seeded())
+    before = corrected(x)
+    for convert in (corrected.half, corrected.bfloat16, torch.nn.Sequential(corrected).half):
+        with pytest.raises(CATTypeError, match=r"cannot be converted to b?float16"):
+            convert()
+    assert torch.equal(corrected.to("cpu")(x), before)
+
+
+def test_torch_save_gives_the_same_logits_back() -> None:
+    from cat_plugin.ptq import QuantSpec, quantize
+
+    model = torch.nn.Sequential(torch.nn.Linear(7, 8), torch.nn.ReLU(), torch.nn.Linear(8, 5)).eval()
+    x = torch.randn(64, 7, generator=torch.Generator().manual_seed(1))
+    quantized, _ = quantize(model, QuantSpec(preset="fast", num_samples=64), x)
+    corrected = correct(quantized, model, x, seeded())
+    stream = io.BytesIO()
+    torch.save(corrected, stream)
+    stream.seek(0)
+    assert torch.equal(torch.load(stream, weights_only=False)(x), corrected(x))
