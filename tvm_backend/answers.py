@@ -1,6 +1,6 @@
 """What earlier compilations of the same bundle gave, found without TVM and PyTorch, whose import alone takes seconds.
 
-A compilation notes under which name the cache keeps what it made.  The note is named by the sha256 of the bundle's graph, the
+A compilation notes under which name the cache keeps what it made.  The note is named by the sha256 of the bundle's graph and rows, the
 target, the batch sizes, the processor, the installed releases and the sources of this package.
 """
 
@@ -31,6 +31,7 @@ KEPT = 200
 """How many notes are kept; the oldest go first."""
 
 _GRAPH = "model.pt2"
+_CHECKS = "checks.safetensors"
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi", "torch", "numpy")
 _ENTRY = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger("cat_plugin")
@@ -67,7 +68,8 @@ def _name(bundle: Any, target: Any, batch_sizes: Sequence[int]) -> str | None:
         return None
     digest = hashlib.sha256()
     try:
-        facts = [files[_GRAPH]["sha256"], target, list(batch_sizes), _processor(), _versions()]
+        rows = files.get(_CHECKS, {}).get("sha256")
+        facts = [files[_GRAPH]["sha256"], rows, target, list(batch_sizes), _processor(), _versions()]
         digest.update(json.dumps(facts, sort_keys=True).encode())
     except (TypeError, ValueError):
         return None

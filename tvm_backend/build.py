@@ -16,6 +16,7 @@ from cat_plugin.errors import CATError, CATTypeError, CompileError
 from cat_plugin.files import sha256_of, staged_files, write_errors
 from tvm_backend import answers, compat, cuda_build, dialect, linker
 from tvm_backend import cache as cache_of
+from tvm_backend.checking import checked_manifest, checks_of
 from tvm_backend.importer import batch_variable, function_inputs, import_program
 from tvm_backend.installing import install, of_the_user, report_of
 from tvm_backend.kernels.spec import WeightedSpec
@@ -74,8 +75,8 @@ def compile(
     Raises
     ------
     CompileError
-        The graph holds no quantization or an operator that cannot be imported, the target is unknown, or no linker is
-        installed.
+        The graph holds no quantization or an operator that cannot be imported, the target is unknown, no linker is
+        installed, or the library, run here, computes something else than the graph.
 
     Examples
     --------
@@ -97,10 +98,12 @@ def compile(
     variants = resolve(target)
     for item in variants.values():
         linker.find(machine_of(item))
-    total = len(variants) + 2
+    total = len(variants) + 3
     step = progress or (lambda done, total, what: _log.info("%d/%d %s", done, total, what))
     step(0, total, "importing the graph")
-    imported = import_program(_program(source))
+    program = _program(source)
+    checks = checks_of(source, program)
+    imported = import_program(program)
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
     symbolic = compat.specialize_batch(imported, batch_sizes)
@@ -108,7 +111,12 @@ def compile(
     symbolic = integer_kernels(symbolic, dump)
     _require_quantized(symbolic)
     with write_errors(CompileError, f"a library to {path}"), staged_files(path) as staging:
-        name = cache_of.key(symbolic, [str(item) for item in variants.values()], batch_sizes) if cache else ""
+        rows = "" if checks is None else checks.digest()
+        name = (
+            cache_of.key(symbolic, [str(item) for item in variants.values()], batch_sizes, rows)
+            if cache
+            else ""
+        )
         manifest = cache_of.fetch(name, staging) if cache and dump is None else None
         cached = manifest is not None
         if manifest is None:
@@ -121,9 +129,11 @@ def compile(
                 if not i:
                     manifest["kernels"] = [asdict(kernel) for kernel in kernels]
                 manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
-            if cache:
-                cache_of.store(name, staging, manifest)
+        step(total - 1, total, "comparing the library with the graph")
+        manifest = checked_manifest(manifest, staging, checks, program, dump_dir)
         if cache:
+            if not cached:  # what is found wrong is not kept
+                cache_of.store(name, staging, manifest)
             answers.note(source, target, batch_sizes, name)
         manifest = install(manifest | of_the_user(source), staging, path)
     step(total, total, "done")

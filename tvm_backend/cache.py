@@ -21,7 +21,7 @@ from cat_plugin.files import sha256_of, staged_directory
 
 __all__ = ["KEPT", "directory", "fetch", "key", "sources", "store", "whole"]
 
-_FILE = re.compile(r"\d+\.so")
+_FILE = re.compile(r"\d+\.so|checks\.safetensors")
 
 KEPT = 24
 """How many libraries are kept; the least recently used go first."""
@@ -60,11 +60,17 @@ def key(mod: Any, *options: Any) -> str:
     return digest.hexdigest()
 
 
+def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """The entries of all files that a description names."""
+    rows = manifest.get("checks")
+    return [*manifest["variants"], *([] if rows is None else [rows])]
+
+
 def whole(entry: Path) -> dict[str, Any] | None:
     """The manifest of an entry whose files are as they were when they were kept; else None."""
     try:
         manifest = json.loads((entry / "library.json").read_text(encoding="utf-8"))
-        for variant in manifest["variants"]:
+        for variant in _files(manifest):
             # The names that the compiler gives: an entry cannot point elsewhere.
             if (
                 not _FILE.fullmatch(variant["file"])
@@ -84,7 +90,7 @@ def fetch(name: str, into: Path) -> dict[str, Any] | None:
         return None
     try:
         os.utime(entry)
-        for variant in manifest["variants"]:
+        for variant in _files(manifest):
             shutil.copyfile(entry / variant["file"], into / variant["file"])
     except OSError as error:
         _log.debug("the cache entry %s cannot be used: %s", entry, error)
@@ -99,7 +105,7 @@ def store(name: str, files: Path, manifest: dict[str, Any]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with staged_directory(root / name) as staged:
-            for variant in manifest["variants"]:
+            for variant in _files(manifest):
                 shutil.copyfile(files / variant["file"], staged / variant["file"])
             (staged / "library.json").write_text(json.dumps(manifest), encoding="utf-8")
         entries = sorted(

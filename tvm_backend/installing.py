@@ -11,7 +11,9 @@ from cat_plugin.files import locked, sync
 from cat_plugin.graph.preparation import preparation_of
 from tvm_backend.report import CompileReport, KernelEntry
 
-__all__ = ["install", "of_the_user", "report_of"]
+__all__ = ["CHECKS", "install", "of_the_user", "report_of"]
+
+CHECKS = "checks.safetensors"
 
 
 def of_the_user(source: Any) -> dict[str, Any]:
@@ -46,6 +48,9 @@ def install(manifest: dict[str, Any], staging: Path, path: Path) -> dict[str, An
         for i, variant in enumerate(manifest["variants"])
     ]
     installed = {**manifest, "variants": variants}
+    rows = manifest.get("checks")
+    if rows is not None:
+        installed["checks"] = {**rows, "file": f"{path.stem}.{CHECKS}"}
     written = staging / "library.json"
     written.write_text(json.dumps(installed, indent=2) + "\n", encoding="utf-8")
     for file in staging.iterdir():
@@ -53,6 +58,8 @@ def install(manifest: dict[str, Any], staging: Path, path: Path) -> dict[str, An
     with locked(path.parent):
         for made, variant in zip(manifest["variants"], variants, strict=True):
             os.replace(staging / made["file"], path.with_name(variant["file"]))
+        if rows is not None:
+            os.replace(staging / rows["file"], path.with_name(installed["checks"]["file"]))
         os.replace(written, path.with_suffix(".json"))
     sync(path.parent)
     return installed
@@ -72,4 +79,5 @@ def report_of(
         batch_sizes=tuple(manifest["batch_sizes"]),
         seconds=seconds,
         cached=cached,
+        notes=tuple(f"{each['file']}: {each['checked']}" for each in manifest["variants"] if each["checked"]),
     )

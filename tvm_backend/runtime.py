@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import sys
 import threading
 from collections.abc import Sequence
@@ -21,8 +20,10 @@ from tvm_backend import threads as pool
 from tvm_backend.cuda_runtime import load_cuda_runtime
 from tvm_backend.elf import missing_part
 from tvm_backend.images import prepared, top_of
-from tvm_backend.processor import cpu_features, permit_amx
 from tvm_backend.tensors import as_numpy, check, like
+from tvm_backend.variants import choose
+from tvm_backend.verify import is_entry
+from tvm_backend.verify import verify as compare
 
 __all__ = ["FORMAT", "VERSION", "Library", "import_tvm", "load", "read_manifest"]
 
@@ -76,7 +77,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     batches = parsed.setdefault("batch_sizes", [])
     if not isinstance(batches, list) or not all(type(size) is int for size in batches):
         raise LibraryError(f"{manifest}: 'batch_sizes' is no list of integers; compile the model again")
-    for key, fits in (("preparation", is_preparation), ("class_names", are_class_names)):
+    for key, fits in (
+        ("preparation", is_preparation),
+        ("class_names", are_class_names),
+        ("checks", is_entry),
+    ):
         if not fits(parsed.get(key)):
             raise LibraryError(f"{manifest}: {key!r} is not what belongs there; compile the model again")
     return parsed
@@ -101,28 +106,6 @@ def _is_variant(entry: Any) -> bool:
         and type(entry.get("size")) is int
         and isinstance(entry.get("machine", ""), str)
         and entry.get("device", "cpu") in ("cpu", "cuda")
-    )
-
-
-def _choose(manifest: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The first variant that this processor can run."""
-    machine, available = platform.machine(), cpu_features()
-    missing: list[str] = []
-    for variant in manifest["variants"]:
-        built_for = variant.get("machine", machine)
-        lacking = sorted(set(variant.get("features", ())) - available) if available is not None else []
-        if built_for == machine and not lacking and variant.get("amx") and not permit_amx():
-            lacking = ["AMX tiles, which the operating system refuses"]
-        if built_for == machine and not lacking:
-            return dict(variant)
-        missing.append(
-            f"{variant['target']} (built for {built_for})"
-            if built_for != machine
-            else f"{variant['target']} needs {', '.join(lacking)}"
-        )
-    raise LibraryError(
-        f"{path} cannot run on this {machine} processor: {'; '.join(missing)}. "
-        "Compile on this machine with target='native', or with target='portable'"
     )
 
 
@@ -353,7 +336,7 @@ class Library:
         return tensor.copyto(self._device)
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None) -> Library:
+def load(path: str | os.PathLike[str], threads: int | None = None, *, verify: bool = False) -> Library:
     """Load a compiled library.
 
     Parameters
@@ -363,6 +346,8 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Library:
     threads : int, optional
         How many threads a call uses at most, no more than this process has processors; by default what
         ``TVM_NUM_THREADS`` says, else what TVM chooses.  Small layers run on one.
+    verify : bool, default False
+        Whether to run it on the rows that lie beside it, and to compare the outputs with those stored for them.
 
     Returns
     -------
@@ -372,11 +357,12 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Library:
     Raises
     ------
     LibraryError
-        A file is missing or damaged, or the processor lacks what the library was built for.
+        A file is missing or damaged, the processor lacks what the library was built for, or it computes something else
+        than it did for its compiler.
     """
     path = Path(path)
     manifest = read_manifest(path)
-    variant = _choose(manifest, path)
+    variant = choose(manifest, path)
     file = variant["file"]
     if file in ("", ".", "..") or Path(file).name != file:
         raise LibraryError(
@@ -387,4 +373,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None) -> Library:
         if missing := missing_part(stream, variant["size"]):
             raise LibraryError(f"{chosen} is cut short: {missing} lies beyond its end; {_REMEDY}")
     _log.debug("loading %s for %s", chosen, variant["target"])
-    return Library(chosen, manifest, variant, str(variant.get("device", "cpu")), threads)
+    library = Library(chosen, manifest, variant, str(variant.get("device", "cpu")), threads)
+    if verify:
+        compare(library)
+    return library

@@ -134,7 +134,7 @@ def quantize(
                 record |= measured(network, corrected, layers, samples.inputs, batch_size, status.update)
         bundle = export_bundle(
             program,
-            batches[0][:2],
+            batches[0][:5],
             out,
             calibration={"samples": len(samples), "recipe": recipe.name},
             report=record,

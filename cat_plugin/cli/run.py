@@ -46,6 +46,9 @@ def run(
     force: Force = False,
     batch_size: BatchSize = 64,
     threads: Threads = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First run it on the rows beside it, and compare what comes out.")
+    ] = False,
 ) -> None:
     """Run a compiled library on data (PyTorch is not imported).
 
@@ -57,7 +60,7 @@ def run(
         out = out if out.suffix == ".npz" else out.with_name(f"{out.name}.npz")
         may_write(out, LOGITS)
     backend = tvm_backend()
-    call = backend.load(library, threads)
+    call = backend.load(library, threads, verify=verify)
     recorded = call.preparation
     how = preparation(mean, std, image_size, channel_order, recorded=recorded, force=force)
     samples = samples_of(inputs, how, same=recorded is not None and not force)

@@ -4,6 +4,8 @@
     The QDQ graph, written by :func:`torch.export.save`.
 ``cluster_affine.safetensors``
     The numbers of the cluster-affine step, for reading without PyTorch.  Absent when there is no step.
+``checks.safetensors``
+    A few rows of inputs with the model's outputs, by which a compiled library is checked.  Absent when they were not wanted.
 ``report.json``
     How the model came about: losses, trials, clusters.  For people only; absent when nobody recorded it.
 ``manifest.json``
@@ -30,7 +32,9 @@ from cat_plugin.errors import BundleError, CATValueError
 from cat_plugin.files import checked, parse_json, sha256_of, staged_directory, write_errors
 from cat_plugin.graph.archive import check_archive
 from cat_plugin.graph.arrays import array_bytes, array_shapes
+from cat_plugin.graph.checks import Checks
 from cat_plugin.graph.manifest import (
+    CHECKS,
     CORRECTION,
     FORMAT,
     MANIFEST,
@@ -73,6 +77,7 @@ def export_bundle(
     report: Mapping[str, Any] | None = None,
     preparation: Preparation | None = None,
     class_names: Sequence[str] | None = None,
+    checks: bool = True,
 ) -> Path:
     """Write a quantized, corrected model as a bundle.
 
@@ -82,7 +87,7 @@ def export_bundle(
         What :func:`cat_plugin.correct`, the engine or a host returned, or its exported graph, which loses its
         example inputs and the lines of source that its nodes came from.
     example_inputs : tensor or tuple of tensors
-        One batch, for shapes and dtypes only: it is not stored.
+        One batch, for shapes and dtypes; its first rows, at most five and 4 MiB, are stored as `checks` says.
     directory : path
         Where the bundle goes.  A bundle that stands there is replaced; anything else is refused.
     calibration : mapping, optional
@@ -95,6 +100,9 @@ def export_bundle(
         whoever runs the model on images.
     class_names : sequence of str, optional
         A name for each output of the classifier, stored.
+    checks : bool, default True
+        Whether rows of `example_inputs` are stored with the model's outputs, by which a library that is compiled from the
+        bundle is checked, here and where it runs.  Say no where the data must not be handed over.
 
     Returns
     -------
@@ -104,7 +112,7 @@ def export_bundle(
     Raises
     ------
     ExportError
-        When the model cannot be exported as a QDQ graph.
+        When the model cannot be exported as a QDQ graph, or an exported graph does not run on `example_inputs`.
     BundleError
         When `directory` holds something that is not a bundle, or cannot be written.
     CATValueError
@@ -115,6 +123,7 @@ def export_bundle(
 
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import find_correction, quantized_layers, signature
+    from cat_plugin.graph.sampling import make_checks
 
     final = Path(directory).absolute()
     if final.exists() and not (final / MANIFEST).is_file() and (not final.is_dir() or any(final.iterdir())):
@@ -124,6 +133,7 @@ def export_bundle(
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     program = module if isinstance(module, ExportedProgram) else export_program(module, example_inputs)
+    kept = make_checks(program, example_inputs).to_bytes() if checks else b""
     correction = find_correction(program)
     account = _account(_remembered(module) if report is None else report)
 
@@ -157,6 +167,8 @@ def export_bundle(
         if correction is not None:
             metadata = {"op": correction.op, "alpha": repr(correction.alpha)}
             (staged / CORRECTION).write_bytes(array_bytes(correction.arrays, metadata))
+        if kept:
+            (staged / CHECKS).write_bytes(kept)
         if account:
             (staged / REPORT).write_text(account, encoding="utf-8")
         manifest["files"] = {
@@ -264,6 +276,14 @@ class Bundle:
                 return dict(load(stream.read()))
             except SafetensorError as error:
                 raise BundleError(f"{path} is not a safetensors file ({error}): {REMEDY}") from error
+
+    def checks(self) -> Checks | None:
+        """Load the rows that a library is checked by, or None when the bundle has none (needs no torch)."""
+        if CHECKS not in self.manifest["files"]:
+            return None
+        path = self.directory / CHECKS
+        with checked(path, self.manifest["files"][CHECKS], BundleError, REMEDY) as stream:
+            return Checks.read(stream, path, BundleError, REMEDY)
 
     def report(self) -> dict[str, Any] | None:
         """Load the account of the quantization, or None when the bundle has none (needs no torch)."""

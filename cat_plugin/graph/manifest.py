@@ -12,6 +12,7 @@ from cat_plugin.files import read_json
 from cat_plugin.graph.preparation import are_class_names, is_preparation
 
 __all__ = [
+    "CHECKS",
     "CORRECTION",
     "FORMAT",
     "MANIFEST",
@@ -28,12 +29,13 @@ VERSION = 1
 MODEL = "model.pt2"
 CORRECTION = "cluster_affine.safetensors"
 REPORT = "report.json"
+CHECKS = "checks.safetensors"
 MANIFEST = "manifest.json"
 REMEDY = "the bundle is damaged, copy the whole directory again or export again"
 
 # The largest seen has 60 kB; parsed, nested JSON takes up to 25 times its size.
 _LIMIT = 2 * 2**20
-_KNOWN_FILES = (MODEL, CORRECTION, REPORT)
+_KNOWN_FILES = (MODEL, CORRECTION, REPORT, CHECKS)
 
 
 def corrections() -> dict[str, AffineMap]:

@@ -72,7 +72,7 @@ def measure(trial: Any, split: Split, output: Path) -> dict[str, Any]:
     name = f"W{trial.config['w_bits']}A{trial.config['a_bits']} {trial.config['preset']}"
     test = split.evaluation, split.evaluation_labels
     folder = output / name.lower().replace(" ", "-")
-    bundle = cat_plugin.export_bundle(trial.model, split.evaluation[:2], folder / "bundle")
+    bundle = cat_plugin.export_bundle(trial.model, split.evaluation[:5], folder / "bundle")
     tvm_backend.compile(bundle, target="native", out=folder / "model.so")
     layers = json.loads((bundle / "manifest.json").read_text())["layers"]
     return {

@@ -89,7 +89,7 @@ def measure(name: str, model: nn.Module, split: Split, output: Path, console: Co
     with console.status(f"{name}: writing the bundle and compiling"):
         bundle = cat_plugin.export_bundle(
             model,
-            images[:2],
+            images[:5],
             output / name.lower() / "bundle",
             calibration={"samples": len(split.calibration[0]), "source": "scikit-learn digits"},
         )

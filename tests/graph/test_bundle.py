@@ -198,7 +198,7 @@ def test_replaces_a_bundle_and_nothing_else(
     (bundle / "stale.txt").write_text("old")
     export_bundle(digits_corrected, images, bundle)
     assert {path.name for path in bundle.iterdir()} == {
-        "model.pt2", "cluster_affine.safetensors", "manifest.json",
+        "model.pt2", "cluster_affine.safetensors", "checks.safetensors", "manifest.json",
     }  # fmt: skip
     precious = tmp_path / "precious"
     precious.mkdir()
@@ -225,7 +225,11 @@ def test_uncorrected_model_has_no_correction_file(
     read = read_bundle(directory)
     assert read.cluster_affine() is None
     assert read.manifest["cluster_affine"] is None
-    assert sorted(path.name for path in directory.iterdir()) == ["manifest.json", "model.pt2"]
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "checks.safetensors",
+        "manifest.json",
+        "model.pt2",
+    ]
 
 
 def test_report_is_kept_and_hashed(digits_corrected: Any, digits_split: Any, tmp_path: Path) -> None:

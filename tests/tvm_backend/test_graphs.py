@@ -180,7 +180,7 @@ def test_the_cache_gives_the_same_library(compiled, tmp_path, monkeypatch):
 
 
 def test_a_portable_library_carries_variants(tmp_path, monkeypatch):
-    from tvm_backend import runtime
+    from tvm_backend import variants
 
     torch.manual_seed(0)
     model = models.QResNet(4, "pad", width=8)
@@ -189,13 +189,13 @@ def test_a_portable_library_carries_variants(tmp_path, monkeypatch):
     names = ["amx_int8", "avx512_vnni", "avx512bw", "avx_vnni", "avx2", "baseline"]
     assert [v["variant"] for v in report.variants] == names
     assert [v["file"] for v in report.variants] == ["m.so", *(f"m.{name}.so" for name in names[1:])]
-    features = runtime.cpu_features()
+    features = variants.cpu_features()
     if features is None or "avx2" not in features:
         pytest.skip("this processor has no AVX2")
     chosen = {}
     for hidden in range(len(names)):
         without = names[:hidden]
-        monkeypatch.setattr(runtime, "cpu_features", lambda hidden=without: features - set(hidden))
+        monkeypatch.setattr(variants, "cpu_features", lambda hidden=without: features - set(hidden))
         library = tvm_backend.load(report.path)
         chosen[library.variant["variant"]] = library(x)
     assert {"avx2", "baseline"} <= set(chosen)
@@ -205,7 +205,7 @@ def test_a_portable_library_carries_variants(tmp_path, monkeypatch):
 
 
 def test_a_library_for_amx_needs_amx(tmp_path, monkeypatch):
-    from tvm_backend import runtime
+    from tvm_backend import variants
 
     model = models.QResNet(8, "pad", width=16)
     program = models.exported(model, torch.randn(2, 3, 8, 8))
@@ -213,11 +213,11 @@ def test_a_library_for_amx_needs_amx(tmp_path, monkeypatch):
     assert report.variants[0]["amx"]
     assert {"amx_int8", "avx512_vnni"} <= {kernel.variant for kernel in report.kernels}
     everything = frozenset(report.variants[0]["features"])
-    monkeypatch.setattr(runtime, "cpu_features", lambda: everything - {"amx_int8", "amx_tile"})
+    monkeypatch.setattr(variants, "cpu_features", lambda: everything - {"amx_int8", "amx_tile"})
     with pytest.raises(LibraryError, match=r"sapphirerapids needs amx_int8, amx_tile\."):
         tvm_backend.load(report.path)
-    monkeypatch.setattr(runtime, "cpu_features", lambda: everything)
-    monkeypatch.setattr(runtime, "permit_amx", lambda: False)
+    monkeypatch.setattr(variants, "cpu_features", lambda: everything)
+    monkeypatch.setattr(variants, "permit_amx", lambda: False)
     with pytest.raises(LibraryError, match=r"AMX tiles, which the operating system refuses"):
         tvm_backend.load(report.path)
 

@@ -20,8 +20,8 @@ import torch
 import tvm_backend
 from cat_plugin import files
 from cat_plugin.errors import LibraryError
-from tvm_backend import runtime
 from tvm_backend.installing import install
+from tvm_backend.processor import cpu_features
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def test_without_tvm_the_message_says_what_to_install(compiled):
 
 
 def test_features_of_this_processor():
-    found = runtime.cpu_features()
+    found = cpu_features()
     assert found is None or found
 
 

@@ -192,7 +192,7 @@ def test_a_whole_network_computes_the_same_bits(emulated, monkeypatch, tmp_path)
     import cat_plugin.graph.op  # noqa: F401
     import tvm_backend
     from tests.tvm_backend import qdq_models as models
-    from tvm_backend import runtime
+    from tvm_backend import variants
     from tvm_backend.kernels import registry
 
     torch.manual_seed(0)
@@ -203,7 +203,7 @@ def test_a_whole_network_computes_the_same_bits(emulated, monkeypatch, tmp_path)
     registry._generator.cache_clear()
     try:
         monkeypatch.setattr(registry, "machine_of", lambda _target: Amx())
-        monkeypatch.setattr(runtime, "permit_amx", lambda: True)
+        monkeypatch.setattr(variants, "permit_amx", lambda: True)
         tiled = tvm_backend.compile(program, "icelake-server", tmp_path / "tiled.so", cache=False)
         assert [kernel.variant for kernel in tiled.kernels].count("amx_int8") >= 6
         np.testing.assert_array_equal(tvm_backend.load(tiled.path)(images), wanted)
