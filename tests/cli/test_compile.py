@@ -55,7 +55,7 @@ def test_what_was_compiled_is_answered_without_tvm(
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.so").read_bytes() == library.read_bytes()
     assert (tmp_path / "x.json").read_text() == library.with_suffix(".json").read_text().replace(
-        library.name, "x.so"
+        f'"{library.stem}.', '"x.'
     )
 
 

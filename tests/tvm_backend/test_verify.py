@@ -17,7 +17,8 @@ import tvm_backend
 from cat_plugin.errors import CompileError, LibraryError
 from cat_plugin.graph.bundle import export_bundle
 from tests.tvm_backend import qdq_models as models
-from tvm_backend import build, checking
+from tvm_backend import checking
+from tvm_backend.kernels.kernel import Kernel
 from tvm_backend.verify import read_checks
 
 
@@ -69,18 +70,11 @@ def test_a_library_for_another_machine_is_not_checked(library: Path) -> None:
     assert "(built for riscv64)" in reason
 
 
-def test_a_graph_that_a_pass_broke_is_not_compiled(
+def test_a_library_that_a_kernel_breaks_is_not_written(
     program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = build.import_program
-
-    def wrong(given: Any) -> Any:
-        changed = models.exported(Head(), torch.randn(4, 6))
-        changed.state_dict["fc.bias"].add_(0.01)
-        assert given is program
-        return right(changed)
-
-    monkeypatch.setattr(build, "import_program", wrong)
+    right = Kernel.compensation
+    monkeypatch.setattr(Kernel, "compensation", lambda self, weight: right(self, weight) + 100)
     with pytest.raises(CompileError, match=r"does not compute what its graph computes: rows 0 .* dump_dir="):
         tvm_backend.compile(program, out=tmp_path / "model.so", cache=False)
     assert list(tmp_path.iterdir()) == []
