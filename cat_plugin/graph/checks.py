@@ -137,7 +137,7 @@ class Checks:
             if facts["format"] != _FORMAT:
                 raise ValueError(f"its format is {facts['format']!r:.40}")
             typical, worst = float(facts["typical"]), float(facts["worst"])
-            runs = []
+            runs: list[Run] = []
             while f"{len(runs)}.output.0" in arrays:
                 runs.append(
                     Run(_numbered(arrays, len(runs), "input"), _numbered(arrays, len(runs), "output"))
