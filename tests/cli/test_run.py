@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,17 @@ def test_compile_and_run_agree_with_pytorch(
     with np.load(tmp_path / "logits.npz") as arrays:
         assert arrays["logits"].argmax(1).tolist() == ran["predictions"]
     assert [path.name for path in tmp_path.iterdir()] == ["logits.npz"]
+
+
+def test_verify_wants_the_rows_beside_the_library(
+    workspace: Path, library: Path, tmp_path: Path, as_json: AsJson, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = workspace / "test.npz"
+    assert as_json("run", library, "--input", data, "--verify")["samples"] > 0
+    for suffix in (".so", ".json"):
+        shutil.copy(library.with_suffix(suffix), tmp_path / f"{library.stem}{suffix}")
+    assert main(["run", str(tmp_path / library.name), "--input", str(data), "--verify"]) == 2
+    assert "checks.safetensors is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "benchmark"])
