@@ -1,4 +1,4 @@
-"""How many threads a library computes with, and that idle ones leave the processor to others.
+"""How many threads a library computes with, and that idle ones soon leave the processor to others.
 
 TVM's pool gives each thread a processor of its own and has those that wait ask for work over and over.  On a machine that
 is busy with something else both hold a call up: a thread waits for its processor while another one is free, and one that
@@ -18,13 +18,21 @@ _BIG = 1
 """The pool's mode in which the processors are those that are named."""
 
 
+_SPIN_COUNT = 2000
+"""Looks for work before a thread falls asleep: some microseconds, as the next layer is that far away.
+
+ResNet-20, batch 1, two threads, median ms idle and beside a busy program: 0 looks 0.28 and 0.33; 2000 looks 0.10 and 0.19;
+300000, TVM's own, 0.10 and 0.19, but 10 to 24 in the slowest tenth beside the busy program, where 2000 has 0.21.
+"""
+
+
 def be_considerate() -> None:
-    """Have threads bound to no processor and asleep while they wait; what the environment says stays.
+    """Have threads bound to no processor, and fall asleep soon while they wait; what the environment says stays.
 
     Read by TVM when it starts its first threads.
     """
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", str(_SPIN_COUNT))
 
 
 def _processors() -> list[int]:

@@ -78,7 +78,7 @@ def test_what_the_environment_says_stays(monkeypatch):
     monkeypatch.setenv("TVM_BIND_THREADS", "1")
     be_considerate()
     assert os.environ["TVM_BIND_THREADS"] == "1"
-    assert os.environ.pop("TVM_THREAD_POOL_SPIN_COUNT") == "0"
+    assert 0 < int(os.environ.pop("TVM_THREAD_POOL_SPIN_COUNT")) < 300000
 
 
 def test_results_do_not_depend_on_it(compiled, images):
