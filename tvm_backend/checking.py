@@ -93,7 +93,8 @@ def checked_manifest(
         written = staging / CHECKS
         written.write_bytes(checks.to_bytes())
         entry = {"file": CHECKS, "sha256": sha256_of(written), "size": written.stat().st_size}
-    return {**manifest, "variants": variants, "checks": entry}
+    independent = checks is not None and checks.rows_are_independent()
+    return {**manifest, "variants": variants, "checks": entry, "independent_rows": independent}
 
 
 def _check(

@@ -17,7 +17,12 @@ _MOST_BYTES = 32 * 2**20
 
 
 def splits(manifest: dict[str, Any]) -> bool:
-    """Whether a model works on rows: the first axis, and no other, of all inputs and outputs is the batch."""
+    """Whether a model works on rows: the first axis, and no other, of all inputs and outputs is the batch.
+
+    What compiled it has run a row alone and among others (``independent_rows``).
+    """
+    if not manifest.get("independent_rows", False):
+        return False
     tensors = [*manifest["inputs"], *manifest["outputs"]]
     named = {entry["shape"][0] if entry["shape"] else 0 for entry in tensors}
     return (

@@ -92,6 +92,20 @@ class Checks:
             f"median row and {self.worst:.2g} for every row"
         )
 
+    def rows_are_independent(self) -> bool:
+        """Return whether the first row gives the same alone as among all, so that a batch may be run in pieces.
+
+        Batch statistics at inference, for one, make rows depend on each other.  Unknown where there is one run only, which
+        counts as no.
+        """
+        if len(self.runs) < 2:
+            return False
+        alone, among = self.runs[:2]
+        if any(not each.ndim or not len(each) for each in (*alone.outputs, *among.outputs)):
+            return False
+        first = [tuple(each[:1] for each in run.outputs) for run in (alone, among)]
+        return float(row_distances(first[:1], first[1:]).max()) <= self.typical
+
     def to_bytes(self) -> bytes:
         """Return the file's contents."""
         arrays = {

@@ -50,6 +50,18 @@ def test_none_are_stored_where_they_are_not_wanted_or_the_bundle_is_older(tmp_pa
     assert read_bundle(bundle).checks() is None
 
 
+class Centred(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+def test_rows_that_depend_on_each_other_are_found_out() -> None:
+    x = torch.randn(6, 3)
+    assert make_checks(export_program(Net(), x), x).rows_are_independent()
+    assert not make_checks(export_program(Centred(), x), x).rows_are_independent()
+    assert not checks(np.ones((5, 3), np.float32)).rows_are_independent()  # one run tells nothing
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, None])
 def test_a_file_of_something_else_is_refused(content: bytes | None) -> None:
     if content is None:

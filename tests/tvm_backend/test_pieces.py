@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import cat_plugin
 import tvm_backend
 from tvm_backend.pieces import rows_at_once, splits
 
@@ -78,7 +80,29 @@ def test_only_models_of_rows_are_cut(inputs, outputs, expected):
         key: [{"shape": shape} for shape in shapes]
         for key, shapes in (("inputs", inputs), ("outputs", outputs))
     }
-    assert splits(manifest) == expected
+    assert splits({**manifest, "independent_rows": True}) == expected
+    assert not splits(manifest)  # nobody has looked whether rows depend on each other
+
+
+class CentredOverTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x).relu().mean((2, 3))
+        return y - y.mean(0, keepdim=True)
+
+
+def test_batches_of_rows_that_depend_on_each_other_are_run_whole(tmp_path):
+    torch.manual_seed(0)
+    model = CentredOverTheBatch().eval()
+    x = torch.randn(300, 3, 6, 6) + torch.arange(300).reshape(-1, 1, 1, 1) / 100
+    bundle = cat_plugin.export_bundle(model, x[:6], tmp_path / "bundle")
+    library = tvm_backend.load(tvm_backend.compile(bundle, out=tmp_path / "model.so").path)
+    assert library.manifest["independent_rows"] is False
+    with torch.no_grad():
+        np.testing.assert_allclose(library(x.numpy()), model(x).numpy(), rtol=0, atol=1e-4)
 
 
 def test_pieces_are_smaller_where_rows_are_large():
