@@ -9,6 +9,7 @@ from torch import nn
 
 import cat_plugin
 import tvm_backend
+from cat_plugin.ptq import QuantSpec, quantize
 from tvm_backend.pieces import rows_at_once, splits
 
 
@@ -96,8 +97,9 @@ class CentredOverTheBatch(nn.Module):
 
 def test_batches_of_rows_that_depend_on_each_other_are_run_whole(tmp_path):
     torch.manual_seed(0)
-    model = CentredOverTheBatch().eval()
     x = torch.randn(300, 3, 6, 6) + torch.arange(300).reshape(-1, 1, 1, 1) / 100
+    spec = QuantSpec(w_bits=8, a_bits=8, preset="fast", num_samples=32)
+    model, _ = quantize(CentredOverTheBatch().eval(), spec, [x[:32]])
     bundle = cat_plugin.export_bundle(model, x[:6], tmp_path / "bundle")
     library = tvm_backend.load(tvm_backend.compile(bundle, out=tmp_path / "model.so").path)
     assert library.manifest["independent_rows"] is False
