@@ -75,7 +75,7 @@ def _operation(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Ten
     """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        op = torch.library.custom_op(name, function, mutates_args=())
+        op: Callable[..., Tensor] = torch.library.custom_op(name, mutates_args=())(function)
         names = list(inspect.signature(function).parameters)
 
         def fake(*arguments: Any) -> Tensor:
@@ -83,7 +83,7 @@ def _operation(name: str) -> Callable[[Callable[..., Tensor]], Callable[..., Ten
             _check(given["logits"], given["beta"].shape[1])
             return torch.empty_like(given["logits"], memory_format=torch.contiguous_format)
 
-        op.register_fake(fake)
+        torch.library.register_fake(name)(fake)
         return op
 
     return register

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ SOURCES = ("noise", "fractal", "distilled")
 
 _BATCH = 32  # a BatchNorm's statistics are matched over so many inputs
 _RATE = 0.1
-_Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_Norm: TypeAlias = "nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d"
 
 
 def synthetic_inputs(
@@ -99,7 +101,7 @@ def synthetic_inputs(
 
 
 def _norms(model: nn.Module) -> list[_Norm]:
-    return [m for m in model.modules() if isinstance(m, _Norm) and m.running_mean is not None]
+    return [m for m in model.modules() if isinstance(m, _NORMS) and m.running_mean is not None]
 
 
 def _fractal(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Known:
         return list(self.array.reshape(-1).tolist())
 
 
-Value = Tensor | Known | None
+Value: TypeAlias = "Tensor | Known | None"
 Implementation = Callable[..., Any]
 
 
