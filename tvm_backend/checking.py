@@ -27,6 +27,7 @@ def checks_of(source: Any, program: Any) -> Checks | None:
     Parameters
     ----------
     source : Bundle or torch.export.ExportedProgram
+        What is compiled.
     program : torch.export.ExportedProgram
         The same, opened.
 

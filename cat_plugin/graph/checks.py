@@ -129,6 +129,7 @@ class Checks:
         Parameters
         ----------
         stream : binary file
+            At its beginning.
         path : pathlib.Path
             For messages.
         kind : subclass of CATError

@@ -37,6 +37,7 @@ class Runner:
     Parameters
     ----------
     program : ExportedProgram
+        Of the model.
     """
 
     def __init__(self, program: ExportedProgram) -> None:
@@ -87,6 +88,7 @@ def make_checks(program: ExportedProgram, example_inputs: Any) -> Checks:
     Parameters
     ----------
     program : ExportedProgram
+        Of the model.
     example_inputs : tensors
         Any structure of the program's inputs; the first five rows are taken, fewer of inputs so large that five would take
         more than 4 MiB with their outputs.  Fewer rows than five are completed with copies, rolled along the last axis.

@@ -81,7 +81,7 @@ class QuantSpec:
     weight_only: Switch = option(
         default=False,
         doc="Activations stay in floating point, all of them; ``a_bits`` and its like then say nothing.",
-        since="0.1",
+        since="0.2",
     )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = option(
         default="balanced",
@@ -144,7 +144,7 @@ class QuantSpec:
         Name patterns of the results whose error counts, where a model returns several; none is all of them.  A name is the
         key or field, or the number in a tuple, with dots between: ``logits``, ``1``, ``aux.0``.
         """,
-        since="0.1",
+        since="0.2",
     )
     logits: Pattern | None = option(
         default=None,
@@ -152,12 +152,12 @@ class QuantSpec:
         Name of the result that is logits, where there are several or it is not (N, C); its error is the divergence of the
         softmax, that of other results the squared error.
         """,
-        since="0.1",
+        since="0.2",
     )
     class_axis: Annotated[int, Field(strict=True)] = option(
         default=1,
         doc="Axis of the classes in ``logits``: 1 in (N, C, H, W), -1 in (N, T, C).",
-        since="0.1",
+        since="0.2",
     )
     num_samples: Count = option(default=1024, doc="Calibration inputs used at most.", since="0.1")
     batch_size: Count = option(default=64, doc="Inputs per forward pass while calibrating.", since="0.1")
@@ -187,18 +187,18 @@ class QuantSpec:
         default=None,
         doc="Scale and shift the channels of transformers between norms and linear layers, exactly, before quantizing "
         "(:mod:`cat_plugin.ptq.transforms.smoothing`); the names are those of the methods.",
-        since="0.1",
+        since="0.2",
     )
     smoothing_strength: Share = option(
         default=0.5,
         doc="Share of an activation's range that ``smoothquant`` and ``omniquant`` move into the weights.",
-        since="0.1",
+        since="0.2",
     )
     smoothing_epochs: Steps | None = option(
         default=None,
         doc="Passes over the calibration inputs for each block, in which ``omniquant`` and ``lrquant`` train scales and shifts "
         "(:mod:`cat_plugin.ptq.transforms.smoothing.training`); None as the preset says.",
-        since="0.1",
+        since="0.2",
     )
     rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] = option(
         default="straight_through",
