@@ -13,6 +13,7 @@ from cat_plugin.ptq.checkpoint import Checkpoint
 from cat_plugin.ptq.learned.descent import Outcome
 from cat_plugin.ptq.pipeline import STAGES, run_stages
 from cat_plugin.ptq.progress import Reporter
+from cat_plugin.ptq.rows import Inputs
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
 from tests.ptq.models import SmallResNet, randomise, small_inputs
@@ -69,7 +70,13 @@ def run(stage, checkpoint=None, events=None):
     cpu = torch.device("cpu")
     with TensorStore() as store, torch.no_grad():
         state = State(
-            model, QuantSpec(), x, cpu, cpu, store, Reporter(None if events is None else events.append)
+            model,
+            QuantSpec(),
+            Inputs.of(x),
+            cpu,
+            cpu,
+            store,
+            Reporter(None if events is None else events.append),
         )
         run_stages(state, checkpoint, (*PREPARATION, stage))
     return state

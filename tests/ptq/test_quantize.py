@@ -213,11 +213,16 @@ def test_calibration_sets_that_cannot_be_used_are_refused(batches, message):
 
 
 @pytest.mark.parametrize(
-    ("batches", "message"), [([["text"]], "batch 0 is a list"), (5, "int, which cannot"), (None, "NoneType")]
+    ("batches", "message"), [([["text"]], "batch 0 is a list"), (5, "int, which cannot")]
 )
 def test_calibration_of_a_wrong_type_is_refused(batches, message):
     with pytest.raises(CATTypeError, match=message):
         quantize(randomise(SmallResNet()), _spec(), batches)
+
+
+def test_no_calibration_inputs_and_no_shape_to_make_some_of_is_refused():
+    with pytest.raises(CalibrationError, match=r"calibration is None.*or input_shape"):
+        quantize(randomise(SmallResNet()), _spec(), None)
 
 
 def test_what_the_model_itself_raises_is_told_with_what_it_was_given():
@@ -228,12 +233,12 @@ def test_what_the_model_itself_raises_is_told_with_what_it_was_given():
 def test_models_that_cannot_be_used_are_refused():
     x = small_inputs(8, 3, 12, 12)
 
-    class Pair(nn.Module):
+    class Text(nn.Module):
         def forward(self, x):
-            return x, x
+            return "a cat", "a dog"
 
-    with pytest.raises(QuantizationError, match="tuple"):
-        quantize(Pair(), _spec(), x)
+    with pytest.raises(QuantizationError, match="returns a tuple, in which no tensor"):
+        quantize(Text(), _spec(), x)
     with pytest.raises(QuantizationError, match="no convolution or linear"):
         quantize(nn.Sequential(nn.ReLU(), nn.Flatten()), _spec(), x)
     with pytest.raises(CATTypeError):

@@ -54,12 +54,16 @@ class Schedule:
         How often the state is judged in a full run.
     patience : int or None
         After so many looks without gain a run skips to the end of its schedule; None never skips.
+    keeps_last : bool
+        Whether the last state, where the rates have fallen to zero, is kept if it is better than the initial one at all.
+        Otherwise the best that was looked at is, which of noisy looks is the luckiest.
     """
 
     steps: int
     batch_size: int
     looks: int
     patience: int | None = None
+    keeps_last: bool = False
 
 
 class Objective(Protocol):
@@ -134,7 +138,7 @@ class _Judge:
 
     def __init__(self, soft: Trained, objective: Objective, patience: int | None) -> None:
         self.soft, self.objective, self.patience = soft, objective, patience
-        self.first = self.best = self._loss()
+        self.first = self.best = self.last = self._loss()
         self.state = soft.snapshot()
         self.stale = 0
 
@@ -144,7 +148,7 @@ class _Judge:
 
     def look(self) -> bool:
         """Judge the state; True when the last looks brought nothing."""
-        loss = self._loss()
+        loss = self.last = self._loss()
         self.stale += 1
         if loss < self.best:
             if loss < 0.998 * self.best:
@@ -183,7 +187,7 @@ def descend(
     Returns
     -------
     Outcome
-        The best state on the rows held out is kept and written into the modules.  If none is better than the
+        The best state on the rows held out, or the last, is kept and written into the modules.  If none is better than the
         initial values, or the loss turns NaN, these are kept, and the note says so.
     """
     initial = soft.state()
@@ -224,6 +228,9 @@ def descend(
     if not judge.best < judge.first:
         soft.restore(initial)
         return Outcome(judge.first, judge.first, done, "training did not improve it: initial values kept")
-    soft.load(judge.state)
+    after = judge.last
+    if not (schedule.keeps_last and judge.last < judge.first):
+        soft.load(judge.state)
+        after = judge.best
     soft.harden()
-    return Outcome(judge.first, judge.best, done)
+    return Outcome(judge.first, after, done)

@@ -136,5 +136,5 @@ def train_on_logits(
     """
     inputs, logits, quality = Rows.of(inputs), Rows.of(logits), quality or Quality()
     objective = _Divergence(soft, inputs, logits, settings, generator, penalty, quality)
-    schedule = Schedule(settings.steps, settings.batch_size, _LOOKS)
+    schedule = Schedule(settings.steps, settings.batch_size, _LOOKS, keeps_last=True)
     return descend(soft, groups, objective, schedule, generator, tick=tick)

@@ -67,6 +67,16 @@ def test_the_best_state_seen_is_kept():
         assert sorted(torch.cat(objective.rows[2 * epoch : 2 * epoch + 2]).tolist()) == list(range(10))
 
 
+def test_the_last_state_is_kept_where_that_is_asked_for_and_it_is_better_than_the_first():
+    outcome, _, moved = scripted([1.0, 0.5, 0.7, 0.7, 0.7, 0.7], keeps_last=True)
+    assert (outcome.before, outcome.after, outcome.note) == (1.0, 0.7, "")
+    rates = [1e-3 * 0.5 * (1 + torch.cos(torch.tensor(step / 20 * torch.pi))) for step in range(20)]
+    assert moved == pytest.approx([-float(sum(rates))] * 2, rel=1e-2)
+    outcome, _, moved = scripted([1.0, 0.5, 0.7, 0.7, 0.7, 1.1], keeps_last=True)
+    assert outcome.after == 0.5
+    assert moved == pytest.approx([-float(sum(rates[:4]))] * 2, rel=1e-2)
+
+
 def test_patience_skips_to_the_end_and_nothing_gained_leaves_everything():
     outcome, objective, moved = scripted([1.0] * 6, patience=2)
     assert outcome.steps == len(objective.rows) == 8 + 6  # two looks without gain, then the last 30 %
