@@ -11,8 +11,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor
+
+from cat_plugin.torch_compat import pytree
 
 __all__ = ["as_structure", "is_plain", "leaves_of", "names_of", "plain_structure"]
 

@@ -12,14 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.graph import _PyTreeCodeGen as PyTreeCodeGen
+from torch.fx.graph import _PyTreeInfo as PyTreeInfo
+from torch.utils import _pytree as pytree
 
 __all__ = [
     "NATIVE_FUNCTIONS",
     "PACKED_MODULES",
     "QUANTIZED_MODULES",
     "OpOverload",
+    "PyTreeCodeGen",
+    "PyTreeInfo",
     "define_quantized_decomposed",
     "linear_packed_parameters",
+    "pytree",
     "quantized_tensor",
     "register_quantized_decomposed",
     "schema_of",

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.func import functional_call
-from torch.utils import _pytree as pytree
 
 from cat_plugin.errors import ExportError
 from cat_plugin.graph.checks import Checks, Run, row_distances
 from cat_plugin.graph.inspect import signature
+from cat_plugin.torch_compat import pytree
 
 __all__ = ["Runner", "made_up_inputs", "make_checks"]
 

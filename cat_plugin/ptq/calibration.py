@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from cat_plugin.batches import ModelCall, as_calls, stacked
 from cat_plugin.errors import CalibrationError
 from cat_plugin.ptq.rows import Inputs
+from cat_plugin.torch_compat import pytree
 
 __all__ = ["gather_inputs"]
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from cat_plugin.batches import ModelCall
 from cat_plugin.structures import names_of
+from cat_plugin.torch_compat import pytree
 
 __all__ = ["Inputs", "Rows"]
 

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from cat_plugin.ptq.graph.ops import output_leaves
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.structures import is_plain, names_of
+from cat_plugin.torch_compat import PyTreeCodeGen, PyTreeInfo, pytree
 
 __all__ = ["Interface"]
 
@@ -71,7 +70,7 @@ class Interface:
             return
         self._add_constants(graph, arguments)
         output.args = (tuple(leaves),)
-        graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(list(self.arguments), spec, self.result)))
+        graph.set_codegen(PyTreeCodeGen(PyTreeInfo(list(self.arguments), spec, self.result)))
 
     def _add_constants(self, graph: fx.Graph, arguments: Sequence[Any]) -> None:
         """A placeholder, which nothing reads, in the place of each argument that is no tensor."""
