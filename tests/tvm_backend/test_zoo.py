@@ -53,7 +53,7 @@ def _compiled(model: nn.Module, inputs: Tensor, bits: int, path: Path) -> tuple[
     return report, differences
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ZOO)
 def test_networks_are_compiled(name: str, bits: int, tmp_path: Path) -> None:
     network = ZOO[name]

@@ -18,7 +18,7 @@ def test_composed_networks_come_out_as_they_are(plan: Plan) -> None:
     check(plan)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=300, deadline=None, suppress_health_check=_QUIET)
 @given(plans())
 def test_hundreds_of_composed_networks_come_out_as_they_are(plan: Plan) -> None:
