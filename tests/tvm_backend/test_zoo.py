@@ -21,6 +21,7 @@ from tvm_backend.report import CompileReport
 from tvm_backend.target import native
 
 _TOLERANCE = 1e-5
+_FLIPPED = 2e-3  # of the largest output: one rounding that fell the other way, at 8 bits
 _NAMES = list(IDIOMS)
 _GROUPS = [_NAMES[start : start + 12] for start in range(0, len(_NAMES), 12)]
 
@@ -68,10 +69,10 @@ def test_networks_are_compiled(name: str, bits: int, tmp_path: Path) -> None:
 def test_idioms_are_compiled(names: list[str], tmp_path: Path) -> None:
     inputs = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     _, differences = _compiled(_SideBySide(names).eval(), inputs, 8, tmp_path / "model.so")
-    wrong = {
-        name: float(each[:, i].max())
-        for each in differences
-        for i, name in enumerate(names)
-        if not each[:, i].max() < _TOLERANCE
-    }
+    wrong = {}
+    for i, name in enumerate(names):
+        rows = torch.cat([each[:, i].amax(1) for each in differences])
+        # sums in another order may put one value on the other side of an edge between two levels, in one row of the six
+        if not (rows.sort().values[-2] < _TOLERANCE and rows.max() < _FLIPPED):
+            wrong[name] = rows.tolist()
     assert not wrong

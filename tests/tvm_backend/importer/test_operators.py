@@ -43,6 +43,7 @@ MODULES = {
     "instance norm": nn.InstanceNorm2d(4, affine=True),
     "instance norm plain": nn.InstanceNorm2d(4),
     "instance norm statistics": nn.InstanceNorm2d(4, affine=True, track_running_stats=True),
+    "batch norm by the batch": nn.BatchNorm2d(4, track_running_stats=False),
     "prelu": nn.PReLU(4),
     "prelu one": nn.PReLU(),
     "upsample": nn.UpsamplingBilinear2d(scale_factor=2),

@@ -1,4 +1,4 @@
-"""Normalizations of instances, with a batch of any size, and of groups without weights."""
+"""Normalizations of instances, with a batch of any size, of groups without weights, and by the statistics of the batch."""
 
 from __future__ import annotations
 
@@ -55,6 +55,23 @@ def _group_norm(
     return result, mean.squeeze(2), rstd.squeeze(2)
 
 
+def _batch_norm(x: Any, weight: Any, bias: Any, training: bool, momentum: float, eps: float) -> Any:
+    """BatchNorm without running statistics: the batch's own, at inference too."""
+    dims = [0, *range(2, x.dim())]
+    shape = [1, x.shape[1], *[1] * (x.dim() - 2)]
+    mean = x.mean(dims, keepdim=True)
+    centred = x - mean
+    rstd = torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
+    result = centred * rstd
+    result = result if weight is None else result * weight.reshape(shape)
+    result = result if bias is None else result + bias.reshape(shape)
+    return result, mean.reshape(-1), rstd.reshape(-1)
+
+
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of normalizations."""
-    return {aten.instance_norm.default: _instance_norm, aten.native_group_norm.default: _group_norm}
+    return {
+        aten.instance_norm.default: _instance_norm,
+        aten.native_group_norm.default: _group_norm,
+        aten._native_batch_norm_legit.no_stats: _batch_norm,
+    }
