@@ -15,10 +15,10 @@ from cat_plugin.errors import LibraryError
 from tvm_backend.threads import be_considerate, bounded
 
 CALL = """
-import sys, threading
+import json, sys, threading
 import numpy as np
 import tvm_backend
-library = tvm_backend.load(sys.argv[1], **eval(sys.argv[2]))
+library = tvm_backend.load(sys.argv[1], **json.loads(sys.argv[2]))
 import tvm
 number = tvm.get_global_func("runtime.NumThreads")
 rows = np.random.default_rng(0).standard_normal((32, 3, 16, 16)).astype("float32")
@@ -49,8 +49,8 @@ def threads_of(library, options="{}", **environment):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor")
 def test_the_number_that_is_asked_for(compiled):
-    assert threads_of(compiled[0].path, "{'threads': 2}") == [2, 2]
-    assert threads_of(compiled[0].path, "{'threads': 1}", TVM_NUM_THREADS="2") == [1, 1]
+    assert threads_of(compiled[0].path, '{"threads": 2}') == [2, 2]
+    assert threads_of(compiled[0].path, '{"threads": 1}', TVM_NUM_THREADS="2") == [1, 1]
     assert threads_of(compiled[0].path, TVM_NUM_THREADS="2") == [2, 2]
 
 
