@@ -114,15 +114,6 @@ def _interpolate(
     return x
 
 
-def _as_tvm_does(x: Any, sizes: Sequence[int], factors: Sequence[float | None], align_corners: bool) -> bool:
-    """Whether a bilinear resize is the one of TVM's: the factor is the ratio of the sizes."""
-    ratios = (
-        _ratio(size, out, factor) == size / out
-        for size, out, factor in zip(x.shape[2:], sizes, factors, strict=True)
-    )
-    return x.dim() == 4 and (align_corners or all(ratios))
-
-
 def _vec(kind: str) -> Callable[..., Any]:
     """The rewrite of ``upsample_*.vec(input, output_size, [align_corners,] scale_factors)``."""
     if kind.startswith("nearest"):
