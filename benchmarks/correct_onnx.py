@@ -10,8 +10,6 @@ each class, 200 calibrate the quantizer and 800 fit the correction; both are eva
 from __future__ import annotations
 
 import argparse
-import csv
-import importlib.util
 import json
 import tempfile
 import time
@@ -23,39 +21,11 @@ import numpy as np
 import torch
 
 from benchmarks.machine import machine, versions
-from benchmarks.models import data_root, mobilenet_v2
+from benchmarks.models import IMAGENET_INPUTS, MODELS, data_root, labelled_images
 
 CALIBRATION = 200
 BATCH = 50
 BITS = {"W8A8": ("QInt8", "QUInt8"), "W4A8": ("QInt4", "QUInt8"), "W4A4": ("QInt4", "QUInt4")}
-
-
-def _efficientnet(root: Path) -> torch.nn.Module:
-    source = root / "efficientnet_lite0" / "efficientnet_lite0.py"
-    spec = importlib.util.spec_from_file_location("efficientnet_lite0", source)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    network: torch.nn.Module = module.efficientnet_lite0().eval()
-    return network
-
-
-# how the network is made, what its input is to pixels, and the logit of class 0
-NETWORKS: dict[str, tuple[Callable[[Path], torch.nn.Module], Callable[[np.ndarray], np.ndarray], int]] = {
-    "mobilenet_v2": (mobilenet_v2, lambda pixels: pixels / 127.5 - 1, 1),
-    "efficientnet_lite0": (_efficientnet, lambda pixels: (pixels - 127) / 128, 0),
-}
-
-
-def images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3, 224, 224), uint8, and class indices of a folder with labels.csv, in the order of the files' names."""
-    from PIL import Image
-
-    with (folder / "labels.csv").open(newline="") as stream:
-        rows = sorted(csv.DictReader(stream), key=lambda row: row["file"])
-    pixels = [np.asarray(Image.open(folder / row["file"]).convert("RGB")).transpose(2, 0, 1) for row in rows]
-    return np.stack(pixels), np.array([int(row["class_index"]) for row in rows])
 
 
 def quantize(
@@ -111,14 +81,15 @@ def measure(network: str, root: Path, bits: list[str]) -> list[dict[str, Any]]:
     from cat_plugin.graph.onnx.files import read_model
     from cat_plugin.graph.onnx.sessions import OnnxClassifier, collect
 
-    make, prepare, first = NETWORKS[network]
-    pixels, _ = images(root / "imagenet_sample" / "images")
-    pixels = pixels[np.random.default_rng(0).permutation(len(pixels))]
-    held_out, labels = images(root / "imagenette" / "evaluation")
+    prepare, first = IMAGENET_INPUTS[network]
+    order = np.random.default_rng(0).permutation(1000)
+    pixels, _ = labelled_images(root / "imagenet_sample" / "images", order=order)
+    held_out, labels = labelled_images(root / "imagenette" / "evaluation")
 
     def batches(source: np.ndarray) -> Iterator[np.ndarray]:
         for start in range(0, len(source), BATCH):
-            yield prepare(source[start : start + BATCH].astype(np.float32)).astype(np.float32)
+            channels_first = source[start : start + BATCH].transpose(0, 3, 1, 2)
+            yield prepare(torch.from_numpy(channels_first.astype(np.float32))).numpy()
 
     def logits_of(path: Path, source: np.ndarray) -> np.ndarray:
         return collect(OnnxClassifier(read_model(path)), batches(source), network)
@@ -126,7 +97,7 @@ def measure(network: str, root: Path, bits: list[str]) -> list[dict[str, Any]]:
     fit = pixels[CALIBRATION:]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        full = export_onnx(make(root), Path(folder) / "fp.onnx", torch.zeros(2, 3, 224, 224))
+        full = export_onnx(MODELS[network](root), Path(folder) / "fp.onnx", torch.zeros(2, 3, 224, 224))
         name = read_model(full).graph.input[0].name
         reference = logits_of(full, fit)
         exact = percent(hits(logits_of(full, held_out), labels, first))
@@ -176,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=IMAGENET_INPUTS, default=list(IMAGENET_INPUTS))
     parser.add_argument("--bits", nargs="+", choices=BITS, default=list(BITS))
     parser.add_argument(
         "--root", default=None, help="the folder of the data; ../shared/data beside the checkout"

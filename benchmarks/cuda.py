@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+MODEL_BATCHES = (1, 16, 128)
 CACHE_BYTES = 1 << 27
 """Buffers are taken in turn until they exceed this: twice the second-level cache of an H200."""
 
@@ -135,7 +136,7 @@ def build(options: argparse.Namespace) -> None:
             facts = {"kind": "integer", "bytes": moved, "operations": 2 * spec.macs * rows, "rows": rows}
             stem = write(name, kernel.prim_func, facts)
             np.savez_compressed(options.out / f"{stem}.npz", *arrays, expected)
-    for bundle in options.bundle:
+    for bundle in [*options.bundle, *_bundles(options)]:
         path = options.out / f"{Path(bundle).name}.so"
         report = tvm_backend.compile(bundle, target=target, out=path)
         entries.append({"name": Path(bundle).name, "file": path.stem, "kind": "model"})
@@ -143,6 +144,19 @@ def build(options: argparse.Namespace) -> None:
     (options.out / "cuda.json").write_text(
         json.dumps({"arch": options.arch, "entries": entries}, indent=1) + "\n"
     )
+
+
+def _bundles(options: argparse.Namespace) -> list[Path]:
+    """Bundles of the benchmark models that were asked for, such as ``resnet18_w8a8``; kept for the next time."""
+    from benchmarks.inference_ours import quantized_bundle
+
+    made = []
+    for name in options.model:
+        model, precision = name.rsplit("_", 1)
+        made.append(options.bundles / name)
+        if not made[-1].exists():
+            quantized_bundle(model, precision, options.data, made[-1])
+    return made
 
 
 # Running ------------------------------------------------------------------------------------------------------------------
@@ -310,23 +324,68 @@ def _print_row(row: dict[str, Any]) -> None:
 def _run_models(
     described: dict[str, Any], options: argparse.Namespace, tvm: Any, device: Any
 ) -> list[dict[str, Any]]:
-    """Whole models at batch 1 and 16, inputs and results on the device."""
+    """Whole models, inputs and results on the device: verified on the rows that travel with them, then timed."""
     import tvm_backend
+    from cat_plugin.errors import LibraryError
+    from tvm_backend.verify import verify
 
-    rows = []
+    rows, torch = [], _torch()
     for entry in described["entries"]:
-        if entry["kind"] != "model":
+        if entry["kind"] != "model" or options.only not in entry["name"]:
             continue
         library = tvm_backend.load(options.libraries / f"{entry['file']}.so")
+        fault = None
+        try:
+            verify(library)
+        except LibraryError as error:
+            fault = str(error)
         (described_input,) = library.manifest["inputs"]
-        for batch in (1, 16):
+        for batch in MODEL_BATCHES:
             shape = [batch if isinstance(extent, str) else extent for extent in described_input["shape"]]
             data = np.random.default_rng(0).standard_normal(shape).astype(described_input["dtype"])
             tensor = tvm.runtime.tensor(data, device)
-            time_ = median(lambda _, run=library, x=tensor: run(x), device.sync, options.repeats)
-            rows.append({"name": f"{entry['name']}, N {batch}", "kind": "model", "microseconds": time_})
-            print(f"{rows[-1]['name']:<44} {time_:>9.1f}")
+            row = {
+                "name": f"{entry['name']}, N {batch}",
+                "kind": "model",
+                "correct": fault is None,
+                "fault": fault,
+            }
+            row["microseconds"] = median(
+                lambda _, run=library, x=tensor: run(x), device.sync, options.repeats
+            )
+            if torch:
+                row |= _torch_model(torch, entry["name"], data, options.repeats)
+            rows.append(row)
+            cells = "".join(
+                f" {row.get(f'torch_{label}_microseconds', float('nan')):>9.1f}"
+                for label in ("eager", "half", "compile")
+            )
+            print(f"{row['name']:<44} {row['microseconds']:>9.1f}{cells}  {fault or 'verified'}", flush=True)
     return rows
+
+
+def _torch_model(torch: Any, name: str, data: np.ndarray, repeats: int) -> dict[str, float]:
+    """The full-precision network in PyTorch: float32, float16, and float16 compiled with CUDA graphs, in microseconds.
+
+    Weights are random: they are of no consequence for the time.
+    """
+    from benchmarks.models import CifarResNet, MobileNetV2, ResNet18
+
+    made = {"resnet20": CifarResNet, "mobilenet_v2": MobileNetV2, "resnet18": ResNet18}.get(
+        name.rsplit("_", 1)[0]
+    )
+    if made is None:
+        return {}
+    model = made().eval().cuda().to(memory_format=torch.channels_last)
+    x = torch.from_numpy(data).cuda().to(memory_format=torch.channels_last)
+    found = {}
+    with torch.inference_mode():
+        found["eager"] = median(lambda _: model(x), torch.cuda.synchronize, repeats)
+        model, x = model.half(), x.half()
+        found["half"] = median(lambda _: model(x), torch.cuda.synchronize, repeats)
+        compiled = torch.compile(model, mode="reduce-overhead")
+        found["compile"] = median(lambda _: compiled(x), torch.cuda.synchronize, repeats)
+    return {f"torch_{label}_microseconds": value for label, value in found.items()}
 
 
 def _machine(torch: Any, tvm: Any) -> dict[str, Any]:
@@ -361,6 +420,16 @@ def main() -> None:
     building.add_argument(
         "--bundle", nargs="*", default=[], help="bundles of whole models to compile as well"
     )
+    building.add_argument(
+        "--model",
+        nargs="*",
+        default=[],
+        help="benchmark models to quantize and compile, such as resnet18_w8a8",
+    )
+    building.add_argument(
+        "--bundles", type=Path, default=Path("bundles"), help="where bundles of --model are kept"
+    )
+    building.add_argument("--data", help="the folder of weights and images, as for benchmarks.inference")
     building.add_argument("--models-only", action="store_true")
     building.set_defaults(function=build)
     running = commands.add_parser("run", help="check and time them")

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.machine import machine, versions
 from benchmarks.peers.common import bits_of, images_of, median_ms, relative_error
 
-__all__ = ["library_path", "main", "measure", "prepare", "prepared"]
+__all__ = ["library_path", "main", "measure", "prepare", "prepared", "quantized_bundle"]
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 IMAGES = 64  # to calibrate on, as the peers do
@@ -54,17 +54,17 @@ def _pointer(cache: Path, model: str, precision: str, isa: str) -> Path:
     return cache / "ours" / f"{model}_{precision}{_suffix(isa)}.prepared.json"
 
 
-def _quantized(model: str, precision: str, data: str | None, bundle: Path) -> dict[str, Any]:
+def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path) -> dict[str, Any]:
     """Quantize, correct and write the bundle; returns what belongs into the row."""
     import torch
 
     import cat_plugin
-    from benchmarks.models import MODELS, cifar10, imagenet_sample
+    from benchmarks.models import MODELS, split_of
     from cat_plugin.cluster_affine import ClusterAffine
     from cat_plugin.ptq import QuantSpec, quantize
 
     torch.manual_seed(0)
-    split = cifar10(data) if model == "resnet20" else imagenet_sample(data)
+    split = split_of(model, data, calibration=IMAGES, evaluation=0)
     batches = split.batches(16, IMAGES)
     reference = MODELS[model](data)
     weights, activations = bits_of(precision)
@@ -93,7 +93,7 @@ def prepare(
     quantized, facts = bundle.with_suffix(".facts.json"), path.with_suffix(".facts.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not (bundle.exists() and quantized.exists()):
-        quantized.write_text(json.dumps(_quantized(model, precision, data, bundle)))
+        quantized.write_text(json.dumps(quantized_bundle(model, precision, data, bundle)))
     report = tvm_backend.compile(bundle, isa, out=path, batch_sizes=batches)
     known = json.loads((facts if facts.exists() else quantized).read_text())
     known |= {"weight_bytes": report.weight_bytes, "float_ops": sorted(set(report.float_ops))}

@@ -1,4 +1,5 @@
-"""The models and the data that every benchmark shares: ResNet-20, MobileNetV2, ResNet-18 and two image sets.
+"""The models and the data that every benchmark shares: ResNet-20, MobileNetV2, ResNet-18,
+EfficientNet-Lite0 and two image sets.
 
 Nothing here imports the project, so that the scripts of the peers can use it from environments of their own;
 it needs torch, numpy, safetensors and, for the ImageNet sample, Pillow. Weights and images are not part of the
@@ -13,6 +14,7 @@ M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVP
 from __future__ import annotations
 
 import csv
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +28,19 @@ from torch.nn import functional as F
 
 __all__ = [
     "DATA_ROOT",
+    "IMAGENET_INPUTS",
     "INPUT_SHAPES",
     "MODELS",
     "Split",
     "cifar10",
     "data_root",
-    "imagenet_sample",
+    "efficientnet_lite0",
+    "imagenet",
+    "labelled_images",
     "mobilenet_v2",
     "resnet18",
     "resnet20",
+    "split_of",
     "top1",
 ]
 
@@ -294,16 +300,46 @@ def resnet18(root: str | Path | None = None, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def efficientnet_lite0(root: str | Path | None = None) -> nn.Module:
+    """Return the trained EfficientNet-Lite0 in evaluation mode; its module lies beside its weights.
+
+    Parameters
+    ----------
+    root
+        The folder of the data, as for `data_root`.
+
+    Returns
+    -------
+    nn.Module
+        Takes float32 (N, 3, 224, 224), (pixels - 127) / 128, gives logits (N, 1000).
+    """
+    source = data_root(root) / "efficientnet_lite0" / "efficientnet_lite0.py"
+    spec = importlib.util.spec_from_file_location("efficientnet_lite0", source)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f"no module {source}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    network: nn.Module = module.efficientnet_lite0()
+    return network.eval()
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "mobilenet_v2": mobilenet_v2,
+    "efficientnet_lite0": efficientnet_lite0,
     "resnet18": resnet18,
 }
 INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
     "resnet20": (3, 32, 32),
     "mobilenet_v2": (3, 224, 224),
     "resnet18": (3, 224, 224),
+    "efficientnet_lite0": (3, 224, 224),
 }
+IMAGENET_INPUTS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
+    "mobilenet_v2": (lambda pixels: pixels / 127.5 - 1, 1),
+    "efficientnet_lite0": (lambda pixels: (pixels - 127) / 128, 0),
+}
+"""What a model makes of pixels in 0..255, and how many logits come before ImageNet's first class."""
 
 
 @dataclass(frozen=True)
@@ -353,32 +389,79 @@ def cifar10(root: str | Path | None = None) -> Split:
     return Split(*read("calibration.npz"), *read("evaluation.npz"))
 
 
-def imagenet_sample(root: str | Path | None = None, seed: int = 0) -> Split:
-    """Read the 500 ImageNet images: 250 to calibrate and 250 to evaluate, drawn by a seeded permutation.
+def imagenet(
+    model: str = "mobilenet_v2",
+    root: str | Path | None = None,
+    calibration: int | None = None,
+    evaluation: int | None = None,
+) -> Split:
+    """Read ImageNet images of 224x224 as a model wants them.
+
+    To calibrate, one image of each of the 1000 classes in a seeded order; to evaluate, the ten classes of Imagenette. A
+    network that was calibrated on the ten classes would be flattered by them.
 
     Parameters
     ----------
+    model
+        A key of `IMAGENET_INPUTS`; any other is given what MobileNetV2 is.
     root
         The folder of the data, as for `data_root`.
-    seed
-        Seed of the permutation.
+    calibration, evaluation
+        How many; None for all (1000 and 2000).
 
     Returns
     -------
     Split
-        Images of 224x224 in -1..1; labels count the background class, so they index 1001 logits.
+        Labels index the model's logits.
+    """
+    prepare, background = IMAGENET_INPUTS.get(model, IMAGENET_INPUTS["mobilenet_v2"])
+    folder = data_root(root)
+    order = np.random.default_rng(0).permutation(1000)
+
+    def read(where: str, count: int | None, order: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        pixels, labels = labelled_images(folder / where, count, order)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+        return prepare(images).contiguous(), torch.from_numpy(labels) + background
+
+    return Split(
+        *read("imagenet_sample/images", calibration, order), *read("imagenette/evaluation", evaluation, None)
+    )
+
+
+def labelled_images(
+    folder: Path, count: int | None = None, order: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read the images that a folder's ``labels.csv`` lists.
+
+    Parameters
+    ----------
+    folder
+        Holds ``labels.csv`` with the columns file and class_index, and the images.
+    count
+        How many; None for all.
+    order
+        Which come first, as a permutation of the rows sorted by file; None leaves them sorted.
+
+    Returns
+    -------
+    pixels : (N, H, W, 3) uint8
+    labels : (N,) int64
     """
     from PIL import Image
 
-    folder = data_root(root) / "imagenet_sample" / "images"
     with (folder / "labels.csv").open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["file"])
-    pixels = np.stack([np.asarray(Image.open(folder / row["file"]).convert("RGB")) for row in rows])
-    images = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
-    labels = torch.tensor([int(row["class_index"]) + 1 for row in rows])
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(rows)))
-    first, second = order[0::2], order[1::2]
-    return Split(images[first], labels[first], images[second], labels[second])
+    if order is not None:
+        rows = [rows[i] for i in order]
+    rows = rows[:count]
+    pixels = [np.asarray(Image.open(folder / row["file"]).convert("RGB")) for row in rows]
+    stacked = np.stack(pixels) if pixels else np.zeros((0, 224, 224, 3), np.uint8)
+    return stacked, np.array([int(row["class_index"]) for row in rows], np.int64)
+
+
+def split_of(model: str, root: str | Path | None = None, **counts: int | None) -> Split:
+    """Return the images that belong to a model: CIFAR-10 to ResNet-20, ImageNet to the others (`imagenet`)."""
+    return cifar10(root) if model == "resnet20" else imagenet(model, root, **counts)
 
 
 @torch.no_grad()

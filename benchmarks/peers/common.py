@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine, versions
-from benchmarks.models import MODELS, Split, cifar10, imagenet_sample
+from benchmarks.models import MODELS, Split
+from benchmarks.models import split_of as whole_split_of
 
 __all__ = [
     "ACCURACY_BITS",
@@ -39,10 +40,15 @@ __all__ = [
     "timed",
 ]
 
-ACCURACY_BITS = {"resnet20": ("w4a4", "w3a3", "w2a4", "w2a2"), "mobilenet_v2": ("w8a8", "w4a8", "w4a4")}
+_IMAGENET_BITS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a4")
+ACCURACY_BITS = {
+    "resnet20": ("w4a4", "w3a3", "w2a4", "w2a2"),
+    "mobilenet_v2": _IMAGENET_BITS,
+    "efficientnet_lite0": _IMAGENET_BITS,
+}
 """The bit-widths of the accuracy table, by model."""
 
-CALIBRATION = {"resnet20": 1024, "mobilenet_v2": 250}
+CALIBRATION = {"resnet20": 1024, "mobilenet_v2": 750, "efficientnet_lite0": 750}
 BATCHES = (1, 16)
 
 
@@ -54,7 +60,7 @@ def bits_of(name: str) -> tuple[int, int]:
 
 def split_of(model: str, root: str | None, samples: int | None = None) -> Split:
     """Return the images that belong to a model, to calibrate as many as the tables use unless `samples` are asked."""
-    split = imagenet_sample(root) if model == "mobilenet_v2" else cifar10(root)
+    split = whole_split_of(model, root)
     count = samples or CALIBRATION[model]
     return Split(
         split.calibration[:count], split.calibration_labels[:count], split.evaluation, split.evaluation_labels
@@ -64,8 +70,7 @@ def split_of(model: str, root: str | None, samples: int | None = None) -> Split:
 def images_of(model: str, root: str | None, batch: int) -> Tensor:
     """Return the first evaluation images in the model's size: what speed is measured on, since an int8 model that is
     given noise would saturate and its error would say nothing."""
-    split = cifar10(root) if model == "resnet20" else imagenet_sample(root)
-    return split.evaluation[:batch].clone()
+    return whole_split_of(model, root, calibration=0, evaluation=batch).evaluation[:batch].clone()
 
 
 def _parser(description: str | None, models: tuple[str, ...]) -> argparse.ArgumentParser:
@@ -81,7 +86,7 @@ def accuracy_parser(description: str | None, methods: tuple[str, ...]) -> argpar
     """Return the options of an accuracy script; `methods` are the peer's own, all run unless told otherwise."""
     parser = _parser(description, tuple(ACCURACY_BITS))
     parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
-    parser.add_argument("--samples", type=int, help="to calibrate on (default: 1024 for ResNet-20, else 250)")
+    parser.add_argument("--samples", type=int, help="to calibrate on (default: 1024 for ResNet-20, else 750)")
     parser.add_argument("--bits", nargs="+", help="such as w4a4 w2a2 (default: those of the table, by model)")
     return parser
 

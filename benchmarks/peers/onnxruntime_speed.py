@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.models import INPUT_SHAPES, MODELS, cifar10, imagenet_sample
+from benchmarks.models import INPUT_SHAPES, MODELS, split_of
 from benchmarks.peers.common import Rows, images_of, median_ms, model_folder, relative_error, speed_parser
 
 PRECISIONS = ("fp32", "int8")
@@ -42,7 +42,7 @@ def quantize(path: Path, name: str, root: str | None) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    images = (cifar10(root) if name == "resnet20" else imagenet_sample(root)).calibration[:IMAGES].numpy()
+    images = split_of(name, root, calibration=IMAGES, evaluation=0).calibration[:IMAGES].numpy()
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import INPUT_SHAPES, MODELS, cifar10, imagenet_sample
+from benchmarks.models import INPUT_SHAPES, MODELS, split_of
 from benchmarks.peers.common import Rows, images_of, median_ms, model_folder, relative_error, speed_parser
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -32,7 +32,7 @@ def quantize(model: Any, name: str, root: str | None) -> Any:
     """Quantize an OpenVINO model to int8 by NNCF's default."""
     import nncf
 
-    images = (cifar10(root) if name == "resnet20" else imagenet_sample(root)).calibration[:IMAGES].numpy()
+    images = split_of(name, root, calibration=IMAGES, evaluation=0).calibration[:IMAGES].numpy()
     dataset = nncf.Dataset([image[None] for image in images])
     return nncf.quantize(model, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=IMAGES)
 
