@@ -35,6 +35,8 @@ class Equivalence:
         (N, ...) inputs, or a call with a row for each sample in its tensors; one row and three rows of them are run.
     error : type of CATError
         What is raised where outputs differ.
+    quantized : bool
+        Whether the model's quantizers act: what computes otherwise once quantized then does so here as well.
 
     Raises
     ------
@@ -43,14 +45,19 @@ class Equivalence:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor | ModelCall, error: type[CATError] = QuantizationError
+        self,
+        model: nn.Module,
+        inputs: Tensor | ModelCall,
+        error: type[CATError] = QuantizationError,
+        *,
+        quantized: bool = False,
     ) -> None:
         call = inputs if isinstance(inputs, ModelCall) else ModelCall((inputs,))
-        self.model, self.error = model, error
+        self.model, self.error, self.quantized = model, error, quantized
         self.calls = [call.first(1), call.select(torch.arange(3) % call.rows)]
         with torch.no_grad(), without_autocast():
-            self.expected = [_outputs(model, rows) for rows in self.calls]
-            again = _outputs(model, self.calls[-1])
+            self.expected = [_outputs(model, rows, quantized) for rows in self.calls]
+            again = _outputs(model, self.calls[-1], quantized)
         if (distance := _farthest(again, self.expected[-1])) > _TOLERANCE:
             raise self.error(
                 f"the model gives different outputs for the same inputs ({distance:.2g} of the largest apart); expected "
@@ -78,7 +85,7 @@ class Equivalence:
         device = next((t.device for t in module.buffers()), None)
         for call, expected in zip(self.calls, self.expected, strict=True):
             with torch.no_grad():
-                found = _outputs(module, call.to(device))
+                found = _outputs(module, call.to(device), self.quantized)
             distance = _farthest(found, expected)
             if distance <= _TOLERANCE:
                 continue
@@ -104,7 +111,7 @@ class Equivalence:
                 hooks.append(child.register_forward_hook(_keep(outputs, name)))
         try:
             with torch.no_grad(), without_autocast():
-                _outputs(self.model, call)
+                _outputs(self.model, call, self.quantized)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -131,15 +138,15 @@ def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
     return hook
 
 
-def _outputs(module: nn.Module, call: ModelCall) -> list[Any]:
-    """Leaves of what a module returns for copies of a call's tensors, as full precision computes it.
+def _outputs(module: nn.Module, call: ModelCall, quantized: bool) -> list[Any]:
+    """Leaves of what a module returns for copies of a call's tensors, as full precision computes it unless quantized.
 
     Graphs of the engine's own take the tensors alone, and some parts of one with quantizers compute otherwise once quantized.
     """
     call = call.copied()
     if "interface" not in getattr(module, "meta", {}):
         return leaves_of(module(*call.args, **call.kwargs))
-    differs = any(hasattr(child, "full_precision") for child in module.modules())
+    differs = not quantized and any(hasattr(child, "full_precision") for child in module.modules())
     return leaves_of((_Recorder(module).run if differs else module)(*call.tensors))
 
 

@@ -94,7 +94,7 @@ class Lower(_Always):
     name = "lower"
 
     def run(self, state: State) -> Iterable[Step]:
-        quantized = Equivalence(state.module, state.inputs.call)
+        quantized = Equivalence(state.module, state.inputs.call, quantized=True)
         state.module = lower(state.module)
         quantized.check(self.name, state.module)
         state.module.to(state.home)

@@ -142,6 +142,12 @@ def test_a_quantized_model_with_equalization_keeps_relu6_and_the_function():
     assert float((y - z).square().mean() / y.square().mean()) < 1e-3
 
 
+def test_values_that_full_precision_clips_and_the_quantized_model_does_not_are_no_fault():
+    model, x = randomise(Uneven()), 4 * small_inputs(16, 3, 6, 6)
+    module, _ = quantize(model, QuantSpec(w_bits=4, a_bits=4, preset="fast", batch_size=8), x)
+    assert [str(n.target) for n in module.graph.nodes].count("aten.relu6.default") == 2
+
+
 def test_dead_channels_do_equalization_no_harm():
     model, x = randomise(Uneven()), small_inputs(16, 3, 6, 6)
     model.a.weight.data[2], model.a.bias.data[2] = 0, -1.0  # nothing comes through ReLU6
