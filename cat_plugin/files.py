@@ -31,6 +31,7 @@ __all__ = [
     "parse_json",
     "read_json",
     "read_limited",
+    "replacing",
     "sha256_of",
     "staged_directory",
     "staged_files",
@@ -101,10 +102,23 @@ def write_text(path: Path, text: str) -> None:
     OSError
         When it cannot be written; what stood there before is then still there.
     """
+    with replacing(path) as stream:
+        stream.write(text.encode())
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes its place when the block ends well, and leaves nothing when it does not.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written; what stood there before is then still there.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
-        with part.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        with part.open("xb") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, path)

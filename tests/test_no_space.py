@@ -51,7 +51,7 @@ def files_in(place: Path) -> list[Path]:
     """What was left, but for the last state of a checkpoint that was whole."""
     found = {path for path in place.rglob("*") if path.is_file()}
     for state in place.rglob("state.json"):
-        found -= {state, state.with_name(json.loads(state.read_text())["tensors"])}
+        found -= {state, *(state.with_name(name) for name in json.loads(state.read_text())["files"])}
     return sorted(found)
 
 

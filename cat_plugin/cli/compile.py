@@ -104,10 +104,10 @@ def _earlier(bundle: Bundle, target: Any, sizes: list[int], out: Path) -> Compil
 def _compiled(bundle: Bundle, target: Any, sizes: list[int], out: Path, cache: bool) -> CompileReport:
     backend = tvm_backend()
     _beside(out, list(_variants(target))[1:])
-    with state.console.status("compiling") as status:
+    with state.working("compiling") as status:
 
         def told(done: int, total: int, what: str) -> None:
-            status.update(f"compiling, step {min(done + 1, total)} of {total}: {what}")
+            status.update(f"step {min(done + 1, total)} of {total}: {what}")
 
         made: CompileReport = backend.compile(
             bundle, target=target, out=out, batch_sizes=sizes, cache=cache, progress=told

@@ -6,10 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from cat_plugin.recipe.display import Display
 
 __all__ = [
     "EXIT_FAILED",
@@ -35,6 +38,7 @@ class State:
     json: bool = False
     quiet: bool = False
     debug: bool = False
+    verbose: bool = False
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
     def report(self, values: dict[str, Any], table: Callable[[], RenderableType] | None = None) -> None:
@@ -43,6 +47,12 @@ class State:
             sys.stdout.write(json.dumps(values, indent=2) + "\n")
         elif not self.quiet:
             Console().print(table() if table else key_value_table(values))
+
+    def working(self, title: str, total: float = 0.0) -> Display:
+        """Show that something is being done, and how far it is; a context manager."""
+        from cat_plugin.recipe.display import Display
+
+        return Display(title, self.console, total)
 
 
 state = State()

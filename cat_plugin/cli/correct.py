@@ -50,7 +50,7 @@ def correct(
 
     samples = samples_of(data, preparation(mean, std, image_size, channel_order))
     estimator = ClusterAffine.paper() if paper else ClusterAffine(random_state=0)
-    with state.console.status("running both models and fitting"):
+    with state.working("running both models and fitting"):
         fitted = correct_onnx(
             quantized, reference, samples.batches(batch_size), out, estimator, output=output
         )

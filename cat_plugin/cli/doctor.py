@@ -7,8 +7,9 @@ import importlib.metadata
 import importlib.util
 import platform
 import shutil
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from cat_plugin.cli.console import state
@@ -26,7 +27,15 @@ _PACKAGES = {
     "torchvision": "--model torchvision:NAME: pip install torchvision",
     "transformers": "--model hf:FOLDER: pip install transformers",
     "tensorboard": "--tensorboard: pip install tensorboard",
+    "tqdm": "Neural Compressor's GPTQ: pip install tqdm",
 }
+_PAIRS = {
+    "0.25": ("0.1.12",),
+    "0.26": ("0.1.13.post2", "0.1.14", "0.1.14.post0", "0.1.14.post1"),
+    "0.27": ("0.1.14.post0", "0.1.14.post1"),
+}
+"""TVM's releases and the releases of apache-tvm-ffi that they work with; pip may choose another."""
+_PINS = "pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'"
 _TORCH = (2, 13)  # the newest release that the tests have run with
 _NEEDED = ("torch", "neural-compressor", "apache-tvm", "apache-tvm-ffi")
 _OK, _OPTIONAL, _MISSING = "ok", "optional", "missing"
@@ -96,30 +105,63 @@ def _processor() -> dict[str, str]:
     return _part("processor", _OK, f"{platform.machine()}: {', '.join(has) or 'no vector integers'}")
 
 
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _compiler() -> list[dict[str, str]]:
+    """Whether TVM's two packages fit each other, and what links."""
+    from cat_plugin.errors import CompileError
+    from tvm_backend import linker
+
+    tvm, ffi = _version("apache-tvm"), _version("apache-tvm-ffi")
+    parts = []
+    if tvm is not None and ffi is not None:
+        fitting = _PAIRS.get(".".join(tvm.split(".")[:2]))
+        if fitting is None:
+            parts.append(_part("TVM", _OPTIONAL, f"{tvm} is not tested ({', '.join(_PAIRS)} are)", _PINS))
+        elif ffi not in fitting:
+            parts.append(_part("TVM", _MISSING, f"{tvm} does not work with apache-tvm-ffi {ffi}", _PINS))
+    try:
+        parts.append(_part("linker", _OK, " ".join(linker.find())))
+    except CompileError as error:
+        parts.append(_part("linker", _MISSING, "no C++ compiler", str(error).partition("; ")[2]))
+    return parts
+
+
+def _imported() -> list[dict[str, str]]:
+    """Whether what is installed can be imported, and for which processors TVM compiles."""
+    return [*_tvm(), *(_import(name) for name in ("torch", "neural_compressor.torch", "neural_compressor"))]
+
+
+def _import(name: str) -> dict[str, str]:
+    try:
+        if importlib.util.find_spec(name) is None:
+            return _part(f"import {name}", _OPTIONAL, "not there", "")
+        importlib.import_module(name)
+    except Exception as error:  # whatever an installation that is broken raises
+        return _part(f"import {name}", _OPTIONAL, f"{type(error).__name__}: {error}", "")
+    return _part(f"import {name}", _OK, "yes")
+
+
 def _tvm() -> list[dict[str, str]]:
-    """Whether TVM can be imported, for which processor it would compile, and what links."""
+    """Whether TVM can be imported, and for which processors it would compile."""
     if importlib.util.find_spec("tvm") is None:
         return []
     try:
         from tvm_backend.runtime import import_tvm
 
         import_tvm()  # without torch, which takes three quarters of the time
-        from tvm_backend import linker
         from tvm_backend.target import PORTABLE, native
     except Exception as error:
-        pins = "pip install 'apache-tvm==0.27.0.post1' 'apache-tvm-ffi==0.1.14.post1'"
-        return [_part("TVM", _MISSING, f"cannot be imported: {error}", pins)]
-    from cat_plugin.errors import CompileError
-
-    parts = [
+        return [_part("TVM", _MISSING, f"cannot be imported: {error}", _PINS)]
+    return [
         _part("target native", _OK, native()["mcpu"]),
         _part("target portable", _OK, ", ".join(PORTABLE)),
     ]
-    try:
-        parts.append(_part("linker", _OK, " ".join(linker.find())))
-    except CompileError as error:
-        parts.append(_part("linker", _MISSING, "no C++ compiler", str(error).partition("; ")[2]))
-    return parts
 
 
 def _gpu() -> dict[str, str]:
@@ -138,14 +180,23 @@ def _gpu() -> dict[str, str]:
     )
 
 
-def doctor() -> None:
-    """Say which parts are installed and usable, and what to install for the rest."""
+def doctor(
+    imports: Annotated[
+        bool,
+        typer.Option(
+            "--imports",
+            help="Import PyTorch, TVM and Neural Compressor as well, for an installation that looks right and does not work.",
+        ),
+    ] = False,
+) -> None:
+    """Say which parts are installed and fit together, and what to install for the rest."""
     parts = [
         _part("python", _OK, platform.python_version()),
         *_packages(),
         _host(),
         _processor(),
-        *_tvm(),
+        *_compiler(),
+        *(_imported() if imports else ()),
         _gpu(),
     ]
     values: dict[str, Any] = {"ok": all(part["state"] != _MISSING for part in parts), "parts": parts}

@@ -70,13 +70,16 @@ def evaluate(
     samples = labelled(data, how, same=recorded is not None and not force)
     values: dict[str, Any] = {}
     if opened is not None:
-        corrected, plain = both_logits(opened.program(), batches_of(samples.inputs, batch_size))
+        with state.working("evaluating the bundle", len(samples)) as at:
+            batches = at.over(batches_of(samples.inputs, batch_size), len)
+            corrected, plain = both_logits(opened.program(), batches)
         values[key] = scale * score(corrected, samples.labels)
         if plain is not None:
             values[f"{key}_without_correction"] = scale * score(plain, samples.labels)
     if model is not None:
         network = load_model(model, weights, num_classes)
-        logits = logits_of(network, samples.inputs, batch_size)
+        with state.working("evaluating the full-precision model"):
+            logits = logits_of(network, samples.inputs, batch_size)
         values[f"{key}_full_precision"] = scale * score(logits, samples.labels)
     values["samples"] = len(samples)
     state.report(values)

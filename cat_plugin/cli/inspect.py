@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cat_plugin.cli.console import key_value_table, state
+from cat_plugin.cli.states import is_state, read_states, states_table
 
 __all__ = ["inspect"]
 
@@ -18,10 +19,13 @@ _NAMED = 6
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A bundle, or a compiled library (.so).")],
+    path: Annotated[Path, typer.Argument(help="A bundle, a compiled library (.so), or OUT.state.")],
 ) -> None:
-    """Show what a bundle holds (layers, bits, correction, versions), or a library (kernels, targets)."""
-    if path.suffix == ".so" and not path.is_dir():
+    """Show what a bundle holds (layers, bits, correction, versions), a library (kernels, targets), or an interrupted run."""
+    if is_state(path):
+        found = read_states(path)
+        state.report({"state": str(path), "quantizations": found}, lambda: states_table(found))
+    elif path.suffix == ".so" and not path.is_dir():
         _inspect_library(path)
     else:
         _inspect_bundle(path)

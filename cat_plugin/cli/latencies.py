@@ -69,7 +69,7 @@ def measured_latencies(
         )
     rows = []
     for title, job in jobs:
-        with state.console.status(f"measuring: {title}"):
+        with state.working(f"measuring: {title}"):
             job |= {"batches": list(batches), "seconds": seconds}
             rows += [{"runtime": title, **row} for row in measure(job, threads)]
     return rows

@@ -46,7 +46,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
 """Every command: its words, and the function whose signature is its options; in the order of ``--help``."""
 
 _GROUPS = {"recipe": "Write and check recipes."}
-_GLOBAL = ("--json", "--quiet", "-q", "--debug")
+_GLOBAL = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
 
 app = typer.Typer(
     name="cat-ptq",
@@ -69,6 +69,9 @@ def _show_version(value: bool) -> None:
 def _options(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show each message of a kind, not one line for all.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug messages.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
@@ -76,9 +79,9 @@ def _options(
 ) -> None:
     from rich.logging import RichHandler
 
-    state.json, state.quiet, state.debug = as_json, quiet, debug
+    state.json, state.quiet, state.verbose, state.debug = as_json, quiet, verbose, debug
     state.console = Console(stderr=True, quiet=quiet)
-    level = logging.DEBUG if debug else logging.ERROR if quiet else logging.INFO
+    level = logging.DEBUG if debug or verbose else logging.ERROR if quiet else logging.INFO
     for name in ("cat_plugin", "tvm_backend"):
         logger = logging.getLogger(name)
         logger.setLevel(level)
@@ -115,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trial of a tuning run met the criterion,
         130 when it was interrupted.
     """
-    state.json = state.quiet = state.debug = False
+    state.json = state.quiet = state.verbose = state.debug = False
     given = list(sys.argv[1:] if arguments is None else arguments)
     # The global options are understood on either side of the command's name, up to a "--".
     end = given.index("--") if "--" in given else len(given)

@@ -35,6 +35,7 @@ _NOTE = b"logits written by cat-ptq"
 _GENERATOR = b'<meta name="generator" content="cat-ptq report">'
 _STATE_NAME = re.compile(r"[0-9a-f]{16}")
 _STATE_FILES = ("state_*.safetensors", f".*{PART}")
+_LOGITS_NAME = re.compile(rf"\.?logits_[0-9a-f]{{16}}\.npy(\.[0-9a-f]+{re.escape(PART)})?")
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,10 @@ def may_write(path: Path, kind: Kind, option: str = "--out") -> None:
 
 
 def _is_of_a_state(entry: Path, kept: Path) -> bool:
-    """Whether an entry below a state's directory is what :class:`cat_plugin.ptq.checkpoint.Checkpoint` keeps there."""
+    """Whether an entry below a state's directory is what checkpoints and :mod:`cat_plugin.report.scoring` keep there."""
     inside = entry.relative_to(kept).parts
+    if len(inside) == 1 and _LOGITS_NAME.fullmatch(entry.name):
+        return entry.is_file() and not entry.is_symlink()
     if not _STATE_NAME.fullmatch(inside[0]) or len(inside) > 2 or entry.is_symlink():
         return False
     if len(inside) == 1 or not entry.is_file():

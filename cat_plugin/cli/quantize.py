@@ -31,8 +31,8 @@ from cat_plugin.cli.options import (
     sources_exist,
 )
 from cat_plugin.cli.places import BUNDLE, DIRECTORY, held_state, may_write
+from cat_plugin.cli.states import in_words, read_states
 from cat_plugin.errors import CATValueError, RecipeError
-from cat_plugin.report.content import short_name, weight_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,7 +90,7 @@ def quantize(
 ) -> None:
     """Quantize a model as a recipe says and write the best result as a bundle.
 
-    The state of a long run is kept in OUT.state until the bundle is written. With --tune the exit code is 3 when no
+    The state of the run is kept in OUT.state until the bundle is written; 'cat-ptq inspect OUT.state' lists it. With --tune the exit code is 3 when no
     trial met the criterion of the recipe; the best bundle is written all the same.
     """
     sources_exist(recipe=recipe, data=(data, tune), weights=weights)
@@ -106,6 +106,7 @@ def quantize(
     from cat_plugin.graph.inspect import quantized_layers
     from cat_plugin.graph.preparation import Preparation
     from cat_plugin.recipe.options import has_choices
+    from cat_plugin.report.content import weight_bytes
     from cat_plugin.report.metrics import load_metric
     from cat_plugin.report.recording import measured, recorded
     from cat_plugin.report.scoring import Scorer, logits_of
@@ -124,13 +125,15 @@ def quantize(
     scorer = None if tune is None else Scorer(labelled(tune, how, same=True), batch_size, load_metric(metric))
     batches = list(torch.split(torch.from_numpy(samples.inputs), batch_size))
     with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
+        if scorer is not None:
+            scorer.kept = kept
         corrected = _run(loaded, network, batches, scorer, kept, scalars)
-        with state.console.status("exporting"):
+        with state.working("exporting"):
             program = export_program(corrected, batches[0][:2])
         layers = [_layer(layer.to_dict()) for layer in quantized_layers(program)]
         record = recorded(loaded, model, network, corrected, scorer)
         if measure:
-            with state.console.status("measuring the layers") as status:
+            with state.working("measuring the layers") as status:
                 record |= measured(network, corrected, layers, samples.inputs, batch_size, status.update)
         bundle = export_bundle(
             program,
@@ -169,6 +172,8 @@ def _names(given: list[str] | None, samples: Samples, logits: FloatArray) -> lis
 
 def _layer(layer: dict[str, Any]) -> dict[str, Any]:
     """A layer under the name that it has in the user's model: the corrected one holds that as ``model``."""
+    from cat_plugin.report.content import short_name
+
     return {**layer, "name": short_name(layer["name"])}
 
 
@@ -177,6 +182,12 @@ def _state_beside(out: Path, resume: bool) -> Iterator[Path]:
     """Where the engine keeps its state: gone when the block ends well, kept when there is something to go on from."""
     kept = out.with_name(f"{out.name}.state")
     with held_state(kept, resume, _say_dropped):
+        if resume:
+            found = read_states(kept)
+            if found:
+                _log.info("going on from %s, %s", kept, in_words(found))
+            else:
+                _log.info("there is nothing to go on from in %s: a run begins", kept)
         try:
             yield kept
         except KeyboardInterrupt:
@@ -209,10 +220,24 @@ def _run(
 
     listener: Callable[..., None] | None = None if scalars is None else scalars.unit
     with watching(Watch(console=state.console)):
-        corrected = recipe.run(network, calibration=batches, eval_fn=scorer, progress=listener, resume=kept)
+        corrected = recipe.run(
+            network, calibration=batches, eval_fn=_shown(scorer), progress=listener, resume=kept
+        )
     if scalars is not None:
         scalars.trials(recipe.baseline, recipe.trials)
     return corrected
+
+
+def _shown(scorer: Scorer | None) -> Callable[[nn.Module], float] | None:
+    """The scorer, at work visibly."""
+    if scorer is None:
+        return None
+
+    def score(model: nn.Module) -> float:
+        with state.working("scoring"):
+            return scorer(model)
+
+    return score
 
 
 def _described(corrected: nn.Module) -> str:

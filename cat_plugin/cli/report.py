@@ -105,7 +105,7 @@ def report(
         recorded = preparation_of(opened.manifest)
         prepared = preparation(mean, std, image_size, channel_order, recorded=recorded, force=force)
         samples = labelled(data, prepared, same=recorded is not None and not force)
-        with state.console.status("measuring the accuracy"):
+        with state.working("measuring the accuracy"):
             _measure(content, opened, compare or [], samples, batch_size, (model, weights, num_classes))
         content.source = samples.source
         _add_pictures(content, samples, prepared)

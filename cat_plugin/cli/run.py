@@ -69,7 +69,8 @@ def run(
             f"{library} does not say how images are prepared for it: they are scaled to [0, 1] and no more; give --mean and "
             "--std if the model was trained with them"
         )
-    logits = np.concatenate([call(batch) for batch in samples.batches(batch_size)])
+    with state.working(f"running {library.name}", len(samples)) as shown_as:
+        logits = np.concatenate([call(batch) for batch in shown_as.over(samples.batches(batch_size), len)])
     if logits.ndim != 2:
         raise CATValueError(
             f"{library} returns an array of shape {logits.shape}; 'run' is for classifiers, (N, C)"

@@ -69,12 +69,12 @@ def sensitivity(
     ends = None if all_layers else 8
     spec = QuantSpec(w_bits=w_bits, a_bits=a_bits, first_bits=ends, last_bits=ends)
     network = load_model(model, weights, num_classes)
-    with state.console.status("measuring") as status:
+    with state.working("measuring") as status:
         found = measure(
             network,
             spec,
             torch.from_numpy(samples.inputs),
-            progress=lambda name: status.update(f"measuring {escape(name)}"),
+            progress=status.update,
         )
     state.report({"sensitivity": [each.to_dict() for each in found]}, lambda: _table(found))
 

@@ -1,6 +1,7 @@
-"""Interrupted runs: what has been chosen so far, on disk after every unit, and read back.
+"""Interrupted runs: what each step has made, on disk as soon as it is done, and read back.
 
-Tensors are in safetensors, the rest in JSON; a fingerprint of model, specification and calibration inputs guards
+Every step adds one file of tensors, with what it made and nothing else; a file all of whose tensors stand in a later one is
+removed.  Tensors are in safetensors, the rest in JSON; a fingerprint of model, specification and calibration inputs guards
 against going on with another run's numbers.
 """
 
@@ -8,22 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
-from torch import Tensor, fx
+from torch import Tensor
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.files import PART, checked, locked, read_json, sha256_of, sync, write_errors, write_text
-from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
 __all__ = ["Checkpoint"]
 
 _LIMIT = 2**25
+_REMEDY = "delete the directory to start anew."
 
 
 class Checkpoint:
@@ -35,20 +35,27 @@ class Checkpoint:
         Made if missing.
     key : str
         The run's fingerprint.
+    about : mapping or None
+        What the run is, for people who look at the directory; JSON.
 
     Attributes
     ----------
     finished : list of str
-        Stages that are done, in order.
+        Steps that are done, in order.
     records : dict
         What the report will say of them.
+    tensors : dict of str to Tensor
+        What an earlier run has left, of all its steps; a later step's value of a name counts.
     """
 
-    def __init__(self, directory: Path, key: str) -> None:
+    def __init__(self, directory: Path, key: str, about: Mapping[str, Any] | None = None) -> None:
         self.directory, self.key = directory, key
+        self.about = dict(about or {})
         self.finished: list[str] = []
-        self.records: dict[str, Any] = {"layers": [], "units": []}
-        self._tensors: dict[str, Tensor] = {}
+        self.records: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self._files: dict[str, dict[str, Any]] = {}  # name -> size and sha256
+        self._names: dict[str, set[str]] = {}  # name of a file -> names of its tensors
         self._held = contextlib.ExitStack()
         with write_errors(QuantizationError, f"a checkpoint to {directory}"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -59,8 +66,9 @@ class Checkpoint:
                     f"another run is at work in {directory}; wait for it, or give another directory."
                 ) from None
         try:
-            kept = self._read() if self._json.exists() else None
-            self._sweep(kept)
+            if self._json.exists():
+                self._read()
+            self._sweep()
         except BaseException:
             self.close()
             raise
@@ -73,82 +81,84 @@ class Checkpoint:
     def _json(self) -> Path:
         return self.directory / "state.json"
 
-    def _read(self) -> str:
-        """Take over what is there; the name of the file of tensors."""
-        remedy = "delete the directory to start anew."
-        state = read_json(self._json, _LIMIT, QuantizationError, remedy)
+    def _read(self) -> None:
+        """Take over what is there."""
+        state = read_json(self._json, _LIMIT, QuantizationError, _REMEDY)
         try:
-            key, name = state["fingerprint"], str(state["tensors"])
-            entry = {"size": state["file"]["size"], "sha256": state["file"]["sha256"]}
-            self.finished, self.records = list(state["finished"]), dict(state["records"])
-        except (KeyError, TypeError, ValueError) as error:
+            key = state["fingerprint"]
+            files = {
+                Path(name).name: {"size": entry["size"], "sha256": entry["sha256"]}
+                for name, entry in state["files"].items()
+            }
+            finished, records = list(state["finished"]), dict(state["records"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise QuantizationError(
-                f"the checkpoint in {self.directory} cannot be read ({error!r}); {remedy}"
+                f"the checkpoint in {self.directory} cannot be read ({error!r}); {_REMEDY}"
             ) from error
         if key != self.key:
             raise QuantizationError(
                 f"the checkpoint in {self.directory} belongs to another model, specification or calibration set; "
                 "delete it, or give another directory."
             )
-        with checked(self.directory / Path(name).name, entry, QuantizationError, remedy) as stream:
-            self._tensors = load(stream.read())
-        return name
+        for name, entry in files.items():
+            with checked(self.directory / name, entry, QuantizationError, _REMEDY) as stream:
+                found = load(stream.read())
+            self._names[name] = set(found)
+            self.tensors |= found
+        self._files, self.finished, self.records = files, finished, records
 
     def _refers_to(self, name: str) -> bool:
-        """Whether the state on disk is the one with the tensors in `name`."""
-        return self._json.exists() and bool(json.loads(self._json.read_text("utf-8"))["tensors"] == name)
+        """Whether the state on disk has the tensors in `name`."""
+        return self._json.exists() and name in json.loads(self._json.read_text("utf-8"))["files"]
 
-    def _sweep(self, kept: str | None) -> None:
+    def _sweep(self) -> None:
         """Remove what a run that was killed left half-written, or had just replaced."""
         for pattern in ("state_*.safetensors", f".*{PART}"):
             for path in self.directory.glob(pattern):
-                if path.name != kept:
+                if path.name not in self._files:
                     path.unlink(missing_ok=True)
 
-    def restore(self, module: fx.GraphModule) -> None:
-        """Put what was saved into the graph's layers and quantizers."""
-        for name, child in module.named_modules():
-            if isinstance(child, QuantOp) and f"{name}.q_weight" in self._tensors:
-                for part in ("weight", "q_weight", "scale", "zero_point"):
-                    setattr(child, part, self._tensors[f"{name}.{part}"].to(child.weight.device))
-                bias = self._tensors.get(f"{name}.bias")
-                child.bias = None if bias is None else bias.to(child.weight.device)
-                child.w_bits = int(self._tensors[f"{name}.w_bits"])
-            elif isinstance(child, ActQuantizer) and f"{name}.grid" in self._tensors:
-                zero_point, signed = self._tensors[f"{name}.grid"].tolist()
-                child.set_range(float(self._tensors[f"{name}.scale"]), zero_point, bool(signed))
+    def save(self, step: str, tensors: Mapping[str, Tensor], records: Mapping[str, Any]) -> None:
+        """Write what a step has made; a crash meanwhile leaves the state before it.
 
-    def save(self, module: fx.GraphModule, stage: str) -> None:
-        """Write the state after ``stage``; a crash in between leaves the state before it."""
-        tensors: dict[str, Tensor] = {}
-        for name, child in module.named_modules():
-            if isinstance(child, QuantOp) and child.q_weight is not None:
-                for part in ("weight", "q_weight", "scale", "zero_point", "bias"):
-                    value = getattr(child, part)
-                    if value is not None:
-                        tensors[f"{name}.{part}"] = value.detach().cpu().clone().contiguous()
-                tensors[f"{name}.w_bits"] = torch.tensor(child.w_bits)
-            elif isinstance(child, ActQuantizer) and child.ready:
-                tensors[f"{name}.grid"] = torch.tensor([child.zero_point, int(child.signed)])
-                tensors[f"{name}.scale"] = child.scale.detach().cpu().clone()
-        self.finished.append(stage)
+        Parameters
+        ----------
+        step : str
+            Its key.
+        tensors : mapping of str to Tensor
+            What it made, contiguous on the CPU.
+        records : mapping
+            Of all steps so far; JSON.
+        """
+        self.finished.append(step)
+        self.records = dict(records)
         name = f"state_{len(self.finished)}.safetensors"
-        path = self.directory / name
         with write_errors(QuantizationError, f"a checkpoint to {self.directory}", SafetensorError):
             try:
-                save_file(tensors, path)
-                sync(path)
-                state = {
-                    "fingerprint": self.key,
-                    "finished": self.finished,
-                    "tensors": name,
-                    "file": {"size": path.stat().st_size, "sha256": sha256_of(path)},
-                    "records": self.records,
-                }
-                write_text(self._json, json.dumps(state))
+                if tensors:
+                    save_file(dict(tensors), self.directory / name)
+                    sync(self.directory / name)
+                self._write(name, set(tensors))
             except BaseException:
                 # Interrupted right after the state was put in place, its tensors are needed.
                 if not self._refers_to(name):
-                    path.unlink(missing_ok=True)
+                    (self.directory / name).unlink(missing_ok=True)
                 raise
-            (self.directory / f"state_{len(self.finished) - 1}.safetensors").unlink(missing_ok=True)
+            self._sweep()
+
+    def _write(self, name: str, names: set[str]) -> None:
+        """Refer to a new file of tensors, if there are any, in the place of those that it makes superfluous."""
+        files = {n: entry for n, entry in self._files.items() if not self._names[n] <= names}
+        if names:
+            path = self.directory / name
+            files[name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+        state = {
+            "fingerprint": self.key,
+            "about": self.about,
+            "finished": self.finished,
+            "files": files,
+            "records": self.records,
+        }
+        write_text(self._json, json.dumps(state))
+        self._files = files
+        self._names[name] = names

@@ -99,7 +99,9 @@ def quantize(
         checkpoint = None
         if resume is not None:
             checkpoint = Checkpoint(
-                Path(resume), fingerprint(model, spec.to_dict(), *inputs.tensors, torch.__version__)
+                Path(resume),
+                fingerprint(model, spec.to_dict(), *inputs.tensors, torch.__version__),
+                {"spec": spec.to_dict(), "inputs": len(inputs)},
             )
             stack.callback(checkpoint.close)
         state = State(
@@ -115,7 +117,9 @@ def quantize(
         run_stages(state, checkpoint)
     report = state.report(time.perf_counter() - started)
     for note in report.notes:
-        _log.warning("%s", note)
+        _log.debug("%s", note)
+    for line in report.summary():
+        _log.warning("%s", line)
     return state.module, report
 
 

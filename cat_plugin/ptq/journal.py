@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 from cat_plugin.ptq.checkpoint import Checkpoint
+from cat_plugin.ptq.fitted import fitted_layers, put_back, tensors_of
 from cat_plugin.ptq.report import LayerReport, UnitReport
 from cat_plugin.ptq.stages.stage import Step
 from cat_plugin.ptq.state import State
 
-__all__ = ["Journal"]
+__all__ = ["COMPLETE", "Journal"]
+
+_log = logging.getLogger("cat_plugin")
+
+#: Key in the checkpoint of a run whose steps are all done.
+COMPLETE = "complete"
 
 
 class Journal:
-    """Keeps the account of one run.
+    """Keeps the account of one run, which may begin with that of an interrupted one.
 
     Parameters
     ----------
@@ -25,22 +32,50 @@ class Journal:
 
     def __init__(self, state: State, checkpoint: Checkpoint | None) -> None:
         self.state, self.checkpoint = state, checkpoint
-
-    def restore(self) -> None:
-        """Take over what an interrupted run has left in the checkpoint; the graph has its quantizers."""
-        state, checkpoint = self.state, self.checkpoint
-        if checkpoint is None or not checkpoint.finished or state.finished:
+        self._stored: set[str] = set()  # layers whose integers are in the checkpoint
+        self._pending = False
+        if checkpoint is None or not checkpoint.finished:
             return
-        checkpoint.restore(state.module)
         records = checkpoint.records
         state.finished = list(checkpoint.finished)
+        state.kept = checkpoint.tensors
         state.layers = [
             LayerReport(**{**record, "weight_shape": tuple(record["weight_shape"])})
             for record in records["layers"]
         ]
         state.units = [UnitReport(**record) for record in records["units"]]
-        state.notes = list(records["notes"])
         state.packs = [(start, end) for start, end in records["packs"]]
+        self._note(*records["notes"])
+        self._pending = True
+        _log.info("%s", self._found())
+
+    def _found(self) -> str:
+        """What there is to go on from."""
+        assert self.checkpoint is not None
+        done = self.state.finished
+        if self.complete:
+            return f"{self.checkpoint.directory} holds this quantization complete: it is taken from there"
+        return (
+            f"going on from {self.checkpoint.directory}: {len(done)} step{'s' if len(done) > 1 else ''} done, the last is "
+            f"{done[-1]!r}"
+        )
+
+    @property
+    def complete(self) -> bool:
+        """Whether an earlier run has done every step that a checkpoint holds."""
+        return COMPLETE in self.state.finished
+
+    def restore(self) -> None:
+        """Put what an interrupted run has chosen into the graph, as soon as that has quantizers."""
+        if self._pending and self.state.layer_count:
+            put_back(self.state.module, self.state.kept)
+            self._stored = set(fitted_layers(self.state.module))
+            self.state.kept = {}
+            self._pending = False
+
+    def _note(self, *notes: str) -> None:
+        """Enter notes; a stage that is done again by a resumed run says the same again."""
+        self.state.notes += [note for note in notes if note not in self.state.notes]
 
     def record(self, step: Step) -> None:
         """Enter a finished step everywhere."""
@@ -48,21 +83,40 @@ class Journal:
         if step.resumed:
             state.reporter.skip(step.work)
             return
-        state.notes += step.notes
+        self._note(*step.notes)
         if outcome is not None:
             note = outcome.note
             state.units.append(
                 UnitReport(step.name, step.kind, outcome.before, outcome.after, outcome.steps, note)
             )
             if note:
-                state.notes.append(f"{step.kind} {step.name}: {note}")
+                self._note(f"{step.kind} {step.name}: {note}")
         before, after = (None, None) if outcome is None else (outcome.before, outcome.after)
         state.reporter.finish(step.name, before, after, step.work)
-        if step.saved and self.checkpoint is not None:
-            self.checkpoint.records = {
-                "layers": [dataclasses.asdict(layer) for layer in state.layers],
-                "units": [dataclasses.asdict(unit) for unit in state.units],
-                "notes": state.notes,
-                "packs": state.packs,
-            }
-            self.checkpoint.save(state.module, step.key)
+        if step.saved:
+            self._save(step)
+
+    def _save(self, step: Step) -> None:
+        if self.checkpoint is None:
+            return
+        state = self.state
+        tensors = {step.kept_name(i): t.detach().cpu().clone() for i, t in enumerate(step.kept)}
+        if state.layer_count:
+            fitted = fitted_layers(state.module)
+            changed = None if step.layers is None else {id(layer) for layer in step.layers}
+            written = {n for n, layer in fitted.items() if changed is None or id(layer) in changed}
+            tensors |= tensors_of(state.module, written | fitted.keys() - self._stored)
+            self._stored = set(fitted)
+        records = {
+            "layers": [dataclasses.asdict(layer) for layer in state.layers],
+            "units": [dataclasses.asdict(unit) for unit in state.units],
+            "notes": state.notes,
+            "packs": state.packs,
+            "share": state.reporter.share,
+        }
+        self.checkpoint.save(step.key, tensors, records)
+
+    def finish(self) -> None:
+        """Every step that a checkpoint holds is done."""
+        if not self.complete:
+            self._save(Step(COMPLETE, COMPLETE, layers=()))

@@ -46,14 +46,16 @@ def run_stages(state: State, checkpoint: Checkpoint | None = None, stages: Seque
     """
     journal = Journal(state, checkpoint)
     chosen = [stage for stage in stages if stage.applies(state.spec)]
-    for stage in chosen:
-        state.reporter.total = sum(each.work(state) for each in chosen)
-        if stage.checkpointed:
-            journal.restore()
-        if stage.name in state.finished:
+    for index, stage in enumerate(chosen):
+        state.reporter.total = state.reporter.done + sum(each.work(state) for each in chosen[index:])
+        journal.restore()
+        if stage.checkpointed and (journal.complete or stage.name in state.finished):
             state.reporter.skip(stage.work(state))
             continue
+        state.reporter.enter(stage.name)
         for step in stage.run(state):
             journal.record(step)
         if stage.exact(state):
             state.equivalence.check(stage.name, state.module, locate=stage.keeps_values)
+        if stage.checkpointed and not any(later.checkpointed for later in chosen[index + 1 :]):
+            journal.finish()

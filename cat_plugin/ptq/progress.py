@@ -16,7 +16,7 @@ class Progress:
     Attributes
     ----------
     stage : str
-        Name of the unit, ``model`` or ``refinement``.
+        Name of the unit, or of the stage.
     fraction : float
         Share of all the work that is done, 0..1.
     loss_before, loss_after : float or None
@@ -57,6 +57,16 @@ class Reporter:
         self.started = time.monotonic()
         self.spoken = self.started
 
+    @property
+    def share(self) -> float:
+        """Share of all the work that is done, 0..1."""
+        return min((self.done + self._within) / self.total, 1.0) if self.total else 0.0
+
+    def enter(self, stage: str) -> None:
+        """A stage begins, which may be silent for a while."""
+        if self.callback is not None:
+            self._report(stage, None, None)
+
     def skip(self, work: float) -> None:
         """Work that an earlier run has done: it counts as done and says nothing about the pace."""
         self.done += work
@@ -85,7 +95,7 @@ class Reporter:
         self.callback(
             Progress(
                 stage,
-                min(done / max(self.total, 1e-9), 1.0),
+                self.share,
                 before,
                 after,
                 None if left is None else max(left, 0.0),

@@ -10,6 +10,13 @@ from typing import Any
 __all__ = ["LayerReport", "QuantReport", "UnitReport"]
 
 
+_NAMED = 3  # units in one line of the summary
+
+
+def _first(note: str, more: int) -> str:
+    return f"{note} (and {more} more of the kind)" if more else note
+
+
 @dataclass
 class LayerReport:
     """One quantized layer.
@@ -98,6 +105,23 @@ class QuantReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain, JSON-able values."""
         return dataclasses.asdict(self)
+
+    def summary(self) -> list[str]:
+        """The notes in few lines: what is said of several units, or begins alike, is one line with their number."""
+        units: dict[str, list[str]] = {}
+        for unit in self.units:
+            if unit.note:
+                units.setdefault(unit.note, []).append(unit.name)
+        own = {f"{unit.kind} {unit.name}: {unit.note}" for unit in self.units}
+        alike: dict[str, list[str]] = {}
+        for note in self.notes:
+            if note not in own:
+                alike.setdefault(note.partition(": ")[0], []).append(note)
+        lines = [_first(notes[0], len(notes) - 1) for notes in alike.values()]
+        for note, names in units.items():
+            some = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+            lines.append(f"{note}, in {len(names)} of {len(self.units)} trained units ({some})")
+        return lines
 
     @property
     def weight_bits_total(self) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.ptq.cache import TensorStore
@@ -64,6 +65,8 @@ class State:
         What else the user should know.
     finished : list of str
         Keys of the steps that the checkpoint holds.
+    kept : dict of str to Tensor
+        What an interrupted run has left of them, until it is put back.
     """
 
     model: nn.Module
@@ -84,6 +87,7 @@ class State:
     units: list[UnitReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -105,6 +109,14 @@ class State:
         """Whether training on the logits varies its inputs."""
         images = len(self.inputs.tensors) == 1 and looks_like_images(self.inputs.tensors[0])
         return images if self.spec.augment is None else self.spec.augment
+
+    def kept_of(self, key: str) -> list[Tensor] | None:
+        """What a finished step has kept for a resumed run, in order; None if an earlier run has not done it."""
+        if key not in self.finished:
+            return None
+        numbers = itertools.count()
+        names = itertools.takewhile(self.kept.__contains__, (f"{key}/{number}" for number in numbers))
+        return [self.kept[name] for name in names]
 
     def whole(self) -> Unit:
         """The graph as one unit, with what counts of its results."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cat_plugin.recipe.display import Display
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,20 +58,14 @@ def watching(watch: Watch) -> Iterator[None]:
 
 
 def _detail(news: Progress) -> str:
-    """The line below the title: the unit, and its loss once that is known."""
-    from rich.markup import escape
-
-    stage = escape(news.stage)
+    """The unit, and its loss once that is known."""
     if news.loss_before is None or news.loss_after is None:
-        return stage
-    return f"{stage}  loss {news.loss_before:.3g} \N{RIGHTWARDS ARROW} {news.loss_after:.3g}"
+        return news.stage
+    return f"{news.stage}  loss {news.loss_before:.3g} \N{RIGHTWARDS ARROW} {news.loss_after:.3g}"
 
 
 class TrialProgress:
-    """A bar that advances by calibration batches and stages of one trial.
-
-    It is drawn on a terminal only. The environment variable ``CAT_PROGRESS=0`` hides it, and
-    ``CAT_PROGRESS=1`` has its last state printed where there is no terminal.
+    """How far one trial is, by calibration batches and stages; shown as :class:`~cat_plugin.recipe.display.Display` does.
 
     Parameters
     ----------
@@ -82,67 +76,35 @@ class TrialProgress:
     """
 
     def __init__(self, title: str, total: int) -> None:
+        from rich.console import Console
+
         self._title = title
-        self._total = total
-        self._bar: Any = None
-        self._task: Any = None
+        self._display = Display(title, current_watch().console or Console(stderr=True), total)
 
     def __enter__(self) -> TrialProgress:
-        from rich.console import Console
-        from rich.errors import LiveError
-        from rich.markup import escape
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-        console = current_watch().console or Console(stderr=True)
-        wanted = os.environ.get("CAT_PROGRESS", "")
-        if wanted == "0" or not (console.is_terminal or wanted == "1"):
-            return self
-        columns = (
-            TextColumn("{task.description}\n  [dim]{task.fields[detail]}[/dim]"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[left]}[/dim]"),
-        )
-        bar = Progress(*columns, console=console)
-        try:
-            bar.start()
-        except LiveError:
-            # Somebody draws a display already, and older releases of rich can show only one.
-            return self
-        self._bar = bar
-        self._task = bar.add_task(escape(self._title), total=self._total, detail="", left="")
+        self._display.__enter__()
         return self
 
     def stage(self, name: str) -> None:
         """Say what is being done."""
-        if self._bar is not None:
-            self._bar.update(self._task, detail=name, left="")
+        self._display.update(name)
 
     def show(self, news: Progress, share: float) -> None:
         """Show how far the engine is and pass it to who listens; all its work is `share` steps of the bar."""
         watch = current_watch()
         if watch.listener is not None:
             watch.listener(self._title, news)
-        if self._bar is not None:
-            left = "" if news.seconds_left is None else f"{timedelta(seconds=round(news.seconds_left))} left"
-            self._bar.update(self._task, completed=news.fraction * share, detail=_detail(news), left=left)
+        self._display.update(_detail(news), news.fraction * share, news.seconds_left)
 
     def reach(self, steps: float) -> None:
         """So many steps are done in all."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=steps)
+        self._display.update(done=steps)
 
     def update(self, steps: int) -> None:
         """Advance."""
-        if self._bar is not None:
-            self._bar.advance(self._task, steps)
+        self._display.advance(steps)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            if error is None:
-                self._bar.update(self._task, completed=self._total, detail="done", left="")
-            self._bar.stop()
-            self._bar = None
+        self._display.__exit__(kind, error, trace)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cat_plugin.errors import CATValueError
+from cat_plugin.files import replacing, write_errors
 from cat_plugin.report.metrics import Metric
 from cat_plugin.report.metrics import top1 as share_right
 
@@ -20,6 +22,8 @@ __all__ = ["Labelled", "Scorer", "batches_of", "known", "logits_of", "top1"]
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
+
+_KEPT = 2**28  # bytes of logits that are worth a file
 
 
 def top1(logits: FloatArray, labels: IntArray | None) -> float:
@@ -100,12 +104,16 @@ class Scorer:
     ----------
     full : ndarray of shape (N,), or None
         Classes that the full-precision model gives.
+    kept : pathlib.Path or None
+        Directory in which logits of quantized models are kept, so that a run that is resumed, or a trial with another
+        correction alone, does not run the model again.
     """
 
     def __init__(self, samples: Labelled, batch_size: int, metric: Metric = share_right) -> None:
         self.samples, self._batch_size, self._metric = samples, batch_size, metric
         self._uncorrected: dict[int, float] = {}
         self.full: IntArray | None = None
+        self.kept: Path | None = None
         self._classes: dict[int, tuple[IntArray, IntArray]] = {}
 
     def __call__(self, model: nn.Module) -> float:
@@ -118,12 +126,36 @@ class Scorer:
             if self.full is None:
                 self.full = logits.argmax(1)
             return self._metric(logits, self.samples.labels)
-        plain = logits_of(inner, self.samples.inputs, self._batch_size)
+        plain = self._plain_logits(inner)
         with torch.no_grad():
             logits = step(torch.from_numpy(plain)).numpy()
         self._classes[id(model)] = plain.argmax(1), logits.argmax(1)
         self._uncorrected[id(model)] = self._metric(plain, self.samples.labels)
         return self._metric(logits, self.samples.labels)
+
+    def _plain_logits(self, inner: nn.Module) -> FloatArray:
+        """Logits of a quantized model, which are on disk when the same model was run before on the same samples."""
+        import torch
+        from torch import fx
+
+        from cat_plugin.models import fingerprint
+
+        if self.kept is None or not isinstance(inner, fx.GraphModule):  # of others the code is not known
+            return logits_of(inner, self.samples.inputs, self._batch_size)
+        mark = fingerprint(inner, inner.code, torch.from_numpy(self.samples.inputs))
+        path = self.kept / f"logits_{mark[:16]}.npy"
+        if path.exists():
+            try:
+                found: FloatArray = np.load(path, allow_pickle=False)
+            except (OSError, ValueError, EOFError):
+                found = np.empty((0, 0))
+            if len(found) == len(self.samples):
+                return found
+        logits = logits_of(inner, self.samples.inputs, self._batch_size)
+        if logits.nbytes <= _KEPT:
+            with write_errors(CATValueError, f"logits to {path}"), replacing(path) as stream:
+                np.save(stream, logits)
+        return logits
 
     def classes(self, model: nn.Module | None) -> tuple[IntArray, IntArray] | None:
         """Classes of a scored model without and with its correction; None when it was not scored so."""

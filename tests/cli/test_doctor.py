@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,41 @@ def test_doctor_names_what_is_there(as_json: AsJson) -> None:
     assert parts["recipe host"]["state"] == "ok"
     assert all(part["hint"] for part in found["parts"] if part["state"] != "ok")
     assert found["ok"] == all(part["state"] != "missing" for part in found["parts"])
+
+
+def test_doctor_imports_neither_torch_nor_tvm_unless_asked(as_json: AsJson) -> None:
+    code = "import sys; from cat_plugin.cli import main; main(['doctor', '--json']); " + (
+        "print(sorted({'torch', 'tvm', 'neural_compressor'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    parts = {part["part"]: part for part in as_json("doctor", "--imports")["parts"]}
+    assert parts["import torch"]["found"] == "yes"
+
+
+@pytest.mark.parametrize(
+    ("tvm", "ffi", "state", "found"),
+    [
+        ("0.27.0.post1", "0.1.15", "missing", "does not work with apache-tvm-ffi 0.1.15"),
+        ("0.99.0", "0.1.14.post1", "optional", "is not tested"),
+        ("0.25.0", "0.1.12", None, None),
+    ],
+)
+def test_doctor_knows_which_packages_of_tvm_fit(
+    as_json: AsJson, monkeypatch: pytest.MonkeyPatch, tvm: str, ffi: str, state: str | None, found: str | None
+) -> None:
+    from cat_plugin.cli import doctor
+
+    version = doctor.importlib.metadata.version
+    fake = {"apache-tvm": tvm, "apache-tvm-ffi": ffi}
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: fake.get(name) or version(name))
+    parts = {part["part"]: part for part in as_json("doctor")["parts"]}
+    if state is None or found is None:
+        assert "TVM" not in parts
+    else:
+        assert parts["TVM"]["state"] == state
+        assert found in parts["TVM"]["found"]
+        assert "apache-tvm-ffi==" in parts["TVM"]["hint"]
 
 
 def test_doctor_says_what_to_install(

@@ -85,6 +85,57 @@ def test_interrupted_and_resumed(workspace: Path, tmp_path: Path, capsys: pytest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "bundle", "recipe.yaml"]
 
 
+def test_a_tuning_run_goes_on_behind_its_last_trial(
+    workspace: Path, tmp_path: Path, as_json: AsJson, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Interrupted in the second trial: the first is neither quantized nor scored again, and the bundle is the same."""
+    from cat_plugin.report import scoring
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("w_bits: 2", "w_bits: [4, 2]") + "tuning: {try_all: true}\n")
+    kept = tmp_path / "tuned.state"
+
+    def words(name: str) -> list[str]:
+        changes = {"recipe": str(recipe), "tune": str(workspace / "tune.npz"), "out": str(tmp_path / name)}
+        return [*quantize_words(workspace, **changes), "--no-measure"]
+
+    scored: list[str] = []
+    stops = [4]
+    plain = scoring.logits_of
+
+    def counted(model: Any, *args: Any) -> Any:
+        scored.append(type(model).__name__)
+        if len(scored) in stops:  # the shape of the logits, the baseline, the first trial, the second
+            raise KeyboardInterrupt
+        return plain(model, *args)
+
+    monkeypatch.setattr(scoring, "logits_of", counted)
+    assert main(words("tuned")) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert not (tmp_path / "tuned").exists()
+    first, second = as_json("inspect", kept)["quantizations"]
+    assert [first["configuration"], second["configuration"]] == ["W4A4 fast", "W2A4 fast"]
+    assert first["complete"]
+    assert second["complete"]
+    assert len(list(kept.glob("logits_*.npy"))) == 1
+    assert main(["inspect", str(kept)]) == 0
+    assert "W2A4 fast" in capsys.readouterr().out
+
+    scored.clear()
+    stops.clear()
+    assert main([*words("tuned"), "--resume"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 quantizations: 2 complete" in told
+    assert "holds this quantization complete" in told
+    assert len(scored) == 3  # the first trial's score was there
+    assert not kept.exists()
+    scored.clear()
+    assert main([*words("alone"), "--resume"]) == 0
+    assert "there is nothing to go on from" in " ".join(capsys.readouterr().err.split())
+    assert files_of(tmp_path / "tuned") == files_of(tmp_path / "alone")
+
+
 def test_state_of_another_run_is_not_taken_for_this_one(
     workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import types
 
 import pytest
 
 from cat_plugin.hosts._patching import Patches
+from cat_plugin.ptq.progress import Progress
+from cat_plugin.recipe import display
 from cat_plugin.recipe.progress import TrialProgress
 
 
@@ -93,13 +96,33 @@ def test_progress_is_drawn_when_asked_for(capsys, monkeypatch):
     assert captured.out == ""
 
 
-def test_progress_is_silent_without_a_terminal(capsys, monkeypatch):
-    monkeypatch.delenv("CAT_PROGRESS", raising=False)
+def test_progress_that_is_not_wanted_is_silent(capsys, monkeypatch):
+    monkeypatch.setenv("CAT_PROGRESS", "0")
+    monkeypatch.setattr(display, "EVERY", 0.01)
     with TrialProgress("trial", total=3) as progress:
         progress.stage("quantize")
+        time.sleep(0.1)
         progress.update(2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_progress_without_a_terminal_is_lines(capsys, monkeypatch):
+    monkeypatch.delenv("CAT_PROGRESS", raising=False)
+    monkeypatch.setattr(display, "EVERY", 0.01)
+    with TrialProgress("trial 1/2 W4A4", total=4) as progress:
+        progress.stage("quantize")
+        progress.reach(3)
+        progress.show(Progress("layer1.0", 0.75, seconds_left=90.0), 4)
+        told = ""
+        deadline = time.monotonic() + 60
+        while "layer1.0" not in told and time.monotonic() < deadline:
+            time.sleep(0.01)
+            told += capsys.readouterr().err
+    line = told.splitlines()[-1]
+    assert line.startswith("trial 1/2 W4A4: layer1.0, 75%, 0:00:0")
+    assert line.endswith("so far, 0:01:30 left")
+    assert capsys.readouterr().out == ""
 
 
 def test_progress_within_progress(monkeypatch):

@@ -87,8 +87,9 @@ def test_the_loop_enters_a_step_in_report_notes_and_progress():
     state = run(Twice(), events=events)
     assert [(unit.name, unit.kind, unit.loss_after) for unit in state.units] == [("twice", "twice", 1.0)]
     assert state.notes == ["a note", "twice twice: why"]
-    ends = [(event.stage, event.fraction) for event in events if event.stage != "two"]  # if it took its time
-    assert ends == [("one", 0.25), ("twice", 1.0)]
+    told = [(event.stage, event.fraction) for event in events if event.stage != "two"]  # if it took its time
+    begun = [(stage.name, 0.0) for stage in (*PREPARATION, Twice()) if stage.applies(QuantSpec())]
+    assert told == [*begun, ("one", 0.25), ("twice", 1.0)]
 
 
 def test_a_stage_that_the_checkpoint_holds_is_not_run_again(tmp_path):
@@ -99,8 +100,9 @@ def test_a_stage_that_the_checkpoint_holds_is_not_run_again(tmp_path):
         checkpoint.close()
         assert [unit.name for unit in state.units] == ["twice"]
         assert state.reporter.done == 4.0
+        assert state.reporter.share == 1.0
     assert stage.runs == 1
-    assert json.loads((tmp_path / "state.json").read_text())["finished"] == ["twice one", "twice"]
+    assert json.loads((tmp_path / "state.json").read_text())["finished"] == ["twice one", "twice", "complete"]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)

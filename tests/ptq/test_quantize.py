@@ -11,6 +11,7 @@ from torch import nn
 
 from cat_plugin.errors import CalibrationError, CATTypeError, CATValueError, QuantizationError
 from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.report import QuantReport, UnitReport
 from tests.ptq.models import Gelu1d, GroupedNet, SmallResNet, randomise, small_inputs
 
 _QD = torch.ops.quantized_decomposed
@@ -260,3 +261,20 @@ def test_patterns_that_match_no_layer_are_refused(values, message):
     model, x = randomise(SmallResNet()), small_inputs(16, 3, 12, 12)
     with pytest.raises(CATValueError, match=re.escape(message)):
         quantize(model, _spec(**values), x)
+
+
+def test_what_is_said_of_many_units_is_one_line(caplog):
+    """Each note is in the report; the log has one line with their number."""
+    model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
+    with caplog.at_level("INFO", "cat_plugin"):
+        _, report = quantize(model, QuantSpec(a_bits=8, preset="fast", weight_budget=3.0, num_samples=24), x)
+    assert len([note for note in report.notes if note.startswith("mixed precision")]) > 1
+    (line,) = [r.getMessage() for r in caplog.records if "mixed precision" in r.getMessage()]
+    assert f"and {len(report.notes) - 1} more of the kind" in line
+
+
+def test_units_that_kept_their_values_are_counted():
+    note = "training did not improve it: initial values kept"
+    units = [UnitReport(f"u{i}", "unit", 1.0, 1.0, 5, note if i < 4 else "") for i in range(6)]
+    report = QuantReport(units=units, notes=[*(f"unit u{i}: {note}" for i in range(4)), "something else"])
+    assert report.summary() == ["something else", f"{note}, in 4 of 6 trained units (u0, u1, u2, ...)"]

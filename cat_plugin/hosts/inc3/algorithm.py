@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.util
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MethodType
 from typing import Any
 
@@ -80,6 +81,17 @@ def _host_function(name: str) -> Callable[..., Any]:
     return function
 
 
+@contextlib.contextmanager
+def _named_packages(base: BaseConfig) -> Iterator[None]:
+    """What the host's algorithm imports without declaring it, such as tqdm in GPTQ, is named."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise HostError(
+            f"Neural Compressor's {base.name} needs the package {error.name}, which is not installed: pip install {error.name}"
+        ) from error
+
+
 def cat_entry(
     model: nn.Module,
     configs_mapping: Mapping[tuple[str, str], Any],
@@ -127,14 +139,15 @@ def _quantize(
     )
 
     def quantize_base() -> nn.Module:
-        quantized: nn.Module = _host_function("quantize")(
-            model,
-            _usable(config.base),
-            run_fn=run_fn,
-            run_args=run_args,
-            inplace=True,
-            example_inputs=example_inputs,
-        )
+        with _named_packages(config.base):
+            quantized: nn.Module = _host_function("quantize")(
+                model,
+                _usable(config.base),
+                run_fn=run_fn,
+                run_args=run_args,
+                inplace=True,
+                example_inputs=example_inputs,
+            )
         return quantized
 
     made = quantize_and_correct(
@@ -148,9 +161,10 @@ def _prepare(model: nn.Module, config: CATConfig, example_inputs: Any) -> nn.Mod
     if config.base is not None:
         _check_exported(config.base, model)
         reference = _copy(model)
-        model = _host_function("prepare")(
-            model, _usable(config.base), inplace=True, example_inputs=example_inputs
-        )
+        with _named_packages(config.base):
+            model = _host_function("prepare")(
+                model, _usable(config.base), inplace=True, example_inputs=example_inputs
+            )
     state = _State(reference, InputRecorder())
     state.recorder.attach(model)
     setattr(model, _STATE, state)
@@ -183,7 +197,8 @@ def _convert(model: nn.Module, config: CATConfig) -> CorrectedModule:
         # The host reads the configuration off the prepared model, where CAT's stands by now.
         setattr(model, "quant_config", _usable(config.base))  # noqa: B010
         setattr(model, "is_prepared", True)  # noqa: B010
-        converted: nn.Module = _host_function("convert")(model, inplace=True)
+        with _named_packages(config.base):
+            converted: nn.Module = _host_function("convert")(model, inplace=True)
         return converted
 
     made = quantize_and_correct(

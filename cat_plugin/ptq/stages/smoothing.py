@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Iterator
 
 from cat_plugin.ptq.closed_form.sequence import generator_for
@@ -12,9 +15,15 @@ from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
 from cat_plugin.ptq.transforms.smoothing.blocks import find_blocks
 from cat_plugin.ptq.transforms.smoothing.places import find_places
-from cat_plugin.ptq.transforms.smoothing.training import Streams, train_block, widths_of
+from cat_plugin.ptq.transforms.smoothing.training import ROWS, Streams, train_block, widths_of
 
 __all__ = ["TrainedSmoothing"]
+
+_WORK = 1.5  # of a block's gradient step, in those of a layer
+
+
+def _tick(state: State, name: str, step: int) -> None:
+    state.reporter.advance(name, _WORK)
 
 
 class TrainedSmoothing(Stage):
@@ -30,6 +39,15 @@ class TrainedSmoothing(Stage):
     def exact(self, state: State) -> bool:
         return not state.unfinished
 
+    def work(self, state: State) -> float:
+        if not hasattr(state, "module"):
+            return 0.0
+        blocks = find_blocks(state.module, find_places(state.module))
+        return self._step_work(state) * sum(1 for block in blocks if block.places)
+
+    def _step_work(self, state: State) -> float:
+        return _WORK * state.plan.smoothing_epochs * math.ceil(len(state.inputs) / ROWS)
+
     def run(self, state: State) -> Iterator[Step]:
         module, spec = state.module, state.spec
         if len(state.inputs.tensors) > 1 or len(output_leaves(module.graph)) > 1:
@@ -44,6 +62,13 @@ class TrainedSmoothing(Stage):
         for block in find_blocks(module, find_places(module)):
             generator = generator_for(spec.seed, f"smoothing {block.name}")
             epochs = state.plan.smoothing_epochs
-            outcome = train_block(module, block, streams, spec, epochs, generator, widths)
-            if outcome is not None:
-                yield Step(block.name, self.name, outcome, saved=False)
+            step = Step(block.name, self.name, work=self._step_work(state))
+            kept = state.kept_of(step.key)
+            tick = functools.partial(_tick, state, block.name)
+            outcome, trained = train_block(
+                module, block, streams, spec, epochs, generator, widths, kept, tick=tick
+            )
+            if kept is not None:
+                yield dataclasses.replace(step, resumed=True)
+            elif outcome is not None:
+                yield dataclasses.replace(step, outcome=outcome, kept=trained)

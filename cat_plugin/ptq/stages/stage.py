@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
+from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.learned.descent import Outcome
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.state import State
@@ -35,6 +38,10 @@ class Step:
         For the report.
     saved : bool
         Whether the state is written to the checkpoint behind it.
+    layers : sequence of QuantOp or None
+        Layers that it has changed, for the checkpoint, which writes those that are new in any case; None is all of them.
+    kept : sequence of Tensor
+        What else a resumed run needs in the place of this step: :meth:`~cat_plugin.ptq.state.State.kept_of` gives it back.
     resumed : bool
         An earlier run has done it: nothing is recorded again.
     """
@@ -45,12 +52,18 @@ class Step:
     work: float = 0.0
     notes: tuple[str, ...] = ()
     saved: bool = True
+    layers: Sequence[QuantOp] | None = None
+    kept: Sequence[Tensor] = ()
     resumed: bool = False
 
     @property
     def key(self) -> str:
         """Name in the checkpoint."""
         return self.kind if self.kind == self.name else f"{self.kind} {self.name}"
+
+    def kept_name(self, number: int) -> str:
+        """Name in the checkpoint of one of the tensors `kept`."""
+        return f"{self.key}/{number}"
 
 
 class Stage(ABC):
@@ -61,7 +74,8 @@ class Stage(ABC):
     name : str
         Its name, unique in the pipeline.
     checkpointed : bool
-        Whether the checkpoint holds what the stage does.  Others are done anew by a resumed run, with the same result.
+        Whether the checkpoint holds what the stage does, so that a resumed run can leave it out.  Others are done anew, with
+        the same result; what takes long in them may be kept by their steps.
     keeps_values : bool
         Whether the values inside the graph are the caller's modules' behind an exact stage, so that a fault can be placed.
     """

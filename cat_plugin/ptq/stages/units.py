@@ -79,7 +79,7 @@ class FitUnits(Stage):
         for fitted in fit.run(join_units(units, state.packs) if state.packs else units):
             unit = fitted.unit
             work = len(unit.layers) * (CLOSED_FORM_WORK + steps)
-            step = Step(unit.name, "unit", work=work, saved=steps > 0)
+            step = Step(unit.name, "unit", work=work, layers=unit.layers)
             if step.key in state.finished:
                 yield dataclasses.replace(step, resumed=True)
             else:

@@ -12,7 +12,7 @@ Adam without weight decay is what AdamW with none is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,13 +33,14 @@ from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, BlockLoss
 from cat_plugin.ptq.transforms.smoothing.places import Side
 
-__all__ = ["Streams", "train_block", "widths_of"]
+__all__ = ["ROWS", "Streams", "train_block", "widths_of"]
 
 _aten = torch.ops.aten
 _START = 4.0  # of the logit of a share
 _LEAST = 1e-2  # no scale falls below
 _SCALE_RATE, _CLIP_RATE = 5e-3, 1e-2
-_ROWS = 8  # inputs in a step
+#: Inputs in a step.
+ROWS = 8
 _LOOKS = 8
 _SAMPLE = 1 << 16
 
@@ -242,8 +243,8 @@ class _BlockError:
 
     def judge(self) -> float:
         error = power = 0.0
-        for start in range(self.judged.start, self.judged.stop, _ROWS):
-            rows = slice(start, min(start + _ROWS, self.judged.stop))
+        for start in range(self.judged.start, self.judged.stop, ROWS):
+            rows = slice(start, min(start + ROWS, self.judged.stop))
             error += float((self.soft.run(self.inputs[rows]) - self.accumulated[rows]).square().sum())
             power += float(self.accumulated[rows].square().sum())
         return error / max(power, 1e-20)
@@ -261,7 +262,10 @@ def train_block(
     epochs: int,
     generator: torch.Generator,
     widths: Mapping[fx.Node, tuple[int, int]],
-) -> Outcome | None:
+    kept: list[Tensor] | None = None,
+    *,
+    tick: Callable[[int], None] | None = None,
+) -> tuple[Outcome | None, list[Tensor]]:
     """Train a block's scales and shifts and fold them, in place; ``streams`` are then those behind it.
 
     Parameters
@@ -280,12 +284,18 @@ def train_block(
         CPU generator of the order of the rows.
     widths : mapping
         From :func:`widths_of`.
+    kept : list of Tensor or None
+        What an interrupted run has trained here: taken over, nothing is trained.
+    tick : callable or None
+        Called with the number of each finished gradient step.
 
     Returns
     -------
-    Outcome or None
+    outcome : Outcome or None
         Relative squared error of the block's output on the rows held out, before and after; None where the block has
-        nothing to train.
+        nothing to train, or it was trained before.
+    trained : list of Tensor
+        What is to be kept of it.
     """
     soft = _SmoothedBlock(module, block, widths, spec)
     with torch.no_grad():
@@ -293,13 +303,17 @@ def train_block(
         own = _over(soft.full, streams.quantized, spec.batch_size)
         soft.run(streams.quantized[: spec.batch_size])  # the ranges begin where they are searched
     outcome = None
-    if block.places:
+    if kept is not None:
+        soft.load(kept)
+    elif block.places:
         assert spec.smoothing is not None
         objective = _BlockError(soft, streams.quantized, accumulated, own, BLOCK_LOSSES[spec.smoothing]())
-        steps = epochs * math.ceil(objective.count / _ROWS)
-        outcome = descend(soft, soft.groups(), objective, Schedule(steps, _ROWS, _LOOKS), generator)
+        steps = epochs * math.ceil(objective.count / ROWS)
+        schedule = Schedule(steps, ROWS, _LOOKS)
+        outcome = descend(soft, soft.groups(), objective, schedule, generator, tick=tick)
+    trained = soft.snapshot()
     with torch.no_grad():
         streams.quantized = _over(soft.run, streams.quantized, spec.batch_size)
         streams.full = accumulated
         soft.fold()
-    return outcome
+    return outcome, trained

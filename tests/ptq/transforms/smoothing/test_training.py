@@ -95,7 +95,8 @@ def test_the_error_falls_on_rows_held_out_and_the_function_stays(name, method):
     with torch.no_grad():
         for block in find_blocks(module, find_places(module)):
             generator = torch.Generator().manual_seed(0)
-            outcomes.append(train_block(module, block, streams, spec, 4, generator, widths_of(module, spec)))
+            outcome, _ = train_block(module, block, streams, spec, 4, generator, widths_of(module, spec))
+            outcomes.append(outcome)
             before.check(block.name, module, locate=False)
     outcomes = [outcome for outcome in outcomes if outcome is not None]
     assert all(outcome.after <= outcome.before for outcome in outcomes)
