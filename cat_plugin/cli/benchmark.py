@@ -87,4 +87,4 @@ def benchmark(
             shown.add_row(row["runtime"], str(row["batch"]), *times, each, f"{ratio:.2f}")
         return shown
 
-    state.report(values, table)
+    state.report(values, table, "rows")

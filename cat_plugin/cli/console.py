@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import enum
+import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_MISSED",
     "EXIT_USAGE",
+    "Format",
     "State",
     "fail",
     "key_value_table",
@@ -31,20 +35,45 @@ EXIT_MISSED = 3
 EXIT_INTERRUPTED = 130
 
 
+class Format(enum.Enum):
+    """How results are printed."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
 @dataclass
 class State:
     """What the global options chose; one per process."""
 
-    json: bool = False
+    format: Format = Format.TABLE
     quiet: bool = False
     debug: bool = False
     verbose: bool = False
     console: Console = field(default_factory=lambda: Console(stderr=True))
 
-    def report(self, values: dict[str, Any], table: Callable[[], RenderableType] | None = None) -> None:
-        """Show a result: JSON on standard output when asked for, else a table unless quiet."""
-        if self.json:
+    def report(
+        self,
+        values: dict[str, Any],
+        table: Callable[[], RenderableType] | None = None,
+        rows: str | None = None,
+    ) -> None:
+        """Show a result on standard output, in the format that was asked for; a table only unless quiet.
+
+        Parameters
+        ----------
+        values : dict
+            All of it; JSON.
+        table : callable, optional
+            Makes what people see; by default two columns.
+        rows : str, optional
+            Which of the values, a list of mappings, the lines of CSV are; by default a line is a key and its value.
+        """
+        if self.format is Format.JSON:
             sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        elif self.format is Format.CSV:
+            sys.stdout.write(_csv(values, rows))
         elif not self.quiet:
             Console().print(table() if table else key_value_table(values))
 
@@ -56,6 +85,22 @@ class State:
 
 
 state = State()
+
+
+def _csv(values: Mapping[str, Any], rows: str | None) -> str:
+    """A result as CSV, with a heading; values that are lists or mappings are JSON in their cell."""
+    listed = values.get(rows) if rows else None
+    lines = listed or [{"key": key, "value": value} for key, value in values.items()]
+    headings = list(dict.fromkeys(heading for line in lines for heading in line))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(headings)
+    for line in lines:
+        cells = [line.get(heading) for heading in headings]
+        writer.writerow(
+            [json.dumps(cell) if isinstance(cell, list | dict | bool) else cell for cell in cells]
+        )
+    return text.getvalue()
 
 
 def key_value_table(values: dict[str, Any]) -> Table:

@@ -210,7 +210,7 @@ def doctor(
             shown.add_row(marks[part["state"]], part["part"], part["found"], part["hint"].replace("[", "\\["))
         return shown
 
-    state.report(values, table)
+    state.report(values, table, "parts")
 
 
 def _verdict(parts: list[dict[str, str]]) -> str:

@@ -24,7 +24,9 @@ def inspect(
     """Show what a bundle holds (layers, bits, correction, versions), a library (kernels, targets), or an interrupted run."""
     if is_state(path):
         found = read_states(path)
-        state.report({"state": str(path), "quantizations": found}, lambda: states_table(found))
+        state.report(
+            {"state": str(path), "quantizations": found}, lambda: states_table(found), "quantizations"
+        )
     elif path.suffix == ".so" and not path.is_dir():
         _inspect_library(path)
     else:
@@ -75,7 +77,7 @@ def _inspect_bundle(path: Path) -> None:
         }
         return Group(table, "", key_value_table(facts))
 
-    state.report(manifest, shown)
+    state.report(manifest, shown, "layers")
 
 
 def _inspect_library(path: Path) -> None:
@@ -113,4 +115,4 @@ def _inspect_library(path: Path) -> None:
             )
         return Group(table, "", key_value_table(facts))
 
-    state.report(manifest, shown)
+    state.report(manifest, shown, "kernels")

@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from cat_plugin.cli.benchmark import benchmark
+from cat_plugin.cli.compare import compare
 from cat_plugin.cli.compile import compile_
-from cat_plugin.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, fail, state
+from cat_plugin.cli.console import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Format, fail, state
 from cat_plugin.cli.correct import correct
 from cat_plugin.cli.doctor import doctor
 from cat_plugin.cli.evaluate import evaluate
@@ -40,13 +41,14 @@ COMMANDS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("export", export),
     ("correct", correct),
     ("benchmark", benchmark),
+    ("compare", compare),
     ("inspect", inspect),
     ("doctor", doctor),
 )
 """Every command: its words, and the function whose signature is its options; in the order of ``--help``."""
 
 _GROUPS = {"recipe": "Write and check recipes."}
-_GLOBAL = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug")
+_GLOBAL = ("--json", "--quiet", "-q", "--verbose", "-v", "--debug", "--format")
 
 app = typer.Typer(
     name="cat-ptq",
@@ -67,7 +69,10 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def _options(
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    form: Annotated[
+        Format, typer.Option("--format", help="How the result is printed on standard output.")
+    ] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show each message of a kind, not one line for all.")
@@ -79,7 +84,8 @@ def _options(
 ) -> None:
     from rich.logging import RichHandler
 
-    state.json, state.quiet, state.verbose, state.debug = as_json, quiet, verbose, debug
+    state.format = Format.JSON if as_json else form
+    state.quiet, state.verbose, state.debug = quiet, verbose, debug
     state.console = Console(stderr=True, quiet=quiet)
     level = logging.DEBUG if debug or verbose else logging.ERROR if quiet else logging.INFO
     for name in ("cat_plugin", "tvm_backend"):
@@ -103,6 +109,18 @@ def _register() -> None:
 _register()
 
 
+def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The global options among the words, with their values, and the other words."""
+    front: list[str] = []
+    rest: list[str] = []
+    takes_value = False
+    for word in words:
+        own = takes_value or word in _GLOBAL or word.startswith("--format=")
+        (front if own else rest).append(word)
+        takes_value = word == "--format" and not takes_value
+    return front, rest
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -118,12 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trial of a tuning run met the criterion,
         130 when it was interrupted.
     """
-    state.json = state.quiet = state.verbose = state.debug = False
+    state.format, state.quiet, state.verbose, state.debug = Format.TABLE, False, False, False
     given = list(sys.argv[1:] if arguments is None else arguments)
     # The global options are understood on either side of the command's name, up to a "--".
     end = given.index("--") if "--" in given else len(given)
-    front = [word for word in given[:end] if word in _GLOBAL]
-    given = front + [word for word in given[:end] if word not in _GLOBAL] + given[end:]
+    front, rest = _divided(given[:end])
+    given = front + rest + given[end:]
     if given[len(front) :] in ([], *([group] for group in _GROUPS)):
         given = [*given, "--help"]  # a question, not a mistake
     debug = "--debug" in front

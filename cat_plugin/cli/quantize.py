@@ -153,7 +153,7 @@ def quantize(
     }
     if "tuning" in record:
         values |= {key: record["tuning"][key] for key in ("baseline", "target", "trials")}
-    state.report(values, lambda: _summary(values, out))
+    state.report(values, lambda: _summary(values, out), "trials")
     if not any(trial["met"] for trial in values.get("trials", ({"met": True},))) and not allow_miss:
         _log.warning(f"no trial met the criterion; the best one is in {out} (--allow-miss exits with 0)")
         raise typer.Exit(EXIT_MISSED)

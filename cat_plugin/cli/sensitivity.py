@@ -76,7 +76,7 @@ def sensitivity(
             torch.from_numpy(samples.inputs),
             progress=status.update,
         )
-    state.report({"sensitivity": [each.to_dict() for each in found]}, lambda: _table(found))
+    state.report({"sensitivity": [each.to_dict() for each in found]}, lambda: _table(found), "sensitivity")
 
 
 def _table(found: list[Sensitivity]) -> Table:

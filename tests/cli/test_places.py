@@ -16,7 +16,7 @@ from cat_plugin.errors import BundleError
 
 from .conftest import quantize_words
 
-READING = {"recipe check", "evaluate", "benchmark", "inspect", "doctor", "sensitivity"}
+READING = {"recipe check", "evaluate", "benchmark", "compare", "inspect", "doctor", "sensitivity"}
 
 
 def _words(command: str, workspace: Path, root: Path) -> list[str]:
