@@ -108,7 +108,9 @@ def prepared(model: str, precision: str, cache: Path, isa: str = "native") -> Pa
     """The library that :func:`prepare` made last."""
     pointer = _pointer(cache, model, precision, isa)
     if not pointer.exists():
-        raise SystemExit(f"{model} {precision} is not prepared; run without --only, or with --only prepare")
+        raise FileNotFoundError(
+            f"{model} {precision} is not prepared; run without --only, or with --only prepare"
+        )
     return pointer.with_name(json.loads(pointer.read_text())["library"])
 
 

@@ -60,6 +60,7 @@ NAVIGATION = {
         "estimator",
         "bundle",
         "onnx",
+        "pytorch",
         "cli",
         "deploy",
         "security",

@@ -3,18 +3,39 @@
 Run in an environment that holds torch, from the checkout; compiled rows need a C++ compiler::
 
     OMP_WAIT_POLICY=passive python -m benchmarks.peers.pytorch_speed --out pytorch.json
+
+``compiled w8a8`` and the like are the programs of our own bundles, corrected as they are, which ``benchmarks.inference --only
+prepare`` made: ``--kept`` then names the folder ``models`` of its cache.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.inference_ours import prepared
 from benchmarks.models import MODELS
 from benchmarks.peers.common import Rows, images_of, median_ms, relative_error, speed_parser
 
-PRECISIONS = ("eager fp32", "eager bf16", "compiled fp32", "compiled bf16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BUNDLES = ("compiled w8a8", "compiled w4a4", "compiled w2a2")
+PRECISIONS = ("eager fp32", "eager bf16", "compiled fp32", "compiled bf16", *BUNDLES)
+
+
+def _model(name: str, kind: str, data: str | None, kept: Path | None) -> Any:
+    """The network itself for ``fp32`` and ``bf16``, else the program of the bundle of that precision."""
+    if kind in DTYPES:
+        return MODELS[name](data).to(DTYPES[kind])
+    from cat_plugin.graph.bundle import read_bundle
+
+    if kept is None:
+        raise ValueError(
+            "rows of bundles need --kept, the folder `models` in the cache of benchmarks.inference"
+        )
+    return read_bundle(prepared(name, kind, kept.parent).with_suffix(".bundle")).program().module()
 
 
 def main() -> None:
@@ -32,10 +53,10 @@ def main() -> None:
             for precision in options.precisions:
                 with rows.row(model=name, batch=batch, precision=precision, threads=options.threads) as row:
                     how, kind = precision.split()
-                    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+                    dtype = DTYPES.get(kind, torch.float32)
                     best: dict[str, object] | None = None
                     for layout in (torch.contiguous_format, torch.channels_last):
-                        model = MODELS[name](options.data).to(dtype=dtype, memory_format=layout)
+                        model = _model(name, kind, options.data, options.kept).to(memory_format=layout)
                         given = x.to(dtype=dtype, memory_format=layout)
                         if how == "compiled":
                             torch._dynamo.reset()

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
+
+from cat_plugin.torch_compat import OpOverload, schema_of
 
 __all__ = ["constant", "constants_of", "fold"]
 
@@ -40,7 +41,7 @@ def _computable(node: fx.Node) -> bool:
         node.op == "call_function"
         and isinstance(target, OpOverload)
         and target.namespace == "aten"
-        and not target._schema.name.startswith("aten::empty")
+        and not schema_of(target).name.startswith("aten::empty")
         and torch.Tag.nondeterministic_seeded not in target.tags
     )
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 
 from cat_plugin.errors import CompileError
+from cat_plugin.torch_compat import OpOverload, schema_of
 
 __all__ = ["HONOURED", "check", "where"]
 
@@ -201,7 +201,7 @@ def where(node: fx.Node) -> str:
 def _given(node: fx.Node) -> dict[str, tuple[Any, Any]]:
     """The arguments of a node that are not at their defaults: value and default by name."""
     found = {}
-    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+    for i, argument in enumerate(schema_of(node.target).arguments):
         if i < len(node.args):
             value = node.args[i]
         elif argument.name in node.kwargs:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import tvm
 from torch import fx
-from torch._ops import OpOverload
 from tvm import relax
 
 from cat_plugin.errors import CompileError
+from cat_plugin.torch_compat import OpOverload
 from tvm_backend import compat, dialect
 from tvm_backend.importer import constants, honoured, rewrites
 from tvm_backend.importer.converters import CONVERTERS, Converter
