@@ -20,7 +20,7 @@ from tvm_backend import threads as pool
 from tvm_backend.cuda_runtime import load_cuda_runtime
 from tvm_backend.elf import missing_part
 from tvm_backend.images import prepared, top_of
-from tvm_backend.tensors import as_numpy, check, like
+from tvm_backend.tensors import as_numpy, check, check_finite, like
 from tvm_backend.variants import choose
 from tvm_backend.verify import is_entry
 from tvm_backend.verify import verify as compare
@@ -141,6 +141,8 @@ class Library:
         The variant that was chosen for this processor.
     threads : int or None
         How many threads a call uses at most; None leaves it to TVM.
+    check_finite : bool
+        Whether inputs that hold a NaN or an infinity are refused.
     """
 
     def __init__(
@@ -150,7 +152,9 @@ class Library:
         variant: dict[str, Any],
         device: str,
         threads: int | None = None,
+        check_finite: bool = False,
     ) -> None:
+        self.check_finite = check_finite
         self.threads = pool.bounded(threads)
         pool.be_considerate()
         self._tvm = import_tvm()
@@ -218,7 +222,7 @@ class Library:
         Raises
         ------
         LibraryError
-            The number, dtype or shape of the inputs is not the model's.
+            The number, dtype or shape of the inputs is not the model's, or one is not finite where that is checked.
         """
         if named:
             inputs = self._in_order(inputs, named)
@@ -227,6 +231,8 @@ class Library:
         sizes: dict[str, int] = {}
         for value, expected in zip(inputs, self._inputs, strict=True):
             check(value, expected, sizes)
+            if self.check_finite:
+                check_finite(value, expected)
         batch = next(iter(sizes.values()), None)
         if batch == 0:
             return self._empty(inputs[0])
@@ -336,7 +342,13 @@ class Library:
         return tensor.copyto(self._device)
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, *, verify: bool = False) -> Library:
+def load(
+    path: str | os.PathLike[str],
+    threads: int | None = None,
+    *,
+    verify: bool = False,
+    check_finite: bool = False,
+) -> Library:
     """Load a compiled library.
 
     Parameters
@@ -348,6 +360,9 @@ def load(path: str | os.PathLike[str], threads: int | None = None, *, verify: bo
         ``TVM_NUM_THREADS`` says, else what TVM chooses.  Small layers run on one.
     verify : bool, default False
         Whether to run it on the rows that lie beside it, and to compare the outputs with those stored for them.
+    check_finite : bool, default False
+        Whether a call refuses inputs that hold a NaN or an infinity, which costs a pass over them.  Without, infinities are
+        clipped and a NaN is quantized to integer 0, as PyTorch does.
 
     Returns
     -------
@@ -373,7 +388,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None, *, verify: bo
         if missing := missing_part(stream, variant["size"]):
             raise LibraryError(f"{chosen} is cut short: {missing} lies beyond its end; {_REMEDY}")
     _log.debug("loading %s for %s", chosen, variant["target"])
-    library = Library(chosen, manifest, variant, str(variant.get("device", "cpu")), threads)
+    library = Library(chosen, manifest, variant, str(variant.get("device", "cpu")), threads, check_finite)
     if verify:
         compare(library)
     return library

@@ -9,7 +9,7 @@ import numpy as np
 
 from cat_plugin.errors import LibraryError
 
-__all__ = ["as_numpy", "check", "like"]
+__all__ = ["as_numpy", "check", "check_finite", "like"]
 
 
 def check(value: Any, expected: dict[str, Any], sizes: dict[str, int]) -> None:
@@ -30,6 +30,19 @@ def check(value: Any, expected: dict[str, Any], sizes: dict[str, int]) -> None:
             f"input {expected['name']!r} has dtype {found}, the model takes {expected['dtype']}: convert it first"
         )
     _check_shape(tuple(int(size) for size in shape), expected, sizes)
+
+
+def check_finite(value: Any, expected: dict[str, Any]) -> None:
+    """Refuse an input that holds a NaN or an infinity, and say which row is the first."""
+    if not expected["dtype"].startswith("float"):
+        return
+    finite = np.isfinite(value if isinstance(value, np.ndarray) else as_numpy(value))
+    if not finite.all():
+        row = int(np.argwhere(~finite)[0][0]) if finite.ndim else 0
+        raise LibraryError(
+            f"input {expected['name']!r} holds a NaN or an infinity, the first of them in row {row}; expected finite numbers. "
+            "Mend the row or leave it out; a library loaded without check_finite runs on it"
+        )
 
 
 def as_numpy(value: Any) -> np.ndarray:

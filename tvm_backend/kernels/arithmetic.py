@@ -47,7 +47,8 @@ def fma32(a: NDArray[Any], b: NDArray[Any] | np.float32, c: NDArray[Any]) -> NDA
 
 
 def quantize(value: NDArray[np.float32], qparams: QParams) -> NDArray[Any]:
-    """``clamp(rint(value * float32(1 / scale)) + zero_point)``, ties to even, in the storage type."""
+    """``clamp(rint(value * float32(1 / scale)) + zero_point)``, ties to even, in the storage type; 0 for NaN."""
+    value = np.where(np.isnan(value), np.float32(-qparams.zero_point * qparams.step), value)
     scaled = np.rint(value.astype(np.float32) * np.float32(qparams.inverse))
     low, high = qparams.qmin - qparams.zero_point, qparams.qmax - qparams.zero_point
     shifted: NDArray[Any] = np.clip(scaled, low, high).astype(np.int32) + qparams.zero_point

@@ -33,6 +33,7 @@ __all__ = [
     "float32",
     "if_else",
     "int32",
+    "is_nan",
     "larger",
     "least",
     "load",
@@ -261,6 +262,11 @@ def least(a: Expr, b: Expr) -> Expr:
 def exp(value: Expr) -> Expr:
     """The exponential function."""
     return T.exp(value)
+
+
+def is_nan(value: Expr) -> Expr:
+    """Whether a value is not a number, lane by lane."""
+    return T.isnan(value)
 
 
 def select(condition: Expr, if_true: Expr, if_false: Expr) -> Expr:

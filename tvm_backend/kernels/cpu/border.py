@@ -11,7 +11,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels import arithmetic, tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.epilogue import dequantized, pieces, quantized
+from tvm_backend.kernels.cpu.epilogue import defined, dequantized, pieces, quantized
 from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks, flat
 from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
@@ -58,7 +58,8 @@ class Quantize(CpuGenerator[QuantizeSpec]):
                     where = [image, *lead, start]
                     value = tir.load(data, where, lanes)
                     for output, qparams in zip(outputs, spec.outputs, strict=True):
-                        tir.store(output, quantized(value, qparams, lanes), where, lanes)
+                        integers = quantized(defined(value, qparams, lanes), qparams, lanes)
+                        tir.store(output, integers, where, lanes)
 
                 flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
         return function.result
@@ -78,7 +79,7 @@ class Quantize(CpuGenerator[QuantizeSpec]):
     ) -> Expr:
         """Some quantized pixels of one channel."""
         ir.prefetch(data, [image, c, tir.least(y + _AHEAD, self.spec.shape[1] - 1), x])
-        return quantized(tir.load(data, [image, c, y, x], lanes), qparams, lanes)
+        return quantized(defined(tir.load(data, [image, c, y, x], lanes), qparams, lanes), qparams, lanes)
 
     def _mixed(self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr) -> None:
         """Rows of few channels: one vector of each, whose pixels are put together in registers."""

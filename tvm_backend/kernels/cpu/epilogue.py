@@ -97,6 +97,12 @@ def integers(
     return integer
 
 
+def defined(value: Expr, kind: QParams, lanes: int) -> Expr:
+    """A float32 vector with what integer 0 stands for in place of NaN: PyTorch's conversion makes 0 of it."""
+    zero = np.float32(-kind.zero_point * kind.step)
+    return tir.select(tir.is_nan(value), tir.constant(float(zero), "float32", lanes), value)
+
+
 def quantized(
     value: Expr, kind: TensorKind, lanes: int, clip: tuple[float | None, float | None] = (None, None)
 ) -> Expr:

@@ -24,6 +24,12 @@ def dequantized(raw: Expr, kind: TensorKind, onto: Expr | None = None) -> Expr:
     return device.times(shifted, step) if onto is None else device.fma(shifted, step, onto)
 
 
+def defined(value: Expr, kind: QParams) -> Expr:
+    """A float32 value, or what integer 0 stands for where it is NaN: PyTorch's conversion makes 0 of it."""
+    zero = np.float32(-kind.zero_point * kind.step)
+    return tir.select(tir.is_nan(value), tir.constant(float(zero), "float32"), value)
+
+
 def quantized(value: Expr, kind: TensorKind, clip: tuple[float | None, float | None] = (None, None)) -> Expr:
     """Clip a float32 value and quantize it, or leave it float32; see the CPU's epilogue for why clips commute."""
     low, high = clip

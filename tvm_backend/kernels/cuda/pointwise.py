@@ -12,7 +12,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
-from tvm_backend.kernels.cuda.epilogue import dequantized, finish, quantized
+from tvm_backend.kernels.cuda.epilogue import defined, dequantized, finish, quantized
 from tvm_backend.kernels.cuda.generator import CudaGenerator
 from tvm_backend.kernels.spec import (
     ConcatSpec,
@@ -99,7 +99,7 @@ class CudaQuantize(Pointwise[QuantizeSpec]):
         value = device.local(1, "float32")
         tir.store(value, tir.load(buffers[0], [image, *there]), [0])
         for output, kind in zip(buffers[1:], spec.outputs, strict=True):
-            tir.store(output, quantized(value[0], kind), [image, *indices])
+            tir.store(output, quantized(defined(value[0], kind), kind), [image, *indices])
 
 
 @dataclass(frozen=True)

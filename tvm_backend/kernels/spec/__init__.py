@@ -13,7 +13,8 @@ All kernels use the same arithmetic, and equal their reference to the bit:
   and makes it ``float32(q - zero_point) * scale`` again; a residual ``r`` that is an integer tensor
   adds ``fma(float32(r - zero_point), scale, v)``, one that is float32 adds plainly; ``v`` is clipped;
 - an integer output is ``clamp(rint(v * float32(1 / scale)) + zero_point, qmin, qmax)`` with ties to even, which is
-  ``torch.ops.quantized_decomposed.quantize_per_tensor``.
+  ``torch.ops.quantized_decomposed.quantize_per_tensor``; a quantize kernel makes 0 of NaN, as the conversion of a NaN to an
+  integer does in PyTorch, and infinities are clipped.
 """
 
 from __future__ import annotations

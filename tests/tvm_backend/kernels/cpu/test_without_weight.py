@@ -160,6 +160,7 @@ def test_quantization_and_back(target, batch, shape, kinds, move, seed):
     real = (rng.normal(size=(batch[0], *shape)) * kinds[0].scale * 4).astype(np.float32)
     # Exact halves, where rounding to even shows.
     real.reshape(-1)[::3] = (np.rint(real.reshape(-1)[::3] / kinds[0].scale) + 0.5) * kinds[0].scale
+    real.reshape(-1)[1::5], real.reshape(-1)[2::7], real.reshape(-1)[4::7] = np.nan, np.inf, -np.inf
     spec = QuantizeSpec(known, shape, tuple(kinds), move)
     check(spec, target, [real], border.quantize_reference(spec, real))
     integers = random_tensor(kinds[0], (batch[0], *shape), rng)
@@ -175,6 +176,7 @@ def test_quantization_reference_equals_torch(kind, seed):
     rng = np.random.default_rng(seed)
     real = (rng.normal(size=4096) * kind.scale * (kind.qmax - kind.qmin)).astype(np.float32)
     real[::3] = (np.rint(real[::3] / kind.scale) + 0.5) * kind.scale
+    real[1::5], real[2::7], real[4::7] = np.nan, np.inf, -np.inf
     spec = QuantizeSpec(1, (4096,), (kind,))
     expected = torch.ops.quantized_decomposed.quantize_per_tensor(
         torch.from_numpy(real), kind.scale, kind.zero_point, kind.qmin, kind.qmax, getattr(torch, kind.dtype)

@@ -129,6 +129,8 @@ def plain_case(spec: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     inputs = [random_tensor(kind, (spec.batch or 3, *shape), rng) for _, shape, kind in spec.reads]
     if isinstance(spec, QuantizeSpec):
         inputs = [5 * array for array in inputs]  # beyond what is stored
+        for place, value in ((1, np.nan), (2, np.inf), (4, -np.inf)):
+            inputs[0].reshape(-1)[place::7] = value
     return inputs, list(reference(spec)(spec, *inputs))
 
 
