@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ import tvm
 
 from cat_plugin.errors import CATError, CATTypeError, CompileError
 from cat_plugin.files import sha256_of, staged_files, write_errors
+from cat_plugin.graph.checks import Checks
 from tvm_backend import answers, compat, cuda_build, dialect, linker
 from tvm_backend import cache as cache_of
-from tvm_backend.checking import checked_manifest, checks_of
+from tvm_backend.checking import checked_manifest, checks_of, expected
 from tvm_backend.importer import batch_variable, function_inputs, import_program
 from tvm_backend.installing import install, of_the_user, report_of
 from tvm_backend.kernels.spec import WeightedSpec
@@ -24,7 +27,7 @@ from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.pipeline import integer_kernels, library_passes
 from tvm_backend.report import CompileReport, KernelEntry
-from tvm_backend.runtime import FORMAT, VERSION
+from tvm_backend.runtime import FORMAT, VERSION, Library
 from tvm_backend.target import is_cuda, machine_of, required_features, resolve
 
 __all__ = ["Progress", "compile"]
@@ -130,7 +133,8 @@ def compile(
                     manifest["kernels"] = [asdict(kernel) for kernel in kernels]
                 manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
         step(total - 1, total, "comparing the library with the graph")
-        manifest = checked_manifest(manifest, staging, checks, program, dump_dir)
+        locate = partial(_locate, program, list(variants.values()), batch_sizes)
+        manifest = checked_manifest(manifest, staging, checks, program, dump_dir, locate)
         if cache:
             if not cached:  # what is found wrong is not kept
                 cache_of.store(name, staging, manifest)
@@ -183,6 +187,33 @@ def _build_library(mod: Any, target: Any, path: Path, dump: Dump | None) -> list
     size = sum(array.nbytes for array in compat.constants(mod))
     linker.export(executable, path, pack, machine_of(target), size)
     return lower.calls("main")
+
+
+def _locate(
+    program: Any, targets: list[Any], batch_sizes: tuple[int, ...], number: int, wanted: Checks
+) -> str:
+    """Words on the first node whose result the library for one of `targets` computes otherwise; none where that fails."""
+    from cat_plugin.graph.sampling import make_checks
+    from tvm_backend.importer.honoured import where
+    from tvm_backend.locating import first_difference  # imports torch
+
+    def differs(part: Any, rows: tuple[Any, ...]) -> bool | None:
+        with tempfile.TemporaryDirectory() as folder:
+            built = Path(folder) / "part.so"
+            try:
+                imported = import_program(part)
+                symbolic = integer_kernels(compat.specialize_batch(imported, batch_sizes))
+                kernels = _build_library(symbolic, targets[number], built, None)
+                manifest = _signatures(imported, [], batch_sizes)
+                variant = _describe("", targets[number], built, kernels)
+                right = expected(make_checks(part, rows), manifest, part)
+                return right.fault(Library(built, manifest, variant, variant["device"])) is not None
+            except CATError:
+                return None
+
+    _log.info("looking for the first node whose result differs")
+    node = first_difference(program, max(wanted.runs, key=len).inputs, differs)
+    return "" if node is None else f"The first node whose result differs is {where(node)}, {node.target}. "
 
 
 def _require_quantized(symbolic: Any) -> None:

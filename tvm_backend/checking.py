@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from tvm_backend.installing import CHECKS
 from tvm_backend.runtime import Library, import_tvm
 from tvm_backend.variants import obstacle
 
-__all__ = ["check_variants", "checked_manifest", "checks_of"]
+__all__ = ["Locate", "check_variants", "checked_manifest", "checks_of", "expected"]
+
+Locate = Callable[[int, Checks], str]
+"""Takes the number of a variant that is wrong and what it should give; returns words on where in the graph, or none."""
 
 _log = logging.getLogger("cat_plugin")
 
@@ -47,7 +52,12 @@ def checks_of(source: Any, program: Any) -> Checks | None:
 
 
 def check_variants(
-    manifest: dict[str, Any], folder: Path, checks: Checks | None, program: Any, dump_dir: Any = None
+    manifest: dict[str, Any],
+    folder: Path,
+    checks: Checks | None,
+    program: Any,
+    dump_dir: Any = None,
+    locate: Locate | None = None,
 ) -> list[str]:
     """Load and run each variant of a library that is not installed yet.
 
@@ -63,6 +73,8 @@ def check_variants(
         What it is compared with.
     dump_dir : path, optional
         Where the caller has the module written after each pass, for the message.
+    locate : callable, optional
+        Finds where in the graph a variant goes wrong, for the message.
 
     Returns
     -------
@@ -77,15 +89,23 @@ def check_variants(
     if checks is None:
         reason = "not checked: the bundle holds no rows, and the program does not run on made-up ones"
         return [reason] * len(manifest["variants"])
-    wanted = _expected(checks, manifest, program)
-    return [_check(variant, manifest, folder, wanted, dump_dir) for variant in manifest["variants"]]
+    wanted = expected(checks, manifest, program)
+    return [
+        _check(variant, manifest, folder, wanted, dump_dir, None if locate is None else partial(locate, i))
+        for i, variant in enumerate(manifest["variants"])
+    ]
 
 
 def checked_manifest(
-    manifest: dict[str, Any], staging: Path, checks: Checks | None, program: Any, dump_dir: Any
+    manifest: dict[str, Any],
+    staging: Path,
+    checks: Checks | None,
+    program: Any,
+    dump_dir: Any,
+    locate: Locate | None = None,
 ) -> dict[str, Any]:
     """Run :func:`check_variants`, put the rows beside the finished files, and return the description that says so."""
-    reasons = check_variants(manifest, staging, checks, program, dump_dir)
+    reasons = check_variants(manifest, staging, checks, program, dump_dir, locate)
     variants = [
         {**variant, "checked": reason} for variant, reason in zip(manifest["variants"], reasons, strict=True)
     ]
@@ -99,7 +119,12 @@ def checked_manifest(
 
 
 def _check(
-    variant: dict[str, Any], manifest: dict[str, Any], folder: Path, wanted: Checks, dump_dir: Any
+    variant: dict[str, Any],
+    manifest: dict[str, Any],
+    folder: Path,
+    wanted: Checks,
+    dump_dir: Any,
+    locate: Callable[[Checks], str] | None = None,
 ) -> str:
     reason = obstacle(variant)
     if reason is None and variant["device"] == "cuda" and not import_tvm().cuda(0).exist:
@@ -123,13 +148,23 @@ def _check(
         else "compile with dump_dir= to have the module after each pass"
     )
     raise CompileError(
-        f"the library that was built for {variant['target']} does not compute what its graph computes: {fault}. Nothing was "
-        f"written. This is a fault of the compiler, not of the model: please report it with the bundle; {modules}"
+        f"the library that was built for {variant['target']} does not compute what its graph computes: {fault}. "
+        f"{'' if locate is None else locate(wanted)}Nothing was written. This is a fault of the compiler, not of the model: please report it with the bundle; {modules}"
     )
 
 
-def _expected(checks: Checks, manifest: dict[str, Any], program: Any) -> Checks:
-    """The stored rows, and as many as there is special code for, with what the program makes of them here."""
+def expected(checks: Checks, manifest: dict[str, Any], program: Any) -> Checks:
+    """Return the stored rows, and as many as there is special code for, with what the program makes of them here.
+
+    Parameters
+    ----------
+    checks : Checks
+        The rows.
+    manifest : dict
+        The library's description: which batch sizes have code of their own, and which inputs have rows.
+    program : torch.export.ExportedProgram
+        What computes.
+    """
     run = Runner(program)
     batches = [each.inputs for each in checks.runs]
     free = [bool(entry["shape"]) and isinstance(entry["shape"][0], str) for entry in manifest["inputs"]]

@@ -80,6 +80,40 @@ def test_a_library_that_a_kernel_breaks_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+class Deep(torch.nn.Module):
+    """Four layers, of which `fourth` alone has eleven inputs, behind a branch that joins again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"first": (6, 8), "second": (8, 8), "third": (8, 11), "fourth": (11, 8), "head": (8, 3)}
+        self.layers = torch.nn.ModuleDict(
+            {name: models.QLinear(torch.nn.Linear(*size), 8) for name, size in sizes.items()}
+        )
+        self.grids = torch.nn.ModuleDict({name: models.Quantize(8) for name in sizes})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._layer("first", x).relu()
+        y = self._layer("fourth", self._layer("third", self._layer("second", x).relu())).relu()
+        return self._layer("head", x + y)
+
+    def _layer(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[name](self.grids[name](x))
+
+
+def test_the_node_that_a_kernel_breaks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Kernel.compensation
+
+    def broken(self: Kernel, weight: np.ndarray) -> np.ndarray:
+        return right(self, weight) + (300 if weight.shape[1] == 11 else 0)
+
+    program = models.exported(Deep(), torch.randn(64, 6))
+    monkeypatch.setattr(Kernel, "compensation", broken)
+    message = r"The first node whose result differs is node '\w+' in module 'layers.fourth', aten\.linear\.default\. Nothing was"
+    with pytest.raises(CompileError, match=message):
+        tvm_backend.compile(program, out=tmp_path / "model.so", cache=False)
+
+
 def test_load_verifies_without_torch(library: Path) -> None:
     code = (
         "import sys, tvm_backend; tvm_backend.load(sys.argv[1], verify=True);"
