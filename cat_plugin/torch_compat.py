@@ -52,6 +52,10 @@ _SCHEMAS = (
     f"dequantize_per_tensor.tensor(Tensor input, Tensor scale, Tensor zero_point, {_GRID}, {_WIDEN}) -> Tensor",
     f"quantize_per_channel(Tensor input, Tensor scales, Tensor zero_points, int axis, {_GRID}) -> Tensor",
     f"dequantize_per_channel(Tensor input, Tensor scales, Tensor? zero_points, int axis, {_GRID}, {_WIDEN}) -> Tensor",
+    f"dequantize_per_channel_group(Tensor input, Tensor scales, Tensor? zero_points, {_GRID}, int group_size, "
+    "ScalarType output_dtype) -> Tensor",
+    f"quantize_per_token(Tensor input, Tensor scales, Tensor zero_points, {_GRID}) -> Tensor",
+    f"dequantize_per_token(Tensor input, Tensor scales, Tensor zero_points, {_GRID}, ScalarType output_dtype) -> Tensor",
 )
 _libraries: list[torch.library.Library] = []  # a library's operations go when it is collected
 
@@ -101,7 +105,9 @@ def define_quantized_decomposed() -> None:
         name = schema.partition("(")[0]
         compute = _COMPUTE[name.partition(".")[0]]
         library.impl(name, compute, "CompositeExplicitAutograd")
-        library.impl(name, _fake_quantize if name.startswith("quantize") else _fake_dequantize, "Meta")
+        library.impl(
+            name, _FAKE.get(name, _fake_dequantize if name.startswith("de") else _fake_quantize), "Meta"
+        )
     _libraries.append(library)
 
 
@@ -183,6 +189,43 @@ def _dequantize_per_channel(
     return (shifted * _along(scales, x, axis)).to(out_dtype or torch.float32)
 
 
+def _dequantize_per_channel_group(
+    x: Tensor,
+    scales: Tensor,
+    zero_points: Tensor | None,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+    group: int,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    _check_integers(x, dtype)
+    grouped = x.reshape(-1, group)
+    shifted = grouped if zero_points is None else grouped - zero_points.reshape(-1, 1)
+    return (shifted * scales.reshape(-1, 1)).reshape(x.shape).to(out_dtype)
+
+
+def _quantize_per_token(
+    x: Tensor, scales: Tensor, zero_points: Tensor, low: int, high: int, dtype: torch.dtype
+) -> Tensor:
+    """``clip(round(x * (1 / scale) + zero_point))``, halves to even; rounded once, behind the sum."""
+    _check_range(low, high, dtype)
+    return torch.round(x * (1.0 / scales) + zero_points).clamp(low, high).to(dtype)
+
+
+def _dequantize_per_token(
+    x: Tensor,
+    scales: Tensor,
+    zero_points: Tensor,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    _check_integers(x, dtype)
+    return ((x - zero_points) * scales).to(out_dtype)
+
+
 def _fake_quantize(x: Tensor, *grid: Any) -> Tensor:
     return torch.empty_like(x, dtype=grid[-1])
 
@@ -191,7 +234,15 @@ def _fake_dequantize(x: Tensor, *_grid: Any, out_dtype: torch.dtype | None = Non
     return torch.empty_like(x, dtype=out_dtype or torch.float32)
 
 
+def _fake_widened(x: Tensor, *given: Any) -> Tensor:
+    return torch.empty_like(x, dtype=given[-1])
+
+
+_FAKE = {"dequantize_per_channel_group": _fake_widened, "dequantize_per_token": _fake_widened}
 _COMPUTE = {
+    "dequantize_per_channel_group": _dequantize_per_channel_group,
+    "quantize_per_token": _quantize_per_token,
+    "dequantize_per_token": _dequantize_per_token,
     "quantize_per_tensor": _quantize_per_tensor,
     "dequantize_per_tensor": _dequantize_per_tensor,
     "quantize_per_channel": _quantize_per_channel,

@@ -49,6 +49,15 @@ for i, (low, high, dtype, zero) in enumerate(
         q = out[f"cq{i}{axis}"] = qd.quantize_per_channel(x, scales, zeros, axis, *grid)
         out[f"cd{i}{axis}"] = qd.dequantize_per_channel(q, scales, zeros, axis, *grid)
         out[f"cn{i}{axis}"] = qd.dequantize_per_channel(q, scales, None, axis, *grid)
+    if dtype is not torch.int16:
+        scales = torch.rand(6, 7, 1, generator=g) * scale + 1e-3
+        zeros = torch.randint(low, high + 1, (6, 7, 1), generator=g)
+        q = out[f"tq{i}"] = qd.quantize_per_token(x, scales, zeros, *grid)
+        out[f"td{i}"] = qd.dequantize_per_token(q, scales, zeros, *grid, torch.float32)
+        q = torch.randint(low, high + 1, (8, 12), generator=g).to(dtype)
+        scales, zeros = torch.rand(8, 3, generator=g), torch.randint(low, high + 1, (8, 3), generator=g)
+        out[f"gd{i}"] = qd.dequantize_per_channel_group(q, scales, zeros, *grid, 4, torch.float32)
+        out[f"gn{i}"] = qd.dequantize_per_channel_group(q, scales, None, *grid, 4, torch.float32)
 
 class Net(torch.nn.Module):
     def forward(self, x):

@@ -112,7 +112,7 @@ def compile(
     symbolic = compat.specialize_batch(imported, batch_sizes)
     dump = None if dump_dir is None else Dump(Path(dump_dir))
     symbolic = integer_kernels(symbolic, dump)
-    _require_quantized(symbolic)
+    _require_quantized(symbolic, program)
     with write_errors(CompileError, f"a library to {path}"), staged_files(path) as staging:
         rows = "" if checks is None else checks.digest()
         name = (
@@ -216,12 +216,13 @@ def _locate(
     return "" if node is None else f"The first node whose result differs is {where(node)}, {node.target}. "
 
 
-def _require_quantized(symbolic: Any) -> None:
-    if all(
-        dialect.match_kernel(expr, WeightedSpec) is None for expr in compat.bound_values(symbolic["main"])
-    ):
+def _require_quantized(symbolic: Any, program: Any) -> None:
+    """Refuse a graph without quantized weights; with those alone, or on grids of tokens, it computes in float."""
+    kernels = (dialect.match_kernel(expr, WeightedSpec) for expr in compat.bound_values(symbolic["main"]))
+    weights = any("dequantize_per_channel" in str(node.target) for node in program.graph.nodes)
+    if not weights and all(kernel is None for kernel in kernels):
         raise CompileError(
-            "the graph holds no convolution or linear layer with quantized weight and input; quantize the model first "
+            "the graph holds no convolution or linear layer with quantized weights; quantize the model first "
             "(cat_plugin.ptq.quantize, or Neural Compressor's static quantization)"
         )
 

@@ -207,7 +207,7 @@ class _Measurement:
     def _rounded_weight(self, layer: QuantOp) -> Tensor:
         if layer not in self.weights:
             scale, zero = search_weight_range(
-                layer.float_weight, layer.w_bits, self.symmetric or layer.w_bits == 8
+                layer.float_weight, layer.w_bits, self.symmetric or layer.w_bits == 8, layer.group
             )
             self.weights[layer] = rounded(
                 layer.float_weight, layer.per_channel(scale), layer.per_channel(zero), layer.w_bits, True

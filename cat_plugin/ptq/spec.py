@@ -78,6 +78,21 @@ class QuantSpec:
     a_bits: Bits = option(
         default=4, doc="Bits of the input of every convolution and linear layer.", since="0.1"
     )
+    a_granularity: Annotated[str, OneOf(("tensor", "token"))] = option(
+        default="tensor",
+        doc="""
+        What shares a grid: the whole ``tensor``, chosen in calibration, or each ``token`` (the last axis), whose own range gives
+        it at run time.  With ``token``, inputs of linear layers and of products are quantized so, those of convolutions as whole
+        tensors, and what is only added or multiplied stays in float.
+        """,
+        since="0.2",
+    )
+    weight_groups: Annotated[int, Field(strict=True, ge=8)] | None = option(
+        default=None,
+        doc="Input features of a linear layer that share a scale, such as 64 or 128; None is one scale for each output channel. "
+        "Where they do not divide a layer's features, the next smaller number that does is taken.",
+        since="0.2",
+    )
     weight_only: Switch = option(
         default=False,
         doc="Activations stay in floating point, all of them; ``a_bits`` and its like then say nothing.",

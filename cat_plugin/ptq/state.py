@@ -54,7 +54,7 @@ class State:
     quality : Quality
         What counts of the results, and as what; from the first stage on.
     logits : Rows
-        (N, C) of full precision, or what else counts of its results; from the fit of the units on.
+        (N, C) of full precision, or what else counts of its results; from the fit of the units on, where anything is trained.
     packs : list of tuple of int
         Ranges of units that are trained together, if units are packs.
     layers : list of LayerReport

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from cat_plugin.errors import CompileError
@@ -73,6 +74,37 @@ def _per_channel(node: Any, importer: Any, make: Callable[..., Any]) -> Any:
     return importer.block_builder.emit(make(x, scales, zero_points, attributes))
 
 
+def _dequantize_per_channel_group(node: Any, importer: Any) -> Any:
+    """Rows of the weight are cut into their groups, each of which is a channel."""
+    weight, scales, zero_points = (importer.env[arg] if arg is not None else None for arg in node.args[:3])
+    if zero_points is None:
+        raise CompileError(f"{where(node)}: quantization by group without zero points cannot be compiled")
+    group, shape = int(_argument(node, 6, "group_size")), dialect.shape_of(weight)
+    emit = importer.block_builder.emit
+    rows = emit(relax.op.reshape(weight, [-1, group]))
+    scale, zero = (emit(relax.op.reshape(values, [-1])) for values in (scales, zero_points))
+    attributes = {"axis": 0, "qmin": int(node.args[3]), "qmax": int(node.args[4])}
+    wide = emit(dialect.dequantize_per_channel(rows, scale, zero, attributes))
+    return emit(relax.op.reshape(wide, shape))
+
+
+def _quantize_per_token(node: Any, importer: Any) -> Any:
+    """In the order of torch: ``clip(round(x * (1 / scale) + zero_point))``."""
+    x, scales, zero_points = (importer.env[arg] for arg in node.args[:3])
+    emit, one = importer.block_builder.emit, relax.const(np.float32(1))
+    ratio = emit(relax.op.multiply(x, emit(relax.op.divide(one, scales))))
+    shifted = emit(relax.op.add(ratio, emit(relax.op.astype(zero_points, "float32"))))
+    clipped = emit(relax.op.clip(emit(relax.op.round(shifted)), int(node.args[3]), int(node.args[4])))
+    return emit(relax.op.astype(clipped, _dtype_name(_argument(node, 5, "dtype"))))
+
+
+def _dequantize_per_token(node: Any, importer: Any) -> Any:
+    x, scales, zero_points = (importer.env[arg] for arg in node.args[:3])
+    emit = importer.block_builder.emit
+    wide, zero = (emit(relax.op.astype(value, "float32")) for value in (x, zero_points))
+    return emit(relax.op.multiply(emit(relax.op.subtract(wide, zero)), scales))
+
+
 def _correction(name: str) -> Converter:
     def convert(node: Any, importer: Any) -> Any:
         operands, alpha = list(node.args), node.kwargs.get("alpha")
@@ -108,5 +140,8 @@ CONVERTERS: dict[str, Converter] = {
     "dequantize_per_tensor.tensor": _dequantize_per_tensor,
     "quantize_per_channel.default": partial(_per_channel, make=dialect.quantize_per_channel),
     "dequantize_per_channel.default": partial(_per_channel, make=dialect.dequantize_per_channel),
+    "dequantize_per_channel_group.default": _dequantize_per_channel_group,
+    "quantize_per_token.default": _quantize_per_token,
+    "dequantize_per_token.default": _dequantize_per_token,
     **{f"{name}.default": _correction(name) for name in dialect.CORRECTIONS},
 }

@@ -118,6 +118,42 @@ def _dequantize(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     return writer.emit("DequantizeLinear", [name, *grid.names(writer)], **grid.axis)
 
 
+@converts("quantized_decomposed.dequantize_per_channel_group.default")
+def _dequantize_groups(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    low, high = int(given["quant_min"]), int(given["quant_max"])
+    scales = writer.tensor(given["scales"])
+    zeros = torch.zeros_like(scales) if given["zero_points"] is None else writer.tensor(given["zero_points"])
+    weight = writer.tensor(given["input"])
+    names = [
+        writer.constant(_integers(weight.numpy(), low, high, writer.opset), "weight_integers"),
+        writer.constant(scales.reshape(len(weight), -1).float().numpy(), "scale"),
+        writer.constant(
+            _integers(zeros.reshape(len(weight), -1).numpy(), low, high, writer.opset), "zero_point"
+        ),
+    ]
+    return writer.emit("DequantizeLinear", names, axis=1, block_size=int(given["group_size"]))
+
+
+@converts("quantized_decomposed.quantize_per_token.default")
+def _quantize_tokens(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    """ONNX's operators take constant scales along one axis: these are arithmetic instead, with the same rounding."""
+    source, scales, zeros = (
+        writer.value(given[n], torch.float32) for n in ("input", "scales", "zero_points")
+    )
+    ratio = writer.emit("Mul", [source, writer.emit("Reciprocal", [scales])])
+    limits = [writer.constant(np.float32(given[n]), "limit") for n in ("quant_min", "quant_max")]
+    rounded = writer.emit("Round", [writer.emit("Add", [ratio, zeros])])
+    return writer.cast(writer.emit("Clip", [rounded, *limits]), node.meta["val"].dtype)
+
+
+@converts("quantized_decomposed.dequantize_per_token.default")
+def _dequantize_tokens(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    source, scales, zeros = (
+        writer.value(given[n], torch.float32) for n in ("input", "scales", "zero_points")
+    )
+    return writer.emit("Mul", [writer.emit("Sub", [source, zeros]), scales])
+
+
 @converts("cat")
 def _cluster_affine(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     operation = str(node.target).split(".")[1]

@@ -9,13 +9,16 @@ least-squares weight that maps these inputs to the full-precision outputs.  Thre
 2. one pass of optimal-brain rounding, column by column, each column's error spread over those still free (Frantar et
    al., "GPTQ", arXiv 2210.17323, equations 2 and 3, after "Optimal Brain Compression", arXiv 2208.11580);
 3. sweeps of cyclic coordinate descent over the integers, alternating with the closed-form scale
-   ``s = (q - z)' H w* / (q - z)' H (q - z)`` (Zhang et al., "COMQ", arXiv 2403.07134, section 3).
+   ``s = (q - z)' H w* / (q - z)' H (q - z)`` (Zhang et al., "COMQ", arXiv 2403.07134, section 3); where groups of a channel's
+   inputs have scales of their own, each in turn the best beside the others.
 
 Several starting scales are carried along as extra rows and the best is kept for each channel.  The bias is the mean
 that is left (:mod:`cat_plugin.ptq.closed_form.bias_correction`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +28,7 @@ from cat_plugin.ptq.closed_form.moments import Moments
 __all__ = ["fit_integers", "least_squares_weight", "ridge_by_halves"]
 
 _ATTEMPTS = 8  # at a factorisation, with more ridge each time
+_ROWS = 8192  # channels fitted at once
 _BLOCK = 64  # columns whose errors are gathered before they are spread over the rest by one matrix product
 
 
@@ -121,19 +125,52 @@ def _spread_rounding(target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low
     upper = _inverse_factor(permuted)
     work = target.gather(2, index).float().clone()
     integers = torch.empty_like(work)
-    s, z = scale.float(), zero.float()
+    s, z = (_by_column(values.float(), k, order) for values in (scale, zero))
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
         block = work[:, :, start:end].clone()
         errors = torch.empty_like(block)
         for j in range(end - start):
             column, row = block[:, :, j], upper[:, start + j, start:end]
-            q = (column / s + z).round_().clamp_(low, high)
+            s_j, z_j = s[:, :, start + j], z[:, :, start + j]
+            q = (column / s_j + z_j).round_().clamp_(low, high)
             integers[:, :, start + j] = q
-            errors[:, :, j] = (column - (q - z) * s) / row[:, j].unsqueeze(1)
+            errors[:, :, j] = (column - (q - z_j) * s_j) / row[:, j].unsqueeze(1)
             block[:, :, j + 1 :] -= errors[:, :, j].unsqueeze(2) * row[:, j + 1 :].unsqueeze(1)
         work[:, :, end:] -= torch.bmm(errors, upper[:, start:end, end:])
     return torch.empty_like(integers).scatter_(2, index, integers)
+
+
+def _by_column(values: Tensor, k: int, order: Tensor | None = None) -> Tensor:
+    """(G, R, K) view or copy of a grid's (G, R, Q) values for each of K columns, in (G, K) order; Q groups divide K."""
+    groups = values.shape[2]
+    if groups == 1:
+        return values.expand(-1, -1, k)
+    spread = values.repeat_interleave(k // groups, 2)
+    return spread if order is None else spread.gather(2, order.unsqueeze(1).expand_as(spread))
+
+
+def _best_scales(centred: Tensor, pull: Tensor, hf: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(G, R, Q) scales of least error for (G, R, K) integers less zero point, and the residual ``H (w* - w)``."""
+    groups, width = scale.shape[2], centred.shape[2] // scale.shape[2]
+    if groups == 1:
+        through = torch.bmm(centred, hf)
+        denominator = (through * centred).sum(2, keepdim=True)
+        best = (centred * pull).sum(2, keepdim=True) / denominator.clamp(min=1e-20)
+        scale = torch.where((denominator > 1e-20) & (best > 0), best, scale)
+        return scale, pull - through * scale
+    residual = pull - torch.bmm(centred * _by_column(scale, centred.shape[2]), hf)
+    scale = scale.clone()
+    for group in range(groups):
+        columns = slice(group * width, (group + 1) * width)
+        own, rows = centred[:, :, columns], hf[:, columns]
+        denominator = (torch.bmm(own, rows[:, :, columns]) * own).sum(2)
+        step = (own * residual[:, :, columns]).sum(2) / denominator.clamp(min=1e-20)
+        old = scale[:, :, group]
+        new = torch.where((denominator > 1e-20) & (old + step > 0), old + step, old)
+        residual -= torch.bmm(own * (new - old).unsqueeze(2), rows)
+        scale[:, :, group] = new
+    return scale, residual
 
 
 def _descend(
@@ -143,14 +180,10 @@ def _descend(
     hf, diagonal = h.float(), h.diagonal(dim1=1, dim2=2).float()
     q, target, scale = q.clone(), target.float(), scale.float()
     pull = torch.bmm(target, hf)  # (G, R, K): H w*
-    z = zero.float()
+    z = _by_column(zero.float(), q.shape[2])
     for _ in range(sweeps):
-        centred = q - z.unsqueeze(2)
-        through = torch.bmm(centred, hf)
-        denominator = (through * centred).sum(2)
-        best = (centred * pull).sum(2) / denominator.clamp(min=1e-20)
-        scale = torch.where((denominator > 1e-20) & (best > 0), best, scale)
-        residual = pull - through * scale.unsqueeze(2)  # H (w* - w)
+        scale, residual = _best_scales(q - z, pull, hf, scale)
+        s = _by_column(scale, q.shape[2])
         before = q.clone()
         for start in range(0, q.shape[2], _BLOCK):
             end = min(start + _BLOCK, q.shape[2])
@@ -158,9 +191,10 @@ def _descend(
             moved = torch.empty_like(block)
             for j in range(end - start):
                 column = q[:, :, start + j]
-                step = block[:, :, j] / (diagonal[:, start + j].unsqueeze(1) * scale)
+                s_j = s[:, :, start + j]
+                step = block[:, :, j] / (diagonal[:, start + j].unsqueeze(1) * s_j)
                 new = (column + step).round_().clamp_(low, high)
-                moved[:, :, j] = (new - column) * scale
+                moved[:, :, j] = (new - column) * s_j
                 q[:, :, start + j] = new
                 block -= moved[:, :, j].unsqueeze(2) * local[:, j].unsqueeze(1)
             residual -= torch.bmm(moved, hf[:, start:end])
@@ -189,7 +223,7 @@ def fit_integers(
     moments : Moments
         Of the quantized inputs.
     scale, zero_point : Tensor
-        (G, R) initial grid; the zero point stays.
+        (G, R) initial grid, or (G, R, Q) where Q groups of equally many inputs have grids of their own; the zero point stays.
     qrange : tuple of int
         Least and greatest integer.
     damping : float
@@ -204,22 +238,31 @@ def fit_integers(
     integers : Tensor
         (G, R, K) int8.
     scale : Tensor
-        (G, R) float32.
+        float32 of the shape that was given.
     """
+    if target.shape[1] > _ROWS:  # rows do not depend on each other
+        pieces = [torch.split(values, _ROWS, 1) for values in (target, scale, zero_point)]
+        effort: dict[str, Any] = {"damping": damping, "sweeps": sweeps, "factors": factors}
+        found = [
+            fit_integers(part, moments, s, z, qrange, **effort) for part, s, z in zip(*pieces, strict=True)
+        ]
+        return torch.cat([q for q, _ in found], 1), torch.cat([s for _, s in found], 1)
     low, high = qrange
     g, r, k = target.shape
     h = moments.h.clone()
     mean = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
     h += torch.eye(k, dtype=h.dtype, device=h.device) * (damping * mean).reshape(-1, 1, 1)
     many = len(factors)
-    factor = torch.tensor(factors, device=scale.device, dtype=torch.float32).reshape(1, many, 1)
-    scales = (scale.float().unsqueeze(1) * factor).reshape(g, many * r)
-    zeros = zero_point.unsqueeze(1).expand(g, many, r).reshape(g, many * r)
+    factor = torch.tensor(factors, device=scale.device, dtype=torch.float32).reshape(1, many, 1, 1)
+    scales = (scale.float().reshape(g, 1, r, -1) * factor).flatten(1, 2)
+    zeros = zero_point.reshape(g, 1, r, -1).expand(g, many, r, -1).flatten(1, 2)
     targets = target.unsqueeze(1).expand(g, many, r, k).reshape(g, many * r, k)
     q = _spread_rounding(targets, h, scales, zeros, low, high)
     q, scales = _descend(q, targets, h, scales, zeros, low, high, sweeps)
-    error = (q - zeros.unsqueeze(2)) * scales.unsqueeze(2) - targets.float()
+    error = (q - _by_column(zeros, k)) * _by_column(scales, k) - targets.float()
     losses = (torch.bmm(error, h.float()) * error).sum(2).reshape(g, many, r)
     pick = losses.argmin(1, keepdim=True)
     q = q.reshape(g, many, r, k).gather(1, pick.unsqueeze(3).expand(g, 1, r, k)).squeeze(1)
-    return q.to(torch.int8), scales.reshape(g, many, r).gather(1, pick).squeeze(1)
+    scales = scales.reshape(g, many, r, -1)
+    chosen = scales.gather(1, pick.unsqueeze(3).expand(g, 1, r, scales.shape[3])).squeeze(1)
+    return q.to(torch.int8), chosen.reshape(scale.shape)

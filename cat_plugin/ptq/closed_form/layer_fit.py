@@ -9,6 +9,7 @@ along a chain of residual blocks as far as the layer's inputs tell of them.  (In
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -65,17 +66,14 @@ def _shortcut(node: fx.Node, full: Executor, quantized: Executor) -> fx.Node | N
     return None
 
 
-def _target(node: fx.Node, full: Executor, quantized: Executor) -> Tensor:
-    """(N, ...) what the layer should give; to be released to the store if it is not the executor's own."""
-    reference = full.gathered(node)
+def _target(node: fx.Node, full: Executor, quantized: Executor) -> Callable[[slice], Tensor]:
+    """What the layer should give, for some rows (N, ...) of those that its input is gathered in."""
+    if not is_batched(node):
+        return full.gathered(node).__getitem__
     other = _shortcut(node, full, quantized) if node in full.values else None
     if other is None:
-        return reference
-    target = quantized.store.allocate(tuple(reference.shape), reference.dtype, reference.device)
-    for start in range(0, len(target), quantized.batch_size):
-        rows = slice(start, min(start + quantized.batch_size, len(target)))
-        target[rows] = reference[rows] + (full.value(other, rows) - quantized.value(other, rows))
-    return target
+        return lambda rows: full.value(node, rows)
+    return lambda rows: full.value(node, rows) + (full.value(other, rows) - quantized.value(other, rows))
 
 
 def _clip(node: fx.Node, module: fx.GraphModule) -> tuple[float, float] | None:
@@ -93,7 +91,7 @@ def _shift_bias(
     node: fx.Node,
     layer: QuantOp,
     quantized: Executor,
-    reference: Tensor,
+    target: Callable[[slice], Tensor],
     generator: torch.Generator,
     fitted: int,
 ) -> None:
@@ -108,8 +106,8 @@ def _shift_bias(
     for start in range(0, fitted, quantized.batch_size):
         rows = slice(start, min(start + quantized.batch_size, fitted))
         positions = torch.randperm(count, generator=generator)[: max(1, _ROWS // fitted)]
-        for values, some in ((outputs, given), (reference, wanted)):
-            channels = values[rows].movedim(axis, 0).reshape(outputs.shape[axis], -1, count)
+        for values, some in ((outputs[rows], given), (target(rows), wanted)):
+            channels = values.movedim(axis, 0).reshape(outputs.shape[axis], -1, count)
             some.append(channels.index_select(2, positions.to(values.device)).flatten(1))
     shift = shift_behind_clip(torch.cat(given, 1), torch.cat(wanted, 1), *ends)
     layer.bias = layer.bias + shift.to(layer.bias.device)
@@ -118,12 +116,12 @@ def _shift_bias(
         outputs[start : start + quantized.batch_size] += shift.reshape(shape)
 
 
-def _relative_error(node: fx.Node, full: Executor, quantized: Executor, reference: Tensor) -> float:
-    """Squared error of the layer as it stands over the reference's power, on the first batch."""
+def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice], Tensor]) -> float:
+    """Squared error of the layer as it stands over the target's power, on the first batch."""
     y = quantized.value(node, slice(0, min(quantized.batch_size, quantized.count)))
-    if node not in full.values:  # rows of the last axis, see Executor.gathered
+    if not is_batched(node):  # rows of the last axis, see Executor.gathered
         y = y.reshape(-1, y.shape[-1])
-    some = reference[: len(y)].to(y.device)
+    some = target(slice(0, len(y))).to(y.device)
     power = float(some.square().mean())
     error = float(F.mse_loss(y, some))
     return error / power if power > 0 else error
@@ -137,6 +135,8 @@ def fit_layer(
     spec: QuantSpec,
     generator: torch.Generator,
     fitted: int,
+    *,
+    kept: bool = True,
 ) -> LayerReport:
     """Choose grid, integers and bias of a layer, in place, and compute its outputs.
 
@@ -147,13 +147,15 @@ def fit_layer(
     layer : QuantOp
         Not quantized yet.
     full, quantized : Executor
-        Values before the node, in full precision and quantized; the full-precision output is there already.
+        Values before the node, in full precision and quantized; if outputs are kept, that of full precision is there already.
     spec : QuantSpec
         Which methods to use.
     generator : torch.Generator
         Draws output positions.
     fitted : int
         Calibration inputs, the first ones, that the layer is fitted to.
+    kept : bool
+        Whether its outputs are computed for all inputs and kept.
 
     Returns
     -------
@@ -161,43 +163,39 @@ def fit_layer(
         With the relative output error of rounding to nearest and of what was chosen, on the first batch; of the sum
         where the output is added to a shortcut.
     """
-    reference = _target(node, full, quantized)
+    target = _target(node, full, quantized)
     symmetric = spec.symmetric_weights or layer.w_bits == 8
-    layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric)
+    layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric, layer.group)
     layer.q_weight = layer.round_to_nearest()
-    before = _relative_error(node, full, quantized, reference)
+    before = _relative_error(node, quantized, target)
     scarce = False
     if spec.compensation or spec.bias_correction:
-        source = quantized.gathered(operand(node))
-        x, y = (first_inputs(value, fitted, quantized.count) for value in (source, reference))
-        moments = measure(layer, x, y, _ROWS, spec.batch_size, generator)
+        x = first_inputs(quantized.gathered(operand(node)), fitted, quantized.count)
+        moments = measure(layer, x, target, _ROWS, spec.batch_size, generator)
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
-            target = grouped.double()
+            weight = grouped.double()
             if spec.refit:
                 ridge = ridge_by_halves(grouped, moments, _RIDGES)
-                target = least_squares_weight(grouped, moments, ridge)
+                weight = least_squares_weight(grouped, moments, ridge)
                 scarce = bool(moments.halves) and ridge >= _SCARCE  # a single batch has nothing to judge on
-            scale, zero_point = search_weight_range(target.flatten(0, 1), layer.w_bits, symmetric)
-            shape = grouped.shape[:2]
+            grid = search_weight_range(weight.flatten(0, 1), layer.w_bits, symmetric, layer.group)
+            scale, zero_point = (values.reshape(*grouped.shape[:2], -1) for values in grid)
             # from 6 bits on the searched scale is as good as any, and few integers move
             effort: dict[str, Any] = {} if layer.w_bits < 6 else {"factors": (1.0,), "sweeps": 2}
             if scarce:
                 effort["damping"] = 1.0
-            integers, scale = fit_integers(
-                target, moments, scale.reshape(shape), zero_point.reshape(shape), layer.qrange, **effort
-            )
-            layer.weight = target.reshape(layer.weight.shape).to(layer.weight.dtype)
+            integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)
+            layer.weight = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
             layer.q_weight = integers.reshape(layer.weight.shape)
-            layer.scale, layer.zero_point = scale.reshape(-1), zero_point
+            layer.scale, layer.zero_point = (v.reshape(layer.scale.shape) for v in (scale, zero_point))
         if spec.bias_correction:
             layer.bias = corrected_bias(layer, moments)
-    quantized.run(node)
+    if kept:
+        quantized.run(node)
     if scarce and spec.bias_correction:
-        _shift_bias(node, layer, quantized, reference, generator, fitted)
-    after = _relative_error(node, full, quantized, reference)
-    if reference is not full.values.get(node):
-        quantized.store.release(reference)
+        _shift_bias(node, layer, quantized, target, generator, fitted)
+    after = _relative_error(node, quantized, target)
     return LayerReport(
         layer.name, layer.kind, layer.w_bits, layer.a_bits, tuple(layer.weight.shape), before, after
     )

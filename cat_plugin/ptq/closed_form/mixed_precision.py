@@ -128,7 +128,9 @@ def unit_costs(
         for bits in candidates:
             replaced: dict[object, Tensor] = {}
             for layer in unit.layers:
-                scale, zero = search_weight_range(layer.float_weight, bits, symmetric or bits == 8)
+                scale, zero = search_weight_range(
+                    layer.float_weight, bits, symmetric or bits == 8, layer.group
+                )
                 s, z = layer.per_channel(scale), layer.per_channel(zero).float()
                 low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
                 replaced[layer] = ((layer.float_weight / s + z).round().clamp(low, high) - z) * s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +135,12 @@ def _output_rows(layer: QuantOp, y: Tensor, positions: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def measure(
-    layer: QuantOp, x: Tensor, y: Tensor, max_rows: int, batch_size: int, generator: torch.Generator
+    layer: QuantOp,
+    x: Tensor,
+    y: Tensor | Callable[[slice], Tensor],
+    max_rows: int,
+    batch_size: int,
+    generator: torch.Generator,
 ) -> Moments:
     """Moments of the layer's inputs and target outputs over the calibration set.
 
@@ -142,8 +148,10 @@ def measure(
     ----------
     layer : QuantOp
         The layer.
-    x, y : Tensor
-        (N, ...) its (quantized) inputs and the outputs it should give.
+    x : Tensor
+        (N, ...) its (quantized) inputs.
+    y : Tensor or callable
+        (N, ...) the outputs it should give, or what gives them for some rows.
     max_rows : int
         Output positions used at most; drawn at random for each batch when a convolution has more.
     batch_size : int
@@ -159,17 +167,18 @@ def measure(
     sums: list[Tensor] | None = None
     odd: list[Tensor] | None = None
     rows_seen = rows_odd = 0
-    total = y.numel() // len(layer.weight)
-    share = min(1.0, max_rows / max(total, 1))
     for start in range(0, len(x), batch_size):
+        rows = slice(start, min(start + batch_size, len(x)))
+        outputs = y(rows) if callable(y) else y[rows]
         positions = None
+        count = outputs[0, 0].numel() if layer.kind != "linear" else 1
+        share = min(1.0, max_rows / max(len(x) * count, 1))
         if share < 1.0 and layer.kind != "linear":
-            count = y[0, 0].numel()
             positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(
                 x.device
             )
-        patches = input_patches(layer, x[start : start + batch_size], positions)
-        target = _output_rows(layer, y[start : start + batch_size], positions)
+        patches = input_patches(layer, x[rows], positions)
+        target = _output_rows(layer, outputs, positions)
         transposed = patches.transpose(1, 2)
         parts = [
             torch.bmm(transposed, patches).double(),

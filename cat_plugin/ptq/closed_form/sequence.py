@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import tensor_outputs
 from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.soft_unit import float_call
-from cat_plugin.ptq.quantizers.observers import search_activation_range, subsample
+from cat_plugin.ptq.quantizers.observers import calibrate
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.report import LayerReport
 from cat_plugin.ptq.rows import Rows
@@ -24,7 +25,7 @@ from cat_plugin.ptq.spec import QuantSpec
 
 __all__ = ["FittedUnit", "SequentialFit", "generator_for"]
 
-_SAMPLE = 1 << 17
+_LARGE = 1 << 28  # values of the results for all calibration inputs
 
 
 def generator_for(seed: int, stage: str) -> torch.Generator:
@@ -46,13 +47,22 @@ class FittedUnit:
     inputs, full_inputs : Rows
         (N, ...) what the quantized and the full-precision network feed to it.
     targets : Rows
-        (N, ...) its full-precision outputs.
+        (N, ...) its full-precision outputs, but for results that are not kept.
     """
 
     unit: Unit
     inputs: Rows
     full_inputs: Rows
     targets: Rows
+
+
+def _unread(graph: fx.Graph) -> set[fx.Node]:
+    """What stands behind the last layers and quantizers, these layers and the output included."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if all(user in found and user.op != "call_module" for user in node.users):
+            found.add(node)
+    return found
 
 
 class SequentialFit:
@@ -74,13 +84,16 @@ class SequentialFit:
         Inputs, the first ones, that ranges and layers are fitted to; None is all.
     changed : bool
         Whether the caller changes a unit as soon as it is fitted: what follows then sees its outputs computed anew.
+    keeps_results : bool
+        Whether the results are asked for.  If not, large ones, as a language model's logits are, are computed a batch at a
+        time, only for what their own layer is fitted to.
 
     Attributes
     ----------
     reports : list of LayerReport
         Of the layers fitted, in order.
     results : dict of fx.Node to Tensor
-        (N, ...) full-precision results, once the pass is over.
+        (N, ...) full-precision results, once the pass is over; none where they are not kept.
     """
 
     def __init__(
@@ -93,8 +106,13 @@ class SequentialFit:
         reports: list[LayerReport] | None = None,
         fitted: int | None = None,
         changed: bool = False,
+        keeps_results: bool = True,
     ) -> None:
         self.module, self.spec, self.changed = prepared.module, spec, changed
+        self.unread: set[fx.Node] = set()
+        row = sum(math.prod(n.meta["val"].shape[1:]) for n in tensor_outputs(self.module.graph))
+        if not keeps_results and row * len(inputs) > _LARGE:
+            self.unread = _unread(self.module.graph)
         self.full = Executor(self.module, inputs, spec.batch_size, store, float_call)
         self.quantized = Executor(self.module, inputs, spec.batch_size, store, lambda child, x: child(x))
         self.reports = [] if reports is None else reports
@@ -118,7 +136,7 @@ class SequentialFit:
                     unit,
                     Rows([quantized.values[n] for n in unit.sources]),
                     Rows([full.values[n] for n in unit.sources]),
-                    Rows([full.values[n] for n in unit.outputs]),
+                    Rows([full.values[n] for n in unit.outputs if n not in self.unread]),
                 )
                 if self.changed:
                     quantized.run_stretch(unit.nodes, unit.outputs)
@@ -133,19 +151,22 @@ class SequentialFit:
             source = node.all_input_nodes[0]
             if not child.ready:
                 value = first_inputs(quantized.gathered(source), self.count, full.count)
-                sample = subsample(value, _SAMPLE, generator_for(spec.seed, node.name))
-                child.set_range(*search_activation_range(sample, child.bits, spec.symmetric_activations))
+                calibrate(child, value, spec.symmetric_activations, generator_for(spec.seed, node.name))
             if source in full.values:
                 full.set(node, full.values[source])
             quantized.run(node, free)
         elif isinstance(child, QuantOp):
-            full.run(node)
+            kept = node not in self.unread
+            if kept:
+                full.run(node)
             if child.q_weight is None:
                 generator = generator_for(spec.seed, child.name)
-                report = fit_layer(node, child, full, quantized, spec, generator, self.count)
+                report = fit_layer(node, child, full, quantized, spec, generator, self.count, kept=kept)
                 self.reports.append(report)
-            else:
+            elif kept:
                 quantized.run(node)
+        elif node in self.unread:
+            return
         elif node.op == "output":
             self.results = {n: full.values[n].clone() for n in tensor_outputs(self.module.graph)}
         else:

@@ -1,7 +1,8 @@
 """Where the quantizers go: turns an ATen graph into one of quantized operations and activation quantizers.
 
 Every input of a convolution or linear layer gets a quantizer at the layer's bits; every tensor that enters an
-element-wise operation of two tensors, a concatenation or a pooling one at ``residual_bits``.  Quantizers of one tensor
+element-wise operation of two tensors, a concatenation or a pooling one at ``residual_bits``, unless grids are those of single
+tokens, which only products can use.  Quantizers of one tensor
 with the same bits are shared, those with different bits stand side by side, each reading the float value.
 """
 
@@ -30,6 +31,7 @@ from cat_plugin.ptq.graph.ops import (
     operand,
     weight_of,
 )
+from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
 
@@ -64,12 +66,12 @@ class _Placer:
         self.module = module
         self.cache: dict[tuple[fx.Node, int], fx.Node] = {}
 
-    def quantized(self, source: fx.Node, bits: int) -> fx.Node:
+    def quantized(self, source: fx.Node, bits: int, per_token: bool = False) -> fx.Node:
         """The quantizer of ``source`` at ``bits``, made on first use right behind its source."""
         key = (source, bits)
         if key not in self.cache:
             name = f"act_{source.name}_{bits}bit"
-            self.module.add_submodule(name, ActQuantizer(bits))
+            self.module.add_submodule(name, TokenQuantizer(bits) if per_token else ActQuantizer(bits))
             with self.module.graph.inserting_after(source):
                 node = self.module.graph.call_module(name, (source,))
             node.meta = dict(source.meta)
@@ -142,12 +144,13 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
             "the model has no convolution or linear layer to quantize; check the model and the patterns in "
             "'skip' and 'overrides'."
         )
-    if not spec.weight_only:
+    per_token = spec.a_granularity == "token"
+    if not spec.weight_only and not per_token:
         _quantize_joined(module, placer, spec)
     for node in list(graph.nodes):
         if is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
             for factor in dict.fromkeys(arguments(node)[: PRODUCTS[node.target]]):
-                node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits))
+                node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits, per_token))
         elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
             prepared.unquantized.append(f"{layer_name(node)} ({node.target}): computed in float")
     prepared.unquantized += [
@@ -175,19 +178,29 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
             prepared.unquantized.append(f"{name} ({KIND[node.target]}): left in float by the specification")
             continue
         bias = constant(module, node.args[2]) if len(node.args) > 2 else None
-        layer = QuantOp(name, node.target, weight_of(module, node), bias, arguments(node)[3:], *bits)
+        weight = weight_of(module, node)
+        group = _group(weight.shape[1], spec.weight_groups) if weight.ndim == 2 else None
+        layer = QuantOp(name, node.target, weight, bias, arguments(node)[3:], *bits, group)
         if spec.weight_only:
             layer.a_bits = FLOAT_BITS
         prepared.layers.append(layer)
         module.add_submodule(f"op_{node.name}", layer)
         with graph.inserting_before(node):
             source = operand(node)
-            given = source if spec.weight_only else placer.quantized(source, bits[1])
+            per_token = spec.a_granularity == "token" and weight.ndim == 2
+            given = source if spec.weight_only else placer.quantized(source, bits[1], per_token)
             new = graph.call_module(f"op_{node.name}", (given,))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         # a source may be a weighted node met earlier; the cache is keyed by live nodes only
         graph.erase_node(node)
+
+
+def _group(features: int, asked: int | None) -> int | None:
+    """Input features that share a scale: as many as were asked for, or the next fewer that divide them; None is all."""
+    if asked is None or asked >= features:
+        return None
+    return next(size for size in range(asked, 0, -1) if features % size == 0)
 
 
 def layer_widths(graph: fx.Graph, spec: QuantSpec) -> dict[fx.Node, tuple[str, tuple[int, int] | None]]:

@@ -1,7 +1,7 @@
 """From calibrated quantizer modules to the explicit QDQ graph that is handed over.
 
-The result computes with ``quantized_decomposed.{quantize,dequantize}_per_{tensor,channel}`` on integer weight
-buffers; scales and zero points of activations are constants in the graph.
+The result computes with ``quantized_decomposed.{quantize,dequantize}_per_{tensor,channel,token}`` on integer weight
+buffers; scales and zero points of activations are constants in the graph, or computed there from each token.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.quantizers.per_token import LEAST_SCALE, TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.transforms.equalization import Ceiling
 from cat_plugin.torch_compat import register_quantized_decomposed
@@ -20,6 +21,7 @@ from cat_plugin.torch_compat import register_quantized_decomposed
 __all__ = ["lower"]
 
 register_quantized_decomposed()
+_aten = torch.ops.aten
 _qd = torch.ops.quantized_decomposed
 
 
@@ -62,17 +64,13 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
             if child.q_weight is None:
                 weight = buffer(f"{child.name}.weight", child.weight)
             else:
-                weight = graph.call_function(
-                    _qd.dequantize_per_channel.default,
-                    (
-                        buffer(f"{child.name}.weight", child.q_weight),
-                        buffer(f"{child.name}.weight_scale", child.scale),
-                        buffer(f"{child.name}.weight_zero_point", child.zero_point),
-                        0,
-                        *child.qrange,
-                        torch.int8,
-                    ),
-                )
+                parts = {
+                    "weight": child.q_weight,
+                    "weight_scale": child.scale,
+                    "weight_zero_point": child.zero_point,
+                }
+                stored = tuple(buffer(f"{child.name}.{part}", value) for part, value in parts.items())
+                weight = _weight(graph, child, stored)
             bias = None if child.bias is None else buffer(f"{child.name}.bias", child.bias.float())
             env[node] = graph.call_function(child.target, (env[node.args[0]], weight, bias, *child.extra))
             env[node].meta["nn_module_stack"] = {"0": (child.name, nn.Module)}
@@ -97,11 +95,40 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
     return result.eval()
 
 
+def _weight(graph: fx.Graph, layer: QuantOp, stored: tuple[fx.Node, ...]) -> fx.Node:
+    if layer.group is None:
+        arguments: tuple[Any, ...] = (*stored, 0, *layer.qrange, torch.int8)
+        return graph.call_function(_qd.dequantize_per_channel.default, arguments)
+    arguments = (*stored, *layer.qrange, torch.int8, layer.group, torch.float32)
+    return graph.call_function(_qd.dequantize_per_channel_group.default, arguments)
+
+
+def _token_grid(graph: fx.Graph, source: fx.Node, quantizer: TokenQuantizer) -> tuple[fx.Node, fx.Node]:
+    """:func:`~cat_plugin.ptq.quantizers.per_token.token_grid` in the graph; zero points as integers."""
+
+    def call(target: Any, *arguments: Any, **keywords: Any) -> fx.Node:
+        return graph.call_function(target, arguments, keywords)
+
+    ends = []
+    for extreme, bound in ((_aten.amin.default, {"max": 0.0}), (_aten.amax.default, {"min": 0.0})):
+        end = call(_aten.clamp.default, call(extreme, source, [-1], True), **bound)
+        ends.append(call(_aten.mul.Tensor, end, float(quantizer.scale)))
+    low, high = ends
+    width = call(_aten.mul.Tensor, call(_aten.sub.Tensor, high, low), 1.0 / quantizer.qrange[1])
+    scale = call(_aten.clamp.default, width, min=LEAST_SCALE)
+    ratio = call(_aten.div.Tensor, call(_aten.neg.default, low), scale)
+    return scale, call(_aten.to.dtype, call(_aten.round.default, ratio), torch.int64)
+
+
 def _activation(
     graph: fx.Graph, source: fx.Node, quantizer: ActQuantizer, pairs: dict[tuple[Any, ...], fx.Node]
 ) -> fx.Node:
     if not quantizer.ready:
         return source
+    if isinstance(quantizer, TokenQuantizer):
+        own = (*_token_grid(graph, source, quantizer), *quantizer.qrange, torch.uint8)
+        integers = graph.call_function(_qd.quantize_per_token.default, (source, *own))
+        return graph.call_function(_qd.dequantize_per_token.default, (integers, *own, torch.float32))
     dtype = torch.int8 if quantizer.signed else torch.uint8
     grid = (float(quantizer.scale), quantizer.zero_point, *quantizer.qrange, dtype)
     key = (source, *grid)

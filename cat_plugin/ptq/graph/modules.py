@@ -14,7 +14,7 @@ __all__ = ["QuantOp"]
 
 
 class QuantOp(nn.Module):
-    """One weighted ATen operation whose weight is on a per-channel grid.
+    """One weighted ATen operation whose weight is on a grid for each channel, or for each group of a channel's inputs.
 
     Parameters
     ----------
@@ -30,11 +30,13 @@ class QuantOp(nn.Module):
         Arguments of the operation after the bias (stride, padding, ...).
     w_bits, a_bits : int
         Bits of the weight, and of the input (for the report; the input has its own quantizer).
+    group : int or None
+        Input features of a linear layer that share a scale, which divide all of them; None is one scale a channel.
 
     Attributes
     ----------
     scale, zero_point : Tensor
-        (O,) float32 and int64 grid of the weight; one for each output channel.
+        (O,) float32 and int64 grid of the weight, one for each output channel; (O, I / group) with groups.
     weight, bias : Tensor
         What is approximated: the trained weight, or the one refitted to quantized inputs, and the bias in use.
     float_weight, float_bias : Tensor
@@ -60,16 +62,19 @@ class QuantOp(nn.Module):
         extra: tuple[Any, ...],
         w_bits: int,
         a_bits: int,
+        group: int | None = None,
     ) -> None:
         super().__init__()
+        self.group = group
         self.name, self.target, self.extra = name, target, extra
         self.w_bits, self.a_bits = w_bits, a_bits
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("float_weight", weight)
         self.register_buffer("float_bias", bias)
-        self.register_buffer("scale", torch.ones(len(weight)))
-        self.register_buffer("zero_point", torch.zeros(len(weight), dtype=torch.int64))
+        shape = (len(weight),) if group is None else (len(weight), weight.shape[1] // group)
+        self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("q_weight", None)
 
     @property
@@ -88,7 +93,9 @@ class QuantOp(nn.Module):
         return int(self.extra[3]) if len(self.extra) > 3 else 1
 
     def per_channel(self, values: Tensor) -> Tensor:
-        """Reshape (O,) so that it broadcasts over the weight."""
+        """Reshape (O,) so that it broadcasts over the weight; repeat (O, I / group) over each group's features."""
+        if values.ndim == 2:
+            return values.repeat_interleave(self.weight.shape[1] // values.shape[1], 1)
         return values.reshape(-1, *[1] * (self.weight.ndim - 1))
 
     def round_to_nearest(self) -> Tensor:

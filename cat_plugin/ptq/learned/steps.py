@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
 __all__ = ["DropMask", "SoftActivation", "quantize_with_step"]
@@ -110,6 +111,9 @@ class SoftActivation:
     def __call__(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Fake-quantize ``x``."""
         scale = self.log_scale.exp()
+        if isinstance(self.quantizer, TokenQuantizer):
+            out = self.quantizer.rounded(x, scale)
+            return out if keep is None else torch.lerp(x, out, keep)
         return quantize_with_step(x, scale, self.quantizer.zero_point, *self.quantizer.qrange, keep)
 
     def harden(self) -> None:

@@ -10,11 +10,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cat_plugin.ptq.quantizers.uniform import integer_range
+from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer, integer_range
 
-__all__ = ["search_activation_range", "search_weight_range", "subsample"]
+__all__ = ["calibrate", "search_activation_range", "search_token_share", "search_weight_range", "subsample"]
 
 _TINY = 1e-8
+_SAMPLE = 1 << 17  # values that a range is searched on
+_TOKENS = 2048
+
+
+def calibrate(quantizer: ActQuantizer, value: Tensor, symmetric: bool, generator: torch.Generator) -> None:
+    """Choose the grid of a quantizer from an activation (N, ...), in place."""
+    if isinstance(quantizer, TokenQuantizer):
+        tokens = value.reshape(-1, value.shape[-1])
+        some = torch.randperm(len(tokens), generator=generator)[:_TOKENS]
+        quantizer.set_range(search_token_share(tokens[some.to(tokens.device)], quantizer))
+    else:
+        sample = subsample(value, _SAMPLE, generator)
+        quantizer.set_range(*search_activation_range(sample, quantizer.bits, symmetric))
+
+
+def search_token_share(tokens: Tensor, quantizer: TokenQuantizer) -> float:
+    """Share of its own range that each of (n, C) tokens is rounded with least squared error at.
+
+    Errors are over the token's power, so that tokens with outliers do not outvote all others.
+    """
+    power = tokens.square().sum(1).clamp(min=_TINY)
+    best = (float("inf"), 1.0)
+    for share in torch.linspace(1.0, 0.5 if quantizer.bits < 6 else 0.8, 26).tolist():
+        error = float(((quantizer.rounded(tokens, share) - tokens).square().sum(1) / power).mean())
+        if error < best[0]:
+            best = (error, share)
+    return best[1]
 
 
 def subsample(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -78,8 +106,10 @@ def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple
     return best[1], best[2], signed
 
 
-def search_weight_range(weight: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Per-channel scale and zero point of least squared rounding error.
+def search_weight_range(
+    weight: Tensor, bits: int, symmetric: bool, group: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of least squared rounding error, for each channel or each group of its inputs.
 
     Parameters
     ----------
@@ -89,14 +119,19 @@ def search_weight_range(weight: Tensor, bits: int, symmetric: bool) -> tuple[Ten
         2..8, stored as signed integers.
     symmetric : bool
         Zero points are 0; otherwise they are searched together with the scale.
+    group : int or None
+        Inputs that share a scale, of an (O, I) weight; None is all.
 
     Returns
     -------
     scale : Tensor
-        (O,) float32, positive.
+        (O,) float32, positive; (O, I / group) with groups.
     zero_point : Tensor
-        (O,) int64 inside the integer range.
+        Of the same shape, int64 inside the integer range.
     """
+    if group is not None:
+        scale, zero_point = search_weight_range(weight.reshape(-1, group), bits, symmetric)
+        return scale.reshape(len(weight), -1), zero_point.reshape(len(weight), -1)
     qmin, qmax = integer_range(bits, True)
     flat = weight.detach().reshape(len(weight), -1).double()
     low, high = flat.amin(1).clamp(max=0.0), flat.amax(1).clamp(min=0.0)

@@ -74,6 +74,7 @@ class FitUnits(Stage):
             reports=state.layers,
             fitted=count - held_out_rows(count) if state.plan.trains else None,
             changed=steps > 0,
+            keeps_results=self._needs_results(state),
         )
         units = state.blocks()
         for fitted in fit.run(join_units(units, state.packs) if state.packs else units):
@@ -84,7 +85,13 @@ class FitUnits(Stage):
                 yield dataclasses.replace(step, resumed=True)
             else:
                 yield dataclasses.replace(step, outcome=_train(state, fitted, step.key) if steps else None)
-        state.logits = Rows([fit.results[n] for n in state.quality.nodes(state.module.graph)])
+        if self._needs_results(state):
+            state.logits = Rows([fit.results[n] for n in state.quality.nodes(state.module.graph)])
+
+    @staticmethod
+    def _needs_results(state: State) -> bool:
+        """Whether this or a later stage trains on full-precision results."""
+        return max(state.plan.unit_steps, state.plan.model_steps, state.plan.refinement_steps) > 0
 
 
 def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:

@@ -12,6 +12,7 @@ from cat_plugin.errors import CATTypeError, CATValueError, ExportError
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.ptq.models import GroupedNet, SmallResNet, Uneven, randomise, small_inputs
+from tests.zoo import ZOO
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -219,3 +220,17 @@ def test_float_operations_and_what_has_to_be_decomposed(tmp_path):
         with torch.no_grad():
             expected = module(x[:rows]).numpy()
         assert np.allclose(session.run(None, {"x": x[:rows].numpy()})[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"weight_only": True, "weight_groups": 8}, {"a_granularity": "token", "a_bits": 4}]
+)
+def test_grids_of_groups_and_of_tokens_are_written(tmp_path, options):
+    network = ZOO["encoder"]
+    x = network.inputs(8)
+    module, _ = quantize(network.build(), QuantSpec(preset="fast", **options), x)
+    path = cat_plugin.export_onnx(module, tmp_path / "model.onnx", x)
+    session = session_of(str(path), optimized=False)
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    with torch.no_grad():
+        agrees(found, module(x).numpy())

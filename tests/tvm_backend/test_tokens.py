@@ -1,0 +1,67 @@
+"""Grids of tokens and of groups of weights in compiled libraries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm")
+
+import tvm_backend
+from cat_plugin.graph.export import export_program
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.torch_compat import register_quantized_decomposed
+from tests.zoo import ZOO
+
+register_quantized_decomposed()
+_qd = torch.ops.quantized_decomposed
+
+
+class _Rounded(nn.Module):
+    """Tokens on grids of 4 bits, and a weight with groups added to them: nothing that is summed in an order of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("weight", torch.randint(-4, 4, (3, 16), generator=generator, dtype=torch.int8))
+        self.register_buffer("scale", torch.rand(3, 2, generator=generator) + 0.1)
+        self.register_buffer("zero", torch.randint(-4, 4, (3, 2), generator=generator))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = x.amin(-1, True).clamp(max=0.0), x.amax(-1, True).clamp(min=0.0)
+        scale = ((high - low) * (1.0 / 15)).clamp(min=1e-8)
+        grid = (scale, (-low / scale).round().to(torch.int64), 0, 15, torch.uint8)
+        y = _qd.dequantize_per_token(_qd.quantize_per_token(x, *grid), *grid, torch.float32)
+        grid = (self.scale, self.zero, -4, 3, torch.int8, 8, torch.float32)
+        return y, x * 0 + _qd.dequantize_per_channel_group(self.weight, *grid)
+
+
+def test_both_grids_are_torchs_to_the_bit(tmp_path):
+    module, x = _Rounded().eval(), torch.randn(5, 3, 16) * torch.logspace(-3, 3, 3).reshape(1, 3, 1)
+    program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    tvm_backend.compile(program, out=tmp_path / "model.so")
+    found = tvm_backend.load(tmp_path / "model.so")(x.numpy())
+    for mine, expected in zip(found, module(x), strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), expected.numpy())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_only": True, "w_bits": 3, "weight_groups": 8},
+        {"a_granularity": "token", "a_bits": 4, "attention_bits": 8},
+    ],
+)
+def test_a_language_model_with_them_is_compiled(tmp_path, options):
+    network = ZOO["llama"]
+    x = network.inputs(8)
+    module, _ = quantize(network.build(), QuantSpec(preset="fast", **options), x)
+    tvm_backend.compile(export_program(module, x[:2]), out=tmp_path / "model.so")
+    found = np.asarray(tvm_backend.load(tmp_path / "model.so")(x.numpy()))
+    expected = module(x).detach().numpy()
+    # a value half way between two integers of a grid may fall to either side, and moves what follows it
+    error = np.abs(found - expected).max(-1) / np.abs(expected).max()
+    assert np.median(error) < 1e-5
+    assert error.max() < 0.1
