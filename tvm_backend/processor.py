@@ -7,7 +7,7 @@ import functools
 import platform
 from pathlib import Path
 
-__all__ = ["cpu_features", "permit_amx"]
+__all__ = ["cpu_features", "permit_amx", "processor_name"]
 
 
 def cpu_features() -> frozenset[str] | None:
@@ -21,6 +21,18 @@ def cpu_features() -> frozenset[str] | None:
         if name.strip() in ("flags", "Features"):
             return frozenset(value.split())
     return None
+
+
+def processor_name() -> str:
+    """What the processor is called, for people."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = (
+        value.strip() for name, _, value in (line.partition(":") for line in lines) if "model name" in name
+    )
+    return next(found, platform.machine())
 
 
 @functools.cache

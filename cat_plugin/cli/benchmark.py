@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import platform
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +10,7 @@ import typer
 from rich.table import Table
 
 from cat_plugin.cli.console import state
-from cat_plugin.cli.latencies import measured_latencies
+from cat_plugin.cli.latencies import conditions, measured_latencies
 from cat_plugin.cli.options import (
     Model,
     NumClasses,
@@ -46,7 +44,7 @@ def benchmark(
     """Measure the latency of a compiled library, beside PyTorch's.
 
     --bundle adds the same quantized graph in PyTorch, --model the full-precision model. Every runtime has a process
-    of its own. On a busy machine the times are not worth much.
+    of its own and as many threads as the others. On a busy machine the times are not worth much.
     """
     from cat_plugin.report.figures import milliseconds
 
@@ -61,14 +59,13 @@ def benchmark(
             "PyTorch is not installed, and --bundle and --model need it: pip install 'cat-ptq[torch]'"
         )
     named = None if model is None else (model, weights, num_classes)
+    here = conditions()
     rows = measured_latencies(library, bundle, named, sizes, seconds, threads)
     values = {
         "library": str(library),
         "rows": rows,
-        "threads": threads,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "load": round(os.getloadavg()[0], 2),
+        "threads": rows[0]["threads"],
+        **here,
     }
     fastest = {
         row["batch"]: row["median_ms"] for row in reversed(rows) if row["runtime"] == rows[0]["runtime"]
@@ -76,7 +73,9 @@ def benchmark(
 
     def table() -> Table:
         shown = Table(
-            box=None, caption=f"{values['cpus']} processors, load {values['load']}", caption_justify="left"
+            box=None,
+            caption=f"{here['processor']}, {values['threads']} of {here['cpus']} processors, load before {here['load']}",
+            caption_justify="left",
         )
         for heading in ("runtime", "batch", "median", "p10", "p90", "a sample", "times the library's"):
             shown.add_column(heading, justify="left" if heading == "runtime" else "right")

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cat_plugin.cli.console import state
 
-__all__ = ["measured_latencies"]
+__all__ = ["conditions", "measured_latencies"]
+
+
+def conditions() -> dict[str, Any]:
+    """On what latencies are about to be measured; to be asked before, since measuring is load as well.
+
+    Returns
+    -------
+    dict
+        ``processor``, how many ``cpus`` this process has, and the ``load`` of the last minute, in processors.
+    """
+    from tvm_backend.processor import processor_name
+
+    return {
+        "processor": processor_name(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+    }
 
 
 def measured_latencies(
@@ -32,12 +50,12 @@ def measured_latencies(
     seconds : float
         For each runtime and batch size.
     threads : int, optional
-        Of each runtime; as many as it takes by itself if not given.
+        Of each runtime, the same for all; as many as this process has processors if not given.
 
     Returns
     -------
     list of dict
-        ``runtime`` (a name for people), ``batch``, ``median_ms``, ``p10_ms``, ``p90_ms``, ``calls``.
+        ``runtime`` (a name for people), ``batch``, ``median_ms``, ``p10_ms``, ``p90_ms``, ``calls``, ``threads``.
     """
     from cat_plugin.cli.timing import measure
 
@@ -68,8 +86,9 @@ def measured_latencies(
             )
         )
     rows = []
+    threads = threads or len(os.sched_getaffinity(0))
     for title, job in jobs:
         with state.working(f"measuring: {title}"):
             job |= {"batches": list(batches), "seconds": seconds}
-            rows += [{"runtime": title, **row} for row in measure(job, threads)]
+            rows += [{"runtime": title, **row, "threads": threads} for row in measure(job, threads)]
     return rows

@@ -134,7 +134,9 @@ def quantize(
         record = recorded(loaded, model, network, corrected, scorer)
         if measure:
             with state.working("measuring the layers") as status:
-                record |= measured(network, corrected, layers, samples.inputs, batch_size, status.update)
+                record |= measured(
+                    network, corrected, layers, samples.inputs, batch_size, status.update, program
+                )
         bundle = export_bundle(
             program,
             batches[0][:5],

@@ -21,6 +21,7 @@ from cat_plugin.cli.options import (
     Model,
     NumClasses,
     Std,
+    Threads,
     Weights,
     labelled,
     library_exists,
@@ -67,6 +68,7 @@ def report(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.0, help="Time for each runtime and batch size.")
     ] = 1.0,
+    threads: Threads = None,
 ) -> None:
     """Write a report as one HTML file that needs nothing else: no network, no server.
 
@@ -110,7 +112,7 @@ def report(
         content.source = samples.source
         _add_pictures(content, samples, prepared)
     if library is not None:
-        _time(content, bundle, library, (model, weights, num_classes), sizes, seconds)
+        _time(content, bundle, library, (model, weights, num_classes), sizes, seconds, threads)
     page = render(content)
     with write_errors(CATValueError, f"the report {out}"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -185,9 +187,10 @@ def _time(
     full: tuple[str | None, Path | None, int | None],
     batches: list[int],
     seconds: float,
+    threads: int | None,
 ) -> None:
     """Fill in what the library's description says and, where it can be run here, its latency."""
-    from cat_plugin.cli.latencies import measured_latencies
+    from cat_plugin.cli.latencies import conditions, measured_latencies
     from tvm_backend.runtime import read_manifest
 
     manifest = read_manifest(library)
@@ -196,6 +199,7 @@ def _time(
     if not batches:
         return
     try:
-        content.latency = measured_latencies(library, bundle, model, batches, seconds)
+        content.conditions = conditions()
+        content.latency = measured_latencies(library, bundle, model, batches, seconds, threads)
     except CATError as error:
         content.notes.append(f"Latencies: {error}")

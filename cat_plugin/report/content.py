@@ -71,7 +71,9 @@ class Content:
     pictures : dict of int to str
         ``data:`` addresses of samples in `labels`.
     latency : list of dict
-        ``runtime``, ``batch``, ``median_ms``, ``p10_ms``, ``p90_ms``, the library first.
+        ``runtime``, ``batch``, ``median_ms``, ``p10_ms``, ``p90_ms``, ``threads``, the library first.
+    conditions : dict
+        On what they were measured: ``processor``, ``cpus``, ``load``.
     library : dict or None
         ``name``, ``bytes`` and ``manifest`` of the compiled library.
     notes : list of str
@@ -91,6 +93,7 @@ class Content:
     labels: dict[str, Any] | None = None
     pictures: dict[int, str] = field(default_factory=dict)
     latency: list[dict[str, Any]] = field(default_factory=list)
+    conditions: dict[str, Any] = field(default_factory=dict)
     library: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     written: str = ""

@@ -13,8 +13,10 @@ __all__ = [
     "Labels",
     "Layer",
     "LayerEffect",
+    "LayerOutliers",
     "Mean",
     "Model",
+    "Outliers",
     "Recipe",
     "Record",
     "Sensitivity",
@@ -103,6 +105,7 @@ class Labels(TypedDict):
     rows: list[Annotated[list[int], Field(min_length=3, max_length=5)]]
     source: NotRequired[str]
     differing: NotRequired[int]
+    changes: NotRequired[dict[str, Annotated[list[int], Field(min_length=3, max_length=3)]]]
     names: NotRequired[dict[str, str]]
 
 
@@ -142,6 +145,21 @@ class Clusters(TypedDict):
     agreement: NotRequired[Pair]
 
 
+class LayerOutliers(TypedDict):
+    """How far the largest channel of a layer's input stands out, in full precision and as it is quantized."""
+
+    name: str
+    before: float
+    after: float
+
+
+class Outliers(TypedDict):
+    """Layer by layer."""
+
+    rows: int
+    layers: list[LayerOutliers]
+
+
 class Record(TypedDict, total=False):
     """The whole file; a part that is not there is left out of the page."""
 
@@ -154,3 +172,4 @@ class Record(TypedDict, total=False):
     labels: Labels
     sensitivity: Sensitivity
     clusters: Clusters
+    outliers: Outliers

@@ -16,11 +16,14 @@ Every part may be missing; a page made of it leaves the section out and says why
     Of :func:`cat_plugin.report.sensitivity.layer_sensitivity`, with the number of rows.
 ``clusters``
     Of :func:`cat_plugin.report.clusters.cluster_summary`.
+``outliers``
+    Of :func:`cat_plugin.report.outliers.outliers`, for models with layer norms.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +65,10 @@ def label_changes(
     Returns
     -------
     dict
-        JSON-able: ``samples``, ``source``, ``correct`` (for each model the number it got right), ``models`` and ``rows``
-        (number of the sample, right class, class by each model), which are the samples that the models disagree on.
+        JSON-able: ``samples``, ``source``, ``correct`` (for each model the number it got right), ``models``, ``changes``
+        (for each pair of models how many samples went from wrong to right, from right to wrong, from one wrong class to
+        another) and ``rows`` (number of the sample, right class, class by each model), which are the samples that the models
+        disagree on, as many as are listed.
     """
     models = list(classes)
     table = np.stack([classes[model] for model in models], axis=1)
@@ -74,11 +79,21 @@ def label_changes(
         "correct": {model: int((classes[model] == labels).sum()) for model in models},
         "models": models,
         "differing": len(differ),
+        "changes": {
+            f"{before} {after}": _changes(labels, classes[before], classes[after])
+            for before, after in itertools.combinations(models, 2)
+        },
         "rows": [[int(i), int(labels[i]), *map(int, table[i])] for i in differ[:_LISTED]],
     }
     if names is not None:
         changes["names"] = {str(i): names[i] for i in differ[:_LISTED].tolist()}
     return changes
+
+
+def _changes(labels: IntArray, before: IntArray, after: IntArray) -> list[int]:
+    was, now = before == labels, after == labels
+    kinds = (~was & now, was & ~now, ~was & ~now & (before != after))
+    return [int(kind.sum()) for kind in kinds]
 
 
 @functools.cache

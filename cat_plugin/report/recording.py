@@ -10,6 +10,7 @@ from cat_plugin.report.record import VERSION, label_changes
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
     from cat_plugin.recipe.recipe import Recipe
     from cat_plugin.report.scoring import FloatArray, Scorer
@@ -106,6 +107,7 @@ def measured(
     inputs: FloatArray,
     batch_size: int,
     progress: Callable[[str], None],
+    program: ExportedProgram,
 ) -> dict[str, Any]:
     """What takes further passes over the calibration data.
 
@@ -121,16 +123,19 @@ def measured(
         Samples run at a time.
     progress : callable
         Called with what is being measured.
+    program : torch.export.ExportedProgram
+        `corrected` as it is handed over.
 
     Returns
     -------
     dict
-        The parts ``sensitivity`` and ``clusters``, where there is something to say.
+        The parts ``sensitivity``, ``outliers`` and ``clusters``, where there is something to say.
     """
     import torch
 
     from cat_plugin.ptq.sensitivity_analysis import rows_for
     from cat_plugin.report.clusters import cluster_summary
+    from cat_plugin.report.outliers import has_layer_norms, outliers
     from cat_plugin.report.scoring import logits_of
     from cat_plugin.report.sensitivity import layer_sensitivity
 
@@ -145,6 +150,11 @@ def measured(
     )
     if effects:
         found["sensitivity"] = {"rows": rows, "layers": effects}
+    if has_layer_norms(network):
+        progress("measuring the outliers")
+        found_out = outliers(network, program, torch.from_numpy(inputs[:rows]), batch_size)
+        if found_out:
+            found["outliers"] = {"rows": min(rows, len(inputs)), "layers": found_out}
     inputs = inputs[:_CLUSTER_ROWS]
     step: Any = getattr(corrected, "correction", None)
     inner: Any = getattr(corrected, "model", None)

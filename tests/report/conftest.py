@@ -41,8 +41,8 @@ def content() -> Content:
          "seconds": 1.25, "met": score > 0.85, "best": bits == 2, "weight_bytes": 1000 * bits}
         for bits, score in ((4, 0.9125), (2, 0.875))
     ]  # fmt: skip
-    times = {"median_ms": 0.125, "p10_ms": 0.1, "p90_ms": 0.2, "calls": 100}
-    slower = {"median_ms": 1.5, "p10_ms": 1.25, "p90_ms": 2.0, "calls": 100}
+    times = {"median_ms": 0.125, "p10_ms": 0.1, "p90_ms": 0.2, "calls": 100, "threads": 2}
+    slower = {"median_ms": 1.5, "p10_ms": 1.25, "p90_ms": 2.0, "calls": 100, "threads": 2}
     return Content(
         name="digits",
         manifest={
@@ -79,6 +79,7 @@ def content() -> Content:
                 ],
             },
             "clusters": cluster_summary(z, z * 1.1, clusters, z * 1.3),
+            "outliers": {"rows": 128, "layers": [{"name": "blocks.0.fc1", "before": 122.5, "after": 8.25}]},
         },
         arrays={"gamma": 1 + 0.1 * rng.normal(size=(2, 4)), "beta": rng.normal(size=(2, 4))},
         source="test.npz",
@@ -88,6 +89,7 @@ def content() -> Content:
             Evaluation("other", "W4A4", 2304, 0.9012, None),
         ],
         full_score=0.9433,
+        conditions={"processor": "A Fast One", "cpus": 4, "load": 1.25},
         labels={**label_changes(labels, said), "source": "test.npz"},
         pictures=dict(zip((3, 4, 5), thumbnails(rng.normal(size=(3, 1, 8, 8))) or (), strict=True)),
         latency=[

@@ -47,11 +47,11 @@ def open_page(path: Path, profile: Path, *options: str) -> tuple[str, str]:
     return done.stdout, "\n".join(console)
 
 
-def with_reader(page: str) -> str:
+def with_reader(page: str, reader: str = READER) -> str:
     """The page with a script that it admits beside its own."""
-    digest = base64.b64encode(hashlib.sha256(READER.encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(reader.encode()).digest()).decode()
     admitted = page.replace("script-src ", f"script-src &#39;sha256-{digest}&#39; ", 1)
-    return admitted.replace("</body>", f"<script>{READER}</script></body>")
+    return admitted.replace("</body>", f"<script>{reader}</script></body>")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -69,6 +69,29 @@ def test_a_reader_sorts_and_turns_the_theme(content: Content, tmp_path: Path, sc
     assert said["theme"] == other[scheme]
     assert int(said["ready"]) == len(re.findall(r'class="sortable"', page)) > 5
     assert said["wide"] == "false"
+
+
+def test_a_phone_scrolls_down_and_not_sideways(content: Content, tmp_path: Path) -> None:
+    """What is wider than the screen is scrolled in its own frame; all points of the first figure are in sight."""
+    reader = """
+const wide = [...document.querySelectorAll("main *")].filter(e => !e.closest(".scroll, .figure, pre") && e.getBoundingClientRect().right > innerWidth);
+const first = document.querySelector(".chart");
+const marks = [...first.querySelectorAll("circle")].map(e => e.getBoundingClientRect());
+parent.document.body.setAttribute("data-said", [innerWidth, document.documentElement.scrollWidth, wide.length, marks.length,
+  marks.filter(b => b.left >= 0 && b.right <= innerWidth).length].join(" "));
+"""
+    path, frame = tmp_path / "report.html", tmp_path / "frame.html"
+    path.write_text(with_reader(render(content), reader), encoding="utf-8")
+    frame.write_text(
+        '<body><iframe src="report.html" style="width: 360px; height: 800px; border: 0"></iframe>'
+    )
+    page, _ = open_page(frame, tmp_path / "profile", "--allow-file-access-from-files")
+    (said,) = re.findall(r'data-said="([^"]*)"', page)
+    inner, scrolled, wide, marks, in_sight = map(int, said.split())
+    assert inner == 360
+    assert scrolled <= 360
+    assert wide == 0
+    assert in_sight == marks > 3
 
 
 def test_no_script_but_its_own_runs(content: Content, tmp_path: Path) -> None:

@@ -67,12 +67,15 @@ def test_every_section_with_its_numbers(content: Content) -> None:
         "12.5 s",
         "something to know",
         "0" * 64,
+        "122",
+        "2 threads, on 4 processors (A Fast One); before, the load of the machine was 1.25. It was not idle",
     ):
         assert word in page.words
     sections = [
         "accuracy",
         "labels",
         "layers",
+        "outliers",
         "losses",
         "clusters",
         "correction",
@@ -82,6 +85,25 @@ def test_every_section_with_its_numbers(content: Content) -> None:
     ]
     assert [name for name in page.with_id() if name in sections] == sections
     assert "left-out" not in page.with_id()
+
+
+def test_the_numbers_of_changed_samples_add_up(content: Content) -> None:
+    """Those that changed and came right back are in the total and in no count of changes from full precision."""
+    words = " ".join(Page(render(content)).words.split())
+    assert (
+        "disagree on 3 of 6 samples of test.npz: 2 have another class than in full precision, 1 had one before"
+        in words
+    )
+    assert content.labels is not None
+    content.labels |= {
+        "changes": {**content.labels["changes"], "full corrected": [30, 40, 5]},
+        "differing": 75,
+    }
+    words = " ".join(Page(render(content)).words.split())
+    assert "disagree on 75 of 6 samples of test.npz: 75 have another class than in full precision." in words
+    assert (
+        "30 Wrong to right 40 Right to wrong 5 Wrong to wrong" in words
+    )  # counted over all, not over those listed
 
 
 def test_nothing_is_said_of_a_figure_that_is_not_there(content: Content) -> None:

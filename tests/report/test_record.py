@@ -16,3 +16,4 @@ def test_label_changes() -> None:
     assert found["correct"] == {"quantized": 2, "corrected": 3}
     assert found["rows"] == [[1, 1, 0, 1]]
     assert found["names"] == {"1": "b"}
+    assert found["changes"] == {"quantized corrected": [1, 0, 0]}

@@ -12,6 +12,7 @@ from cat_plugin.report.sections.labels import labels
 from cat_plugin.report.sections.layers import layers
 from cat_plugin.report.sections.library import library
 from cat_plugin.report.sections.origin import origin
+from cat_plugin.report.sections.outliers import outliers
 from cat_plugin.report.sections.reconstruction import reconstruction
 from cat_plugin.report.sections.trials import trials
 
@@ -21,6 +22,7 @@ SECTIONS: tuple[Callable[[Content], Section], ...] = (
     accuracy,
     labels,
     layers,
+    outliers,
     reconstruction,
     clusters,
     correction,

@@ -34,14 +34,33 @@ def labels(content: Content) -> Section:
         if before in models and after in models:
             first, second = 2 + models.index(before), 2 + models.index(after)
             body.append(Heading(heading))
-            body.append(_step(rows, first, second, found, pictures, content.manifest.get("class_names")))
+            known = found.get("changes", {}).get(f"{before} {after}")
+            body.append(
+                _step(rows, first, second, found, pictures, content.manifest.get("class_names"), known)
+            )
     if not body:
         return Section(key, title, missing="only one model was run on the labelled data")
-    total = found["samples"]
-    lead = f"The models disagree on {found.get('differing', len(rows))} of {total} samples of {found.get('source') or 'the data'}."
+    return Section(key, title, _lead(found, rows), tuple(body))
+
+
+def _lead(found: dict[str, Any], rows: Sequence[Sequence[int]]) -> str:
+    """How many samples the models disagree on, and how the numbers below add up to it."""
+    models, differing = found["models"], found.get("differing", len(rows))
+    count = {2: "two", 3: "three"}.get(len(models), "")
+    said = f"The {count} models disagree on {differing} of {found['samples']} samples of {found.get('source') or 'the data'}"
     if "full" not in models:
-        lead += " Give the full-precision model with --model and --weights to see what quantization itself changed."
-    return Section(key, title, lead, tuple(body))
+        return f"{said}. Give the full-precision model with --model and --weights to see what quantization itself changed."
+    changed = sum(found.get("changes", {}).get("full corrected", ()))
+    back = differing - changed
+    if len(models) == 3 and changed:
+        said += f": {changed} have another class than in full precision"
+        if back:
+            said += (
+                f", {back} had one before the correction, which puts them right back"
+                if back > 1
+                else (", 1 had one before the correction, which puts it right back")
+            )
+    return f"{said}."
 
 
 def _step(
@@ -51,6 +70,7 @@ def _step(
     found: dict[str, Any],
     pictures: dict[int, str],
     classes: list[str] | None,
+    known: list[int] | None,
 ) -> Changes:
     kinds: list[tuple[str, str, list[Sequence[int]]]] = [
         ("Wrong to right", "good", [r for r in rows if r[first] != r[1] == r[second]]),
@@ -58,13 +78,16 @@ def _step(
         ("Wrong to wrong", "", [r for r in rows if r[1] not in (r[first], r[second]) and r[first] != r[second]]),
     ]  # fmt: skip
     groups = []
-    for name, _, members in kinds[:2]:
+    counts = known or [len(members) for _, _, members in kinds]
+    for (name, _, members), count in zip(kinds[:2], counts, strict=False):
         if not members:
             continue
         cards = [_card(row, first, second, found, pictures, classes) for row in members[:_SHOWN]]
-        more = f" (the first {_SHOWN} of {len(members)})" if len(members) > _SHOWN else ""
+        more = f" (the first {_SHOWN} of {count})" if count > _SHOWN else ""
         groups.append(Group(f"{name}{more}", cards, open=len(members) <= 24))
-    return Changes([Count(len(members), name, tone) for name, tone, members in kinds], groups)
+    return Changes(
+        [Count(count, name, tone) for count, (name, tone, _) in zip(counts, kinds, strict=True)], groups
+    )
 
 
 def _card(

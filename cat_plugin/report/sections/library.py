@@ -63,9 +63,19 @@ def library(content: Content) -> Section:
         headings = ["#", "kernel", "variant", "output", "#bits", "#weights", "#operations a sample"]
         shown = Table("kernels-table", headings, cells)
         body.append(Details(f"{len(kernels)} kernels", shown))
-    lead = (
-        "Every runtime was timed in a process of its own. Dots are medians, lines reach from p10 to p90."
-        if content.latency
-        else ""
-    )
-    return Section(key, title, lead, tuple(body))
+    return Section(key, title, _how(content), tuple(body))
+
+
+def _how(content: Content) -> str:
+    """How the latencies were measured, and what else kept the machine busy."""
+    if not content.latency:
+        return ""
+    said = "Every runtime was timed in a process of its own. Dots are medians, lines reach from p10 to p90."
+    threads, here = content.latency[0].get("threads"), content.conditions
+    if threads and here:
+        count = "one thread" if threads == 1 else f"{threads} threads"
+        of = f"{here['cpus']} processor{'s' if here['cpus'] > 1 else ''}"
+        said += f" All had {count}, on {of} ({here['processor']}); before, the load of the machine was {here['load']:g}."
+        if here["load"] > 0.5:
+            said += " It was not idle, so that the times are longer than they need be."
+    return said

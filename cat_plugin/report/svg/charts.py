@@ -42,10 +42,15 @@ class Candidate:
     chosen: bool = False
 
 
-def figure(height: float, label: str, *parts: object) -> Markup:
-    """A drawing with a name for screen readers."""
+def figure(height: float, label: str, *parts: object, fits: bool = False) -> Markup:
+    """A drawing with a name for screen readers; one that fits is shown whole on a narrow screen, others are scrolled."""
     drawing = element(
-        "svg", *parts, viewBox=f"0 0 {WIDTH} {height:.0f}", class_="chart", role="img", aria_label=label
+        "svg",
+        *parts,
+        viewBox=f"0 0 {WIDTH} {height:.0f}",
+        class_="chart fits" if fits else "chart",
+        role="img",
+        aria_label=label,
     )
     return element("div", drawing, class_="figure")
 
@@ -114,7 +119,7 @@ def accuracy_and_size(
         parts.append(
             element("text", each.name, class_="note strong" if each.chosen else "note", x=cx + 11, y=at_y)
         )
-    return figure(bottom + 48, "Accuracy over size of the weights", *parts)
+    return figure(bottom + 48, "Accuracy over size of the weights", *parts, fits=True)
 
 
 def losses(rows: Sequence[tuple[str, float, float]], what: str) -> Markup:
