@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cat_plugin.batches import ModelCall, as_calls
-from cat_plugin.errors import CalibrationError
+from cat_plugin.errors import CalibrationError, no_calibration_batch
 from cat_plugin.models import evaluating, run_call
 
 __all__ = [
@@ -127,8 +127,5 @@ def collect_logits(
             if progress is not None:
                 progress.update(1)
     if not sum(len(part) for part in parts):
-        raise CalibrationError(
-            "the calibration data yielded no sample; give an iterable with at least one batch (a generator that was "
-            "read before is empty the second time)"
-        )
+        raise no_calibration_batch()
     return np.concatenate(parts)

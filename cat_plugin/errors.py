@@ -20,6 +20,7 @@ __all__ = [
     "OptionTypeError",
     "QuantizationError",
     "RecipeError",
+    "no_calibration_batch",
 ]
 
 
@@ -69,3 +70,11 @@ class LibraryError(CATError):
 
 class HostError(CATError):
     """The installed Neural Compressor, or the lack of one, does not allow what was asked."""
+
+
+def no_calibration_batch() -> CalibrationError:
+    """What is raised, by whoever is given the data, where there are none."""
+    return CalibrationError(
+        "the calibration data yielded no batch; give an iterable of input batches with at least one sample (a generator that "
+        "was read before is empty the second time)"
+    )

@@ -51,7 +51,14 @@ numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 
 NAVIGATION = {
-    "Start": ["quickstart", "examples/digits", "examples/cifar_resnet20", "examples/text_encoder"],
+    "Start": [
+        "quickstart",
+        "examples/digits",
+        "examples/cifar_resnet20",
+        "examples/text_encoder",
+        "examples/serving",
+        "examples/tour",
+    ],
     "Use": [
         "hosts",
         "choosing",

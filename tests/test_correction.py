@@ -167,7 +167,7 @@ def test_logits_that_are_not_finite_name_model_and_batch(pair, batches, value, w
 
 @pytest.mark.parametrize("empty", [[], iter(()), [torch.zeros(0, 7)]])
 def test_empty_calibration(pair, empty):
-    with pytest.raises(CalibrationError, match="no sample"):
+    with pytest.raises(CalibrationError, match="no batch"):
         correct(*reversed(pair), empty)
 
 

@@ -52,6 +52,12 @@ def test_library_agrees_with_pytorch_on_the_whole_test_split(results: dict[str, 
         assert row["library_top1"] == row["corrected_top1"]
 
 
+def test_the_correction_repairs_what_somebody_else_quantized(results: dict[str, Any]) -> None:
+    three, two = results["elsewhere"]
+    assert two["corrected_top1"] > two["quantized_top1"] + 5
+    assert three["corrected_top1"] >= three["quantized_top1"]
+
+
 def test_weights_shrink(results: dict[str, Any]) -> None:
     four, two = (row["weight_bytes"] for row in results["rows"])
     assert two < four < results["fp"]["weight_bytes"] / 7

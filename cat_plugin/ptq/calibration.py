@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cat_plugin.batches import ModelCall, as_calls, stacked
-from cat_plugin.errors import CalibrationError
+from cat_plugin.errors import CalibrationError, no_calibration_batch
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.torch_compat import pytree
 
@@ -88,5 +88,5 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Inpu
         if count >= num_samples:
             break
     if example is None or count == 0:
-        raise CalibrationError("the calibration set yielded no inputs; expected at least one batch.")
+        raise no_calibration_batch()
     return Inputs([stacked(parts) for parts in zip(*batches, strict=True)], example)

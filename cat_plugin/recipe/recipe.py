@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cat_plugin.errors import CalibrationError, CATError, CATTypeError, RecipeError
+from cat_plugin.errors import CATError, CATTypeError, RecipeError, no_calibration_batch
 from cat_plugin.recipe import options
 from cat_plugin.recipe.criteria import Criterion, Trial
 from cat_plugin.recipe.progress import current_watch, watching
@@ -205,10 +205,7 @@ class Recipe:
             if left == 0:
                 break
         if not calls:
-            raise CalibrationError(
-                "the calibration data yielded no batch; give an iterable of input batches with at least one sample (a "
-                "generator that was read before is empty the second time)"
-            )
+            raise no_calibration_batch()
         return calls
 
     def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DigitsResNet", "Split", "build", "load_split"]
+__all__ = ["DigitsResNet", "Split", "build", "load_split", "rounded", "train"]
 
 
 class Block(nn.Module):
@@ -109,3 +110,23 @@ def train(split: Split, *, epochs: int = 40, seed: int = 0, progress: object = N
         if callable(progress):
             progress()
     return network.eval()
+
+
+def rounded(network: nn.Module, bits: int) -> nn.Module:
+    """A copy whose weights are rounded to nearest on one scale a tensor, without care or data, as a poor converter does it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left as it is.
+    bits : int
+        Of every weight, the first and the last layer's included.
+    """
+    made = copy.deepcopy(network).eval()
+    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.ndim > 1:
+                scale = parameter.abs().max() / (most + 0.5)
+                parameter.copy_((parameter / scale - 0.5).round().clamp(least, most).add(0.5) * scale)
+    return made

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cat_plugin.errors import CalibrationError, CATValueError
+from cat_plugin.errors import CalibrationError, CATValueError, no_calibration_batch
 from cat_plugin.graph.onnx.files import need
 
 __all__ = ["OnnxClassifier", "batches_of", "collect", "session_of", "showing"]
@@ -193,7 +193,5 @@ def collect(model: Any, data: Iterable[Any], role: str) -> np.ndarray[Any, Any]:
             )
         parts.append(logits.astype(np.float32, copy=False))
     if not parts:
-        raise CalibrationError(
-            "the data yielded no batch; give an array or an iterable with at least one batch"
-        )
+        raise no_calibration_batch()
     return np.concatenate(parts)
