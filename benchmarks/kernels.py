@@ -195,10 +195,11 @@ def measure(
         kernel.compensation(weight),
         np.full(layer.outputs, 1e-4, np.float32),
         np.zeros(layer.outputs, np.float32),
+        kernel.generator.numbers,
         np.zeros((batch, layer.out_size, layer.out_size, layer.outputs), np.uint8),
     ]
     seconds = best_time(built, [tvm.runtime.tensor(array) for array in arrays], repeat)
-    moved = arrays[0].nbytes + arrays[5].nbytes + packed.nbytes
+    moved = arrays[0].nbytes + arrays[-1].nbytes + packed.nbytes
     return {
         "seconds": seconds,
         "operations": 2 * layer.macs * batch,

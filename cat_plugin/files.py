@@ -95,7 +95,12 @@ def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
+    """Write a text file in UTF-8, whole or not at all; raises as :func:`write_bytes`."""
+    write_bytes(path, str.encode(text))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all.
 
     Raises
     ------
@@ -103,7 +108,7 @@ def write_text(path: Path, text: str) -> None:
         When it cannot be written; what stood there before is then still there.
     """
     with replacing(path) as stream:
-        stream.write(text.encode())
+        stream.write(content)
 
 
 @contextlib.contextmanager

@@ -17,15 +17,15 @@ import tvm
 from cat_plugin.errors import CATError, CATTypeError, CompileError
 from cat_plugin.files import sha256_of, staged_files, write_errors
 from cat_plugin.graph.checks import Checks
-from tvm_backend import answers, compat, cuda_build, dialect, linker
+from tvm_backend import answers, compat, dialect, linker
 from tvm_backend import cache as cache_of
 from tvm_backend.checking import checked_manifest, checks_of, expected
+from tvm_backend.executable import build_library
 from tvm_backend.importer import batch_variable, function_inputs, import_program
 from tvm_backend.installing import install, of_the_user, report_of
 from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.passes.dump import Dump
-from tvm_backend.passes.lower_kernels import LowerKernels
-from tvm_backend.passes.pipeline import integer_kernels, library_passes
+from tvm_backend.passes.pipeline import integer_kernels
 from tvm_backend.report import CompileReport, KernelEntry
 from tvm_backend.runtime import FORMAT, VERSION, Library
 from tvm_backend.target import is_cuda, machine_of, required_features, resolve
@@ -125,9 +125,15 @@ def compile(
         if manifest is None:
             manifest = _signatures(imported, _float_operators(symbolic), batch_sizes)
             for i, (variant, tvm_target) in enumerate(variants.items()):
-                step(2 + i, total, f"generating code for {variant or target}")
-                kernels = _build_library(
-                    symbolic, tvm_target, staging / f"{i}.so", None if dump is None else dump.variant(variant)
+                what = f"generating code for {variant or target}"
+                step(2 + i, total, what)
+                kernels = build_library(
+                    symbolic,
+                    tvm_target,
+                    staging / f"{i}.so",
+                    None if dump is None else dump.variant(variant),
+                    cache,
+                    partial(_told, step, 2 + i, total, what),
                 )
                 if not i:
                     manifest["kernels"] = [asdict(kernel) for kernel in kernels]
@@ -142,6 +148,10 @@ def compile(
         manifest = install(manifest | of_the_user(source), staging, path)
     step(total, total, "done")
     return report_of(manifest, path, target, time.perf_counter() - start, cached)
+
+
+def _told(step: Progress, done: int, total: int, what: str, compiled: int, functions: int) -> None:
+    step(done, total, f"{what}, {compiled} of {functions} functions")
 
 
 def _opened(source: Any) -> Any:
@@ -174,21 +184,6 @@ def _check_batches(batch_sizes: Sequence[int], mod: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _build_library(mod: Any, target: Any, path: Path, dump: Dump | None) -> list[KernelEntry]:
-    """Build a module of symbolic kernels; returns the kernels of ``main``."""
-    lower = LowerKernels(target)
-    try:
-        executable = tvm.compile(mod, target=target, relax_pipeline=library_passes(target, lower, dump))
-    except CATError:
-        raise
-    except Exception as error:
-        raise CompileError(f"TVM {tvm.__version__} could not build for {target}: {error}") from error
-    pack = cuda_build.pack_imports(cuda_build.architecture(target)) if is_cuda(target) else None
-    size = sum(array.nbytes for array in compat.constants(mod))
-    linker.export(executable, path, pack, machine_of(target), size)
-    return lower.calls("main")
-
-
 def _locate(
     program: Any, targets: list[Any], batch_sizes: tuple[int, ...], number: int, wanted: Checks
 ) -> str:
@@ -203,7 +198,7 @@ def _locate(
             try:
                 imported = import_program(part)
                 symbolic = integer_kernels(compat.specialize_batch(imported, batch_sizes))
-                kernels = _build_library(symbolic, targets[number], built, None)
+                kernels = build_library(symbolic, targets[number], built)
                 manifest = _signatures(imported, [], batch_sizes)
                 variant = _describe("", targets[number], built, kernels)
                 right = expected(make_checks(part, rows), manifest, part)

@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cat_plugin.errors import CompileError
 
-__all__ = ["export", "find"]
+__all__ = ["export", "find", "reserve"]
 
 _COMPILERS = ("c++", "g++", "clang++", "cc", "gcc", "clang")
 _CODE = 32 * 2**20
@@ -83,14 +84,19 @@ class _Linker:
             raise CompileError(f"linking failed: {' '.join(command)}\n{done.stderr.strip()}")
 
 
-def _reserve(directory: Path, size: int) -> None:
-    """Fail here where there is no space: LLVM ends the whole process when it cannot write an object."""
+def reserve(directory: Path, size: int) -> None:
+    """Fail here where there is no space for `size` bytes and the code: LLVM ends the whole process when it cannot write an object."""
     with tempfile.TemporaryFile(dir=directory) as stream:
-        os.posix_fallocate(stream.fileno(), 0, size)
+        os.posix_fallocate(stream.fileno(), 0, size + _CODE)
 
 
 def export(
-    executable: Any, path: Path, pack_imports: Any = None, machine: str = "", constants: int = 0
+    executable: Any,
+    path: Path,
+    pack_imports: Any = None,
+    machine: str = "",
+    constants: int = 0,
+    addons: Sequence[str] = (),
 ) -> None:
     """Write a compiled executable as a shared library.
 
@@ -106,6 +112,8 @@ def export(
         The machine that the library is for; this one by default.
     constants : int, optional
         Bytes of constants in it.
+    addons : sequence of str, optional
+        Objects to link besides.
 
     Raises
     ------
@@ -117,5 +125,7 @@ def export(
     options = {} if pack_imports is None else {"fpack_imports": pack_imports}
     with tempfile.TemporaryDirectory(dir=path.parent) as workspace:
         # Objects and the library hold the constants once each.
-        _reserve(Path(workspace), 2 * constants + _CODE)
-        executable.export_library(str(path), fcompile=_Linker(machine), workspace_dir=workspace, **options)
+        reserve(Path(workspace), 2 * constants)
+        executable.export_library(
+            str(path), fcompile=_Linker(machine), addons=list(addons), workspace_dir=workspace, **options
+        )

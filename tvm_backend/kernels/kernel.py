@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from tvm.tirx import PrimFunc
 
 from cat_plugin.errors import CompileError
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.spec import Argument, KernelSpec
 from tvm_backend.kernels.weights import zero_point_sums
 
@@ -77,6 +80,16 @@ class Generator(ABC, Generic[_Spec, _Isa]):
         return self
 
     @property
+    def form(self) -> Hashable:
+        """What the function depends on; generators of equal form write the same one."""
+        return type(self).__name__, self.isa, self.spec
+
+    @property
+    def numbers(self) -> NDArray[np.float32] | None:
+        """The argument behind the bias that holds the numbers of quantizations; None where they are in the code."""
+        return None
+
+    @property
     def remark(self) -> str:
         """What the report is to say of the kernel; mostly nothing."""
         return ""
@@ -118,20 +131,29 @@ class Kernel:
     name : str
         Name that says what it computes; not unique.
     generator : Generator
-        What wrote it.
-    prim_func : tvm.tirx.PrimFunc
-        The function; its arguments are those that the specification's docstring lists, in that order.
+        What writes it.
     """
 
     name: str
     generator: Generator[Any, Any]
-    prim_func: PrimFunc
 
     @classmethod
     def of(cls, generator: Generator[Any, Any], name: str | None = None) -> Self:
         """The kernel that a generator writes, by default under its specification's name."""
-        name = name or generator.isa.prefix + generator.spec.name
-        return cls(name, generator, generator.build(name))
+        return cls(name or generator.isa.prefix + generator.spec.name, generator)
+
+    @functools.cached_property
+    def prim_func(self) -> PrimFunc:
+        """The function; its arguments are those that :meth:`Generator.arguments` lists, in that order."""
+        return self.generator.build(self.name)
+
+    @property
+    def declaration(self) -> PrimFunc:
+        """A function with the same arguments and nothing in it, to call the kernel by where it is compiled elsewhere."""
+        with tir.Function(self.name) as function:
+            function.buffers(self.generator.arguments(tir.batch_extent(self.spec.batch)))
+            tir.nothing()
+        return function.result
 
     @property
     def spec(self) -> KernelSpec:

@@ -38,6 +38,7 @@ __all__ = [
     "least",
     "load",
     "loop",
+    "nothing",
     "parallel",
     "ramp",
     "reinterpret",
@@ -111,6 +112,11 @@ def batch_extent(batch: int | None) -> Expr:
 
 
 # Statements.
+
+
+def nothing() -> None:
+    """The body of a function that is a declaration only."""
+    T.evaluate(tirx.const(0, "int32"))
 
 
 def loop(extent: Expr) -> Any:

@@ -7,14 +7,17 @@ Before::
 
 After::
 
-    lv = R.call_tir(cls.conv..., (x, w_packed, compensation, scale, bias), out_ty=...)
+    lv = R.call_tir(cls.conv..., (x, w_packed, compensation, scale, bias, numbers), out_ty=...)
     lv1 = R.call_tir(cls.cluster_affine, (z, mean, components, centroids, gamma, beta), out_ty=...)
 
-Equal specifications share one function, unless the values of their weights allow one of them a faster one.
+Layers that differ in the numbers of their quantizations only share one function, unless the values of their weights allow one of them
+a faster one.  For a processor the function is a declaration: what it stands for is compiled by itself and linked, see
+:mod:`tvm_backend.objects`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import tvm
@@ -26,8 +29,10 @@ from tvm_backend import compat, dialect
 from tvm_backend.kernels import registry
 from tvm_backend.kernels.cluster_affine import kernel as cluster_affine
 from tvm_backend.kernels.spec import WeightedSpec
+from tvm_backend.objects import Source, symbol_of
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 from tvm_backend.report import KernelEntry
+from tvm_backend.target import is_cuda
 
 __all__ = ["LowerKernels"]
 
@@ -35,6 +40,7 @@ __all__ = ["LowerKernels"]
 class _Lower(Rewriter):
     target: tvm.target.Target = None
     shared: dict[Any, tvm.ir.GlobalVar]  # the function of each kernel, over all functions of the module
+    sources: dict[str, Source]
     entries: dict[str, list[KernelEntry]]
 
     def visit(self, expr: relax.Expr) -> relax.Expr | None:
@@ -50,13 +56,24 @@ class _Lower(Rewriter):
         )
 
     def _call(
-        self, key: Any, name: str, function: tirx.PrimFunc, args: list[relax.Expr], out: Any
+        self,
+        form: Hashable,
+        name: str,
+        build: Callable[[str], tirx.PrimFunc],
+        declare: Callable[[], tirx.PrimFunc],
+        args: list[relax.Expr],
     ) -> relax.Expr:
-        if key not in self.shared:
-            self.shared[key] = self.add_function(function, name)
-        variable = self.shared[key]
+        """Call the function of a form; on a processor it is compiled by itself, so the module only declares it."""
+        out = compat.type_of(self.current)
+        if form not in self.shared:
+            if is_cuda(self.target):
+                self.shared[form] = self.add_function(build(name), name)
+            else:
+                symbol = symbol_of(name, form)
+                self.shared[form] = self.add_function(declare(), symbol)
+                self.sources[symbol] = Source(repr(form), build)
         fields = compat.tuple_fields(out)
-        return relax.call_tir(variable, args, out if fields is None else fields)
+        return relax.call_tir(self.shared[form], args, out if fields is None else fields)
 
     def _enter(self, key: Any, **facts: Any) -> None:
         """Remember a call of a function that has been added, for the report."""
@@ -74,10 +91,13 @@ class _Lower(Rewriter):
                 compat.constant(kernel.pack_weight(values)),
                 compat.constant(kernel.compensation(values)),
             ]
+            if kernel.generator.numbers is not None:
+                args.insert(5, compat.constant(kernel.generator.numbers))
         name = kernel.name if spec.batch is None else f"{kernel.name}_b{spec.batch}"
-        called = self._call(kernel.generator, name, kernel.prim_func, args, compat.type_of(self.current))
+        form = kernel.generator.form
+        called = self._call(form, name, kernel.generator.build, lambda: kernel.declaration, args)
         self._enter(
-            kernel.generator,
+            form,
             kind=spec.operation,
             output=spec.out_shape,
             variant=kernel.variant,
@@ -111,7 +131,11 @@ class _Lower(Rewriter):
         )
         name = call.name if spec.batch is None else f"{call.name}_b{spec.batch}"
         called = self._call(
-            spec, name, cluster_affine.lower(spec, self.target), call.args, compat.type_of(self.current)
+            spec,
+            name,
+            lambda _name: cluster_affine.lower(spec, self.target),
+            lambda: cluster_affine.declaration(spec),
+            call.args,
         )
         self._enter(spec, kind=call.name, output=(logits[1],), bytes=spec.floor_bytes(1))
         return called
@@ -129,12 +153,15 @@ class LowerKernels:
     ----------
     pass_ : tvm.transform.Pass
         The pass.
+    sources : dict of str to Source
+        On a processor, what the functions that the module only declares are to be compiled from.
     """
 
     def __init__(self, target: tvm.target.Target) -> None:
         self._shared: dict[Any, tvm.ir.GlobalVar] = {}
+        self.sources: dict[str, Source] = {}
         self._entries: dict[str, list[KernelEntry]] = {}
-        state = {"target": target, "shared": self._shared, "entries": self._entries}
+        state = {"target": target, "shared": self._shared, "sources": self.sources, "entries": self._entries}
         self.pass_ = as_pass(type("_LowerFor", (_Lower,), state), "LowerKernels")
 
     def calls(self, function: str = "main") -> list[KernelEntry]:

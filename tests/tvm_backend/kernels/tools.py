@@ -99,6 +99,8 @@ def expected_outputs(
         scale, bias = scale * np.float32(1e3), bias * np.float32(1e3)
     shape = reference(spec, data, weight, scale, bias, _zeros(spec, data, weight))[0].shape
     arguments = [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias]
+    if kernel.generator.numbers is not None:
+        arguments.append(kernel.generator.numbers)
     residual = None
     if spec.epilogue.residual is not None:
         residual = random_tensor(spec.epilogue.residual, shape, rng)

@@ -17,12 +17,13 @@ from typing import Any
 from tvm.ir import IRModule
 from tvm.tirx import PrimFunc
 
+from tvm_backend.kernels import tir
 from tvm_backend.kernels.cluster_affine import cpu as cluster_affine_cpu
 from tvm_backend.kernels.cluster_affine.cuda import kernel as cluster_affine_cuda
 from tvm_backend.kernels.cluster_affine.reference import reference
 from tvm_backend.kernels.cluster_affine.spec import OPS, ClusterAffineSpec, Finish
 
-__all__ = ["OPS", "ClusterAffineSpec", "lower", "prim_func", "reference", "schedule"]
+__all__ = ["OPS", "ClusterAffineSpec", "declaration", "lower", "prim_func", "reference", "schedule"]
 
 
 def lower(spec: ClusterAffineSpec, target: Any = None) -> PrimFunc:
@@ -47,6 +48,14 @@ def lower(spec: ClusterAffineSpec, target: Any = None) -> PrimFunc:
     if target is not None and target.kind.name == "cuda":
         return cluster_affine_cuda.build(spec)
     return cluster_affine_cpu.build(spec, cluster_affine_cpu.CpuShape.for_target(target))
+
+
+def declaration(spec: ClusterAffineSpec) -> PrimFunc:
+    """A function with the arguments of the kernel of a specification and nothing in it."""
+    with tir.Function("cluster_affine") as function:
+        function.buffers(spec.sized(tir.batch_extent(spec.batch)))
+        tir.nothing()
+    return function.result
 
 
 def prim_func(

@@ -13,6 +13,7 @@ from tvm_backend.kernels import arithmetic, tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import defined, dequantized, pieces, quantized
 from tvm_backend.kernels.cpu.generator import CpuGenerator
+from tvm_backend.kernels.cpu.quantity import Quantity
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks, flat
 from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
 from tvm_backend.kernels.tir import Expr
@@ -58,7 +59,8 @@ class Quantize(CpuGenerator[QuantizeSpec]):
                     where = [image, *lead, start]
                     value = tir.load(data, where, lanes)
                     for output, qparams in zip(outputs, spec.outputs, strict=True):
-                        integers = quantized(defined(value, qparams, lanes), qparams, lanes)
+                        known = defined(value, qparams, lanes)
+                        integers = quantized(known, Quantity.of(qparams), lanes)
                         tir.store(output, integers, where, lanes)
 
                 flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
@@ -79,7 +81,8 @@ class Quantize(CpuGenerator[QuantizeSpec]):
     ) -> Expr:
         """Some quantized pixels of one channel."""
         ir.prefetch(data, [image, c, tir.least(y + _AHEAD, self.spec.shape[1] - 1), x])
-        return quantized(defined(tir.load(data, [image, c, y, x], lanes), qparams, lanes), qparams, lanes)
+        known = defined(tir.load(data, [image, c, y, x], lanes), qparams, lanes)
+        return quantized(known, Quantity.of(qparams), lanes)
 
     def _mixed(self, data: Any, output: Any, qparams: QParams, image: Expr, first: Expr, count: Expr) -> None:
         """Rows of few channels: one vector of each, whose pixels are put together in registers."""
@@ -127,7 +130,9 @@ class Dequantize(CpuGenerator[DequantizeSpec]):
                 def task(image: Expr, first: Expr, count: Expr) -> None:
                     with tir.loop(count) as row, tir.loop(channels) as c, tir.loop(width) as x:
                         raw = tir.load(data, [image, first + row, x, c])
-                        tir.store(output, dequantized(raw, spec.input, 1), [image, c, first + row, x])
+                        tir.store(
+                            output, dequantized(raw, Quantity.of(spec.input), 1), [image, c, first + row, x]
+                        )
 
                 Tasks(batch, height, channels * width, TASK_ELEMENTS).run(task)
             else:
@@ -135,7 +140,7 @@ class Dequantize(CpuGenerator[DequantizeSpec]):
 
                 def vectors(image: Expr, start: Expr, lanes: int) -> None:
                     where = [image, *lead, start]
-                    value = dequantized(tir.load(data, where, lanes), spec.input, lanes)
+                    value = dequantized(tir.load(data, where, lanes), Quantity.of(spec.input), lanes)
                     tir.store(output, value, where, lanes)
 
                 flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)

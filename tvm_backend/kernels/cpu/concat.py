@@ -15,6 +15,7 @@ from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue, dequantize
 from tvm_backend.kernels.cpu.epilogue import dequantized, finish, pieces
 from tvm_backend.kernels.cpu.generator import CpuGenerator
+from tvm_backend.kernels.cpu.quantity import Finish, Quantity
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
 from tvm_backend.kernels.spec import ConcatSpec, Epilogue
 from tvm_backend.kernels.tir import Expr
@@ -63,8 +64,8 @@ class Concat(CpuGenerator[ConcatSpec]):
                                 if target == kind and spec.epilogue.clip == (None, None):
                                     tir.store(output, raw, there, lanes)
                                 else:
-                                    value = dequantized(raw, kind, lanes)
-                                    one = Epilogue(spec.epilogue.clip, None, (target,))
+                                    value = dequantized(raw, Quantity.of(kind), lanes)
+                                    one = Finish.of(Epilogue(spec.epilogue.clip, None, (target,)))
                                     finish(value, one, None, [output], there, lanes)
 
             Tasks(batch, places, sum(spec.channels), TASK_ELEMENTS).run(task)

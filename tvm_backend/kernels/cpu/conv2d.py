@@ -296,7 +296,9 @@ class ConvEmitter:
             return
         in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
         buffer = self.window.allocate()
-        self.window.fill(buffer, self.data, image, first * spec.stride[0] - spec.padding[0], in_rows)
+        self.window.fill(
+            buffer, self.data, self.operands.zero, image, first * spec.stride[0] - spec.padding[0], in_rows
+        )
         then(Rows(buffer, image, first, count))
 
     def block(self, rows: Rows, block: Expr, panel: Any, start: Expr) -> None:

@@ -77,7 +77,9 @@ class Depthwise(Weighted[ConvSpec]):
         def task(image: Expr, first: Expr, count: Expr) -> None:
             rows = window.allocate()
             in_rows = (count - 1) * spec.stride[0] + spec.dilation[0] * (spec.kernel[0] - 1) + 1
-            window.fill(rows, operands.data, image, first * spec.stride[0] - spec.padding[0], in_rows)
+            window.fill(
+                rows, operands.data, operands.zero, image, first * spec.stride[0] - spec.padding[0], in_rows
+            )
             with tir.loop(count) as row:
                 for begin, repeat, lanes in pieces(spec.out_channels, self.isa.lanes):
                     with tir.loop(repeat) as piece:

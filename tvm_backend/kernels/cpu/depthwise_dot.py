@@ -23,11 +23,12 @@ from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.conv2d import reference
 from tvm_backend.kernels.cpu.epilogue import finish, integers
 from tvm_backend.kernels.cpu.isa import InstructionSet
+from tvm_backend.kernels.cpu.quantity import Quantity
 from tvm_backend.kernels.cpu.sums import Sums
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.cpu.weighted import Operands, Weighted, vectors_for
 from tvm_backend.kernels.kernel import Machine
-from tvm_backend.kernels.spec import ConvSpec, QParams
+from tvm_backend.kernels.spec import ConvSpec
 from tvm_backend.kernels.tir import Expr
 from tvm_backend.kernels.weights import as_int8
 
@@ -253,7 +254,7 @@ class _Row:
     def places(self, ky: int, x: Expr, column: int, known: int | None) -> Expr:
         """One input place for each pixel and channel of a vector; the zero point outside of the image."""
         spec, piece = self.spec, self.piece
-        zero = self.kernel.stored_zero
+        zero = tir.cast(self.emitter.operands.zero, self.emitter.dtype)
         row = self.y * spec.stride[0] + (ky * spec.dilation[0] - spec.padding[0])
         padded = spec.padding[0] or spec.padding[2]
         nearest = tir.least(tir.larger(row, 0), spec.height - 1) if padded else row
@@ -262,7 +263,7 @@ class _Row:
         for p in range(piece.pixels):
             at = first + p * spec.stride[1]
             if known is not None and not 0 <= known * spec.stride[1] + at < spec.width:
-                pixels.append(tir.constant(zero, self.emitter.dtype, piece.channels))
+                pixels.append(tir.broadcast(zero, piece.channels))
                 continue
             indices = [self.image, nearest, x * spec.stride[1] + at, self.channel]
             value = tir.load(self.emitter.operands.data, indices, piece.channels)
@@ -272,12 +273,13 @@ class _Row:
         value = pixels[0] if len(pixels) == 1 else tir.shuffle(pixels, range(_UNIT))
         if not padded:
             return value
-        outside = tir.constant(zero, self.emitter.dtype, _UNIT)
+        outside = tir.broadcast(zero, _UNIT)
         return tir.select(tir.all_of(row >= 0, row < spec.height), value, outside)
 
     def finish(self, held: Sums, x: Expr, pixels: int) -> None:
         """The epilogue: bytes of a whole vector at once, anything else four channels at a time."""
-        lanes, epilogue, operands = self.isa.lanes, self.spec.epilogue, self.emitter.operands
+        lanes, operands = self.isa.lanes, self.emitter.operands
+        epilogue = operands.epilogue
         channels = self.piece.channels
         values = []
         for vector in range(4):
@@ -288,14 +290,11 @@ class _Row:
             )
             values.append(ir.hold(value, "float32", lanes))
         if epilogue.residual is epilogue.branch is None and all(
-            isinstance(kind, QParams) for kind in epilogue.outputs
+            isinstance(kind, Quantity) for kind in epilogue.outputs
         ):
             for output, kind in zip(operands.outputs, epilogue.outputs, strict=True):
-                assert isinstance(kind, QParams)
-                wide = [
-                    integers(value, kind, lanes, epilogue.clip, self.isa, epilogue.bounded)
-                    for value in values
-                ]
+                assert isinstance(kind, Quantity)
+                wide = [integers(value, kind, lanes, self.isa) for value in values]
                 packed = self.isa.narrow(wide, kind.dtype, in_order=False)
                 if channels < _UNIT:
                     packed = ir.hold(packed, kind.dtype, _UNIT)

@@ -13,6 +13,7 @@ from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import add_to, apply_epilogue, dequantize
 from tvm_backend.kernels.cpu.epilogue import dequantized, finish
 from tvm_backend.kernels.cpu.generator import CpuGenerator
+from tvm_backend.kernels.cpu.quantity import Finish, Quantity
 from tvm_backend.kernels.cpu.tasks import flat
 from tvm_backend.kernels.spec import ElementwiseSpec
 from tvm_backend.kernels.tir import Expr
@@ -45,8 +46,8 @@ class Elementwise(CpuGenerator[ElementwiseSpec]):
                 where = [image, *lead, start]
                 value = None
                 for buffer, kind in zip(inputs, spec.inputs, strict=True):
-                    value = dequantized(tir.load(buffer, where, width), kind, width, onto=value)
-                finish(value, spec.epilogue, None, outputs, where, width)
+                    value = dequantized(tir.load(buffer, where, width), Quantity.any(kind), width, onto=value)
+                finish(value, Finish.of(spec.epilogue), None, outputs, where, width)
 
             flat(batch, math.prod(spec.shape), self.isa.lanes, vectors)
         return function.result

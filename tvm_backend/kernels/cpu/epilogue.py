@@ -10,7 +10,8 @@ import numpy as np
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.isa import InstructionSet
-from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
+from tvm_backend.kernels.cpu.quantity import Finish, Kind, Quantity
+from tvm_backend.kernels.spec import QParams
 from tvm_backend.kernels.tir import Expr
 
 __all__ = [
@@ -47,54 +48,30 @@ def pieces(count: int, lanes: int) -> list[tuple[int, int, int]]:
     return runs
 
 
-def dequantized(raw: Expr, kind: TensorKind, lanes: int, onto: Expr | None = None) -> Expr:
+def dequantized(raw: Expr, kind: Kind, lanes: int, onto: Expr | None = None) -> Expr:
     """The real value of a loaded vector, added to `onto` by fused multiply-add if that is given."""
-    if not isinstance(kind, QParams):
+    if not isinstance(kind, Quantity):
         # Without the fence LLVM might fuse a product with this addition, on some targets only.
         return raw if onto is None else ir.fence(onto, lanes) + raw
     shifted = tir.cast(raw, "int32", lanes)
-    if kind.zero_point:
-        shifted = shifted - tir.constant(kind.zero_point, "int32", lanes)
-    value, step = tir.cast(shifted, "float32", lanes), tir.constant(kind.step, "float32", lanes)
-    if kind.step == 1:
+    if kind.zero is not None:
+        shifted = shifted - tir.broadcast(kind.zero, lanes)
+    value = tir.cast(shifted, "float32", lanes)
+    if kind.step is None:
         return value if onto is None else ir.fence(onto, lanes) + value
+    step = tir.broadcast(kind.step, lanes)
     return value * step if onto is None else ir.fma(value, step, onto, lanes)
 
 
-def integers(
-    value: Expr,
-    kind: QParams,
-    lanes: int,
-    clip: tuple[float | None, float | None] = (None, None),
-    isa: InstructionSet | None = None,
-    bounded: bool = False,
-) -> Expr:
-    """Clip a float32 vector and quantize it to int32.
-
-    Multiplication by a positive constant is monotone even after rounding, so clipping to ``[a, b]`` first equals
-    clipping to ``[fl(a * inverse), fl(b * inverse)]`` afterwards; activation and saturation become one pair of bounds.
-    With `isa`, whose narrowing saturates, a bound that is the storage type's own is left to it: the lower one always,
-    the upper one where the value is `bounded`, since the conversion of a larger one gives the most negative integer.
-    """
-    low, high = clip
-    inverse = np.float32(kind.inverse)
-    least, most = np.float32(kind.qmin - kind.zero_point), np.float32(kind.qmax - kind.zero_point)
-    if low is not None:
-        least = np.clip(np.float32(low) * inverse, least, most)
-    if high is not None:
-        most = np.clip(np.float32(high) * inverse, least, most)
-    scaled = value if inverse == 1 else value * tir.constant(float(inverse), "float32", lanes)
-    lowest, highest = (-128, 127) if kind.signed else (0, 255)
-    # Far below the range the conversion gives the most negative integer, which must not wrap around.
-    saturates = isa is not None and (bounded or kind.zero_point >= 0)
-    if not saturates or np.rint(least) > lowest - kind.zero_point:
-        scaled = tir.larger(scaled, tir.constant(float(least), "float32", lanes))
-    if isa is None or not bounded or np.rint(most) < highest - kind.zero_point:
-        scaled = tir.smaller(scaled, tir.constant(float(most), "float32", lanes))
+def integers(value: Expr, kind: Quantity, lanes: int, isa: InstructionSet | None = None) -> Expr:
+    """Clip a float32 vector and quantize it to int32; with `isa`, whose narrowing saturates, only where that is not enough."""
+    scaled = value if kind.inverse is None else value * tir.broadcast(kind.inverse, lanes)
+    if isa is None or kind.above:
+        scaled = tir.larger(scaled, tir.broadcast(kind.least, lanes))
+    if isa is None or kind.below:
+        scaled = tir.smaller(scaled, tir.broadcast(kind.most, lanes))
     integer = isa.round_to_int(scaled) if isa is not None else ir.round_to_int(scaled, lanes)
-    if kind.zero_point:
-        integer = integer + tir.constant(kind.zero_point, "int32", lanes)
-    return integer
+    return integer if kind.zero is None else integer + tir.broadcast(kind.zero, lanes)
 
 
 def defined(value: Expr, kind: QParams, lanes: int) -> Expr:
@@ -104,18 +81,18 @@ def defined(value: Expr, kind: QParams, lanes: int) -> Expr:
 
 
 def quantized(
-    value: Expr, kind: TensorKind, lanes: int, clip: tuple[float | None, float | None] = (None, None)
+    value: Expr, kind: Kind, lanes: int, clip: tuple[float | None, float | None] = (None, None)
 ) -> Expr:
-    """Clip a float32 vector and quantize it to its storage type, or leave it float32."""
-    if isinstance(kind, QParams):
-        return tir.cast(integers(value, kind, lanes, clip), kind.dtype, lanes)
+    """Quantize a float32 vector to its storage type, or clip it and leave it float32."""
+    if isinstance(kind, Quantity):
+        return tir.cast(integers(value, kind, lanes), kind.dtype, lanes)
     for bound, function in zip(clip, (tir.larger, tir.smaller), strict=True):
         if bound is not None:
             value = function(value, tir.constant(float(np.float32(bound)), "float32", lanes))
     return value
 
 
-def branched(value: Expr, epilogue: Epilogue, lanes: int) -> Expr:
+def branched(value: Expr, epilogue: Finish, lanes: int) -> Expr:
     """A float32 vector quantized and dequantized, where the epilogue asks for it."""
     if epilogue.branch is None:
         return value
@@ -124,7 +101,7 @@ def branched(value: Expr, epilogue: Epilogue, lanes: int) -> Expr:
 
 def finish(
     value: Expr,
-    epilogue: Epilogue,
+    epilogue: Finish,
     residual: Any,
     outputs: Sequence[Any],
     indices: Sequence[Expr],
@@ -142,7 +119,7 @@ def finish(
 
 def finish_row(
     values: Sequence[Expr],
-    epilogue: Epilogue,
+    epilogue: Finish,
     residual: Any,
     outputs: Sequence[Any],
     indices: Sequence[Expr],
@@ -169,11 +146,11 @@ def finish_row(
     if len(outputs) > 1:
         values = [ir.hold(value, "float32", lanes) for value in values]
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
-        if not isinstance(kind, QParams):
+        if not isinstance(kind, Quantity):
             for place, value in zip(places, values, strict=True):
                 tir.store(output, quantized(value, kind, lanes, epilogue.clip), place, lanes)
             continue
-        wide = [integers(value, kind, lanes, epilogue.clip, isa, epilogue.bounded) for value in values]
+        wide = [integers(value, kind, lanes, isa) for value in values]
         packed = ir.hold(isa.narrow(wide, kind.dtype), kind.dtype, 4 * lanes)
         for begin, width in chunks(len(values) * lanes, 4 * lanes):
             bytes_ = packed if width == 4 * lanes else ir.part(packed, begin, width)

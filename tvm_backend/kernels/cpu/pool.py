@@ -20,6 +20,7 @@ from tvm_backend.kernels.cpu.epilogue import (
     pieces,
 )
 from tvm_backend.kernels.cpu.generator import CpuGenerator
+from tvm_backend.kernels.cpu.quantity import Finish, Quantity
 from tvm_backend.kernels.cpu.tasks import Tasks
 from tvm_backend.kernels.spec import Epilogue, PoolSpec
 from tvm_backend.kernels.tir import Expr
@@ -97,22 +98,23 @@ class Pool(CpuGenerator[PoolSpec]):
                 tir.larger(total, value) if spec.kind == "max" else total + tir.cast(value, dtype, lanes)
             )
         result = held[0]
+        epilogue = Finish.of(spec.epilogue)
         if self.integers_only:
             tir.store(outputs[0], result, where, lanes)
         elif spec.kind == "max":
             parts = [ir.part(result, begin, width) for begin, width in chunks(lanes, self.isa.lanes)]
-            reals = [dequantized(part, spec.input, min(lanes, self.isa.lanes)) for part in parts]
+            reals = [dequantized(part, Quantity.of(spec.input), min(lanes, self.isa.lanes)) for part in parts]
             if len(reals) > 1:
-                finish_row(reals, spec.epilogue, residual, outputs, where, self.isa)
+                finish_row(reals, epilogue, residual, outputs, where, self.isa)
             else:
-                finish(reals[0], spec.epilogue, residual, outputs, where, lanes)
+                finish(reals[0], epilogue, residual, outputs, where, lanes)
         else:
             places = tir.cast((last - first) * (right - left), "int32")
             centred = result - tir.broadcast(places * tir.constant(spec.input.zero_point, "int32"), lanes)
             real = tir.cast(centred, "float32", lanes) * tir.broadcast(
                 self._factor(row, column, places), lanes
             )
-            finish(real, spec.epilogue, residual, outputs, where, lanes)
+            finish(real, epilogue, residual, outputs, where, lanes)
 
     def _factor(self, row: Expr, column: Expr, places: Expr) -> Expr:
         """``float32(scale / divisor)`` of a window: one constant, or a choice among the borders' few."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,7 @@ from tvm_backend.kernels.cpu.epilogue import chunks, finish, finish_row
 from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.packing import WeightLayout
+from tvm_backend.kernels.cpu.quantity import EACH, Finish, form_of, numbers_of, quantities
 from tvm_backend.kernels.spec import Argument, QParams, WeightedSpec
 from tvm_backend.kernels.tir import Expr
 
@@ -44,8 +45,19 @@ class Operands:
     compensation: Any
     scale: Any
     bias: Any
+    numbers: Any
     residual: Any
     outputs: tuple[Any, ...]
+
+    @property
+    def epilogue(self) -> Finish:
+        """The epilogue, its numbers those of the argument."""
+        return Finish.held(self.spec, self.numbers)
+
+    @property
+    def zero(self) -> Expr:
+        """The zero point of the activations as the instructions see them, float32."""
+        return tir.load(self.numbers, [EACH * len(quantities(self.spec))])
 
     def scaled(self, total: Expr, channel: Expr, lanes: int) -> Expr:
         """A vector of compensated sums with scale and bias, float32."""
@@ -59,7 +71,7 @@ class Operands:
     def finish(self, total: Expr, where: Sequence[Expr], channel: Expr, lanes: int) -> None:
         """From one vector of compensated sums to the outputs at ``[*where, channel]``."""
         value = self.scaled(total, channel, lanes)
-        finish(value, self.spec.epilogue, self.residual, self.outputs, [*where, channel], lanes)
+        finish(value, self.epilogue, self.residual, self.outputs, [*where, channel], lanes)
 
     def finish_row(
         self, totals: Sequence[Expr], where: Sequence[Expr], channel: Expr, isa: InstructionSet
@@ -67,7 +79,7 @@ class Operands:
         """The same for several vectors of consecutive channels."""
         lanes = isa.lanes
         values = [self.scaled(total, channel + i * lanes, lanes) for i, total in enumerate(totals)]
-        finish_row(values, self.spec.epilogue, self.residual, self.outputs, [*where, channel], isa)
+        finish_row(values, self.epilogue, self.residual, self.outputs, [*where, channel], isa)
 
 
 @dataclass(frozen=True)
@@ -94,19 +106,29 @@ class Weighted(CpuGenerator[_Spec]):
         """Element type of the packed weight."""
         return "int8"
 
+    @property
+    def form(self) -> Hashable:
+        """Everything but the numbers of quantizations, which are an argument."""
+        return type(self).__name__, self.isa, form_of(self.spec)
+
+    @property
+    def numbers(self) -> NDArray[np.float32]:
+        """What the argument ``numbers`` holds; see :func:`~tvm_backend.kernels.cpu.quantity.numbers_of`."""
+        return numbers_of(self.spec, self.stored_zero)
+
     def arguments(self, batch: Expr) -> list[Argument]:
-        """The kernel's arguments, in order."""
-        return self.spec.weighted_arguments(batch, self.weight_length, self.weight_dtype)
+        """The kernel's arguments, in order: those of the specification, with ``numbers`` behind the bias."""
+        arguments = self.spec.weighted_arguments(batch, self.weight_length, self.weight_dtype)
+        return [*arguments[:5], ("numbers", self.numbers.shape, "float32"), *arguments[5:]]
 
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""
         batch = tir.batch_extent(self.spec.batch)
         with tir.Function(name) as function:
-            data, weight, compensation, scale, bias, *rest = function.buffers(self.arguments(batch))
+            data, weight, compensation, scale, bias, numbers, *rest = function.buffers(self.arguments(batch))
             residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
-            self.emit(
-                batch, Operands(self.spec, data, weight, compensation, scale, bias, residual, tuple(rest))
-            )
+            constants = (compensation, scale, bias, numbers)
+            self.emit(batch, Operands(self.spec, data, weight, *constants, residual, tuple(rest)))
         return function.result
 
     @abstractmethod

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.spec import ConvSpec, QParams
+from tvm_backend.kernels.spec import ConvSpec
 from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Window"]
@@ -52,18 +52,14 @@ class Window:
     @property
     def dtype(self) -> str:
         """Element type."""
-        return "int16" if self.wide else self.stored.dtype
-
-    @property
-    def stored(self) -> QParams:
-        """The values as they are stored."""
-        return self.spec.input.flipped if self.flip else self.spec.input
+        stored = self.spec.input.flipped if self.flip else self.spec.input
+        return "int16" if self.wide else stored.dtype
 
     def allocate(self) -> Any:
         """Emit the allocation."""
         return tir.allocate((self.in_rows * self.pitch + _SLACK,), self.dtype)
 
-    def fill(self, buffer: Any, data: Any, image: Expr, first_row: Expr, in_rows: Expr) -> None:
+    def fill(self, buffer: Any, data: Any, zero: Expr, image: Expr, first_row: Expr, in_rows: Expr) -> None:
         """Emit the copy.
 
         Parameters
@@ -72,6 +68,8 @@ class Window:
             From :meth:`allocate`.
         data : Buffer, shape (N, H, W, C)
             The input.
+        zero : Expr
+            What stands for zero in the padding, any type.
         image : Expr
             Which image.
         first_row : Expr
@@ -81,13 +79,12 @@ class Window:
         """
         spec = self.spec
         channels, width = spec.in_channels, spec.width
-        zero = self.stored.zero_point
         left, right = spec.padding[1] * channels, spec.padding[3] * channels
 
         def blank(start: Expr, count: int) -> None:
             if count:
                 with tir.loop(count) as i:
-                    tir.store(buffer, tir.constant(zero, self.dtype), [start + i])
+                    tir.store(buffer, tir.cast(zero, self.dtype), [start + i])
 
         with tir.loop(in_rows) as row:
             start = row * self.pitch

@@ -1,0 +1,107 @@
+"""From a module of symbolic kernels to a shared library: what the virtual machine runs, and the objects that it calls."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.relax import vm_build
+
+from cat_plugin.errors import CATError, CompileError
+from tvm_backend import compat, cuda_build, linker
+from tvm_backend.kernels import tir
+from tvm_backend.objects import Source, objects
+from tvm_backend.passes.dump import Dump
+from tvm_backend.passes.lower_kernels import LowerKernels
+from tvm_backend.passes.pipeline import library_passes
+from tvm_backend.report import KernelEntry
+from tvm_backend.target import is_cuda, machine_of
+
+__all__ = ["build_library"]
+
+Told = Callable[[int, int], None]
+"""Called with the functions that are compiled, and their number."""
+
+
+def build_library(
+    mod: tvm.IRModule,
+    target: Any,
+    path: Path,
+    dump: Dump | None = None,
+    keep: bool = True,
+    told: Told | None = None,
+) -> list[KernelEntry]:
+    """Build a module of symbolic kernels.
+
+    Parameters
+    ----------
+    mod : tvm.IRModule
+        From :func:`~tvm_backend.passes.pipeline.integer_kernels`.
+    target : tvm.target.Target
+        The target.
+    path : pathlib.Path
+        The library to write.
+    dump : Dump, optional
+        Takes the module after each pass.
+    keep : bool, optional
+        Whether compiled functions are kept, and taken from what was kept.
+    told : callable, optional
+        Learns how far it is.
+
+    Returns
+    -------
+    list of KernelEntry
+        The kernels of ``main``.
+
+    Raises
+    ------
+    CompileError
+        TVM or the linker failed.
+    """
+    lower = LowerKernels(target)
+    passes = library_passes(target, lower, dump)
+    size = sum(array.nbytes for array in compat.constants(mod))
+    try:
+        if is_cuda(target):
+            executable = tvm.compile(mod, target=target, relax_pipeline=passes)
+            pack = cuda_build.pack_imports(cuda_build.architecture(target))
+            linker.export(executable, path, pack, machine_of(target), size)
+            return lower.calls("main")
+        builder = relax.ExecBuilder()
+        with target:
+            leftover = vm_build._vmcodegen(builder, passes(mod))  # noqa: SLF001 - tvm.compile would compile the functions as well
+        functions = dict(lower.sources)
+        for variable, function in compat.functions(leftover):
+            if isinstance(function, tirx.PrimFunc) and variable.name_hint not in functions:
+                functions[str(variable.name_hint)] = _finished(function)
+        executable = vm_build._vmlink(builder, target, _anchor())  # noqa: SLF001
+        with tempfile.TemporaryDirectory(dir=path.parent) as workspace:
+            linker.reserve(Path(workspace), 0)
+            compiled = []
+            for file in objects(functions, target, Path(workspace), keep):
+                compiled.append(str(file))
+                if told is not None:
+                    told(len(compiled), len(functions))
+            linker.export(executable, path, None, machine_of(target), size, compiled)
+    except (CATError, OSError):
+        raise
+    except Exception as error:
+        raise CompileError(f"TVM {tvm.__version__} could not build for {target}: {error}") from error
+    return lower.calls("main")
+
+
+def _finished(function: tirx.PrimFunc) -> Source:
+    """A function of operators left in float, which is there already."""
+    return Source(tvm.ir.save_json(function), lambda _name: function)
+
+
+def _anchor() -> tvm.IRModule:
+    """A function that does nothing: TVM packs what the virtual machine runs beside some compiled module only."""
+    with tir.Function("cat_ptq_library") as function:
+        function.buffers([])
+        tir.nothing()
+    return tvm.IRModule({"cat_ptq_library": function.result})
