@@ -111,7 +111,8 @@ class Equivalence:
                 hooks.append(child.register_forward_hook(_keep(outputs, name)))
         try:
             with torch.no_grad(), without_autocast():
-                _outputs(self.model, call, self.quantized)
+                home = next((t.device for t in (*self.model.parameters(), *self.model.buffers())), None)
+                _outputs(self.model, call.to(home), self.quantized)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -17,7 +17,7 @@ from torch import nn
 from cat_plugin.batches import ModelCall
 from cat_plugin.errors import CalibrationError, CATError
 
-__all__ = ["device_of", "evaluating", "fingerprint", "run_call", "without_autocast"]
+__all__ = ["device_of", "evaluating", "fingerprint", "full_float32", "run_call", "without_autocast"]
 
 
 @contextmanager
@@ -62,6 +62,24 @@ def without_autocast() -> Iterator[None]:
         yield
     finally:
         kind.__enter__, kind.__exit__ = enter, leave  # type: ignore[method-assign]
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """A GPU computes float32 as float32, the same each time; by default its convolutions round inputs to ten bits.
+
+    PyTorch's settings hold for the process and are put back afterwards.
+    """
+    if not torch.cuda.is_available():
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def device_of(model: nn.Module) -> torch.device | None:

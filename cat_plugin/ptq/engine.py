@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CalibrationError, CATTypeError
-from cat_plugin.models import device_of, evaluating, fingerprint
+from cat_plugin.models import device_of, evaluating, fingerprint, full_float32
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
 from cat_plugin.ptq.checkpoint import Checkpoint
@@ -95,6 +95,7 @@ def quantize(
     with contextlib.ExitStack() as stack:
         stack.enter_context(evaluating(model, warn=True))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(full_float32())
         store = stack.enter_context(TensorStore(None if spec.memory_mb is None else spec.memory_mb << 20))
         checkpoint = None
         if resume is not None:

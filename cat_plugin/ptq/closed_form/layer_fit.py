@@ -69,7 +69,8 @@ def _shortcut(node: fx.Node, full: Executor, quantized: Executor) -> fx.Node | N
 def _target(node: fx.Node, full: Executor, quantized: Executor) -> Callable[[slice], Tensor]:
     """What the layer should give, for some rows (N, ...) of those that its input is gathered in."""
     if not is_batched(node):
-        return full.gathered(node).__getitem__
+        gathered = full.gathered(node)
+        return lambda rows: gathered[rows].to(full.device)
     other = _shortcut(node, full, quantized) if node in full.values else None
     if other is None:
         return lambda rows: full.value(node, rows)
@@ -106,14 +107,14 @@ def _shift_bias(
     for start in range(0, fitted, quantized.batch_size):
         rows = slice(start, min(start + quantized.batch_size, fitted))
         positions = torch.randperm(count, generator=generator)[: max(1, _ROWS // fitted)]
-        for values, some in ((outputs[rows], given), (target(rows), wanted)):
+        for values, some in ((outputs[rows].to(quantized.device), given), (target(rows), wanted)):
             channels = values.movedim(axis, 0).reshape(outputs.shape[axis], -1, count)
             some.append(channels.index_select(2, positions.to(values.device)).flatten(1))
     shift = shift_behind_clip(torch.cat(given, 1), torch.cat(wanted, 1), *ends)
     layer.bias = layer.bias + shift.to(layer.bias.device)
     shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
     for start in range(0, len(outputs), quantized.batch_size):
-        outputs[start : start + quantized.batch_size] += shift.reshape(shape)
+        outputs[start : start + quantized.batch_size] += shift.reshape(shape).to(outputs.device)
 
 
 def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice], Tensor]) -> float:

@@ -164,20 +164,20 @@ def measure(
     Moments
         Over all rows used, and over the two halves of the batches.
     """
+    device = layer.weight.device
     sums: list[Tensor] | None = None
     odd: list[Tensor] | None = None
     rows_seen = rows_odd = 0
     for start in range(0, len(x), batch_size):
         rows = slice(start, min(start + batch_size, len(x)))
-        outputs = y(rows) if callable(y) else y[rows]
+        # values beyond the memory budget are on the processor, whatever computes
+        outputs = (y(rows) if callable(y) else y[rows]).to(device)
         positions = None
         count = outputs[0, 0].numel() if layer.kind != "linear" else 1
         share = min(1.0, max_rows / max(len(x) * count, 1))
         if share < 1.0 and layer.kind != "linear":
-            positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(
-                x.device
-            )
-        patches = input_patches(layer, x[rows], positions)
+            positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(device)
+        patches = input_patches(layer, x[rows].to(device), positions)
         target = _output_rows(layer, outputs, positions)
         transposed = patches.transpose(1, 2)
         parts = [

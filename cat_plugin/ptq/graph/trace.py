@@ -51,7 +51,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _export(model: nn.Module, example: Inputs, *, strict: bool) -> fx.GraphModule:
-    batch = torch.export.Dim("batch", min=1, max=65536)
+    batch = torch.export.Dim("batch", min=1, max=65535)
     call = example.call
     rows: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for tensor in call.tensors:

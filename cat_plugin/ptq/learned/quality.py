@@ -105,8 +105,9 @@ class Quality:
         return [leaves[place] for place in self.leaves]
 
     def error(self, found: Rows, wanted: Rows, temperature: float) -> Tensor:
-        """() how far results are from those of full precision, aligned with :attr:`leaves`."""
+        """() how far results are from those of full precision, aligned with :attr:`leaves`; the latter may be kept elsewhere."""
         total: Tensor | None = None
+        wanted = wanted.to(found.device)
         for mine, other, axis in zip(found.tensors, wanted.tensors, self.class_axes, strict=True):
             if axis is None:
                 part = (mine - other).square().mean() / other.square().mean().clamp_min(1e-20)
