@@ -215,6 +215,15 @@ class QuantSpec:
         "(:mod:`cat_plugin.ptq.transforms.smoothing.training`); None as the preset says.",
         since="0.2",
     )
+    rotation: Annotated[str, OneOf(("folded", "online"))] | None = option(
+        default=None,
+        doc="""
+        Rotate residual streams behind RMSNorm, and the heads of values, by Hadamard matrices that are folded into the weights
+        (:mod:`cat_plugin.ptq.transforms.rotation.rotation`); ``online`` also what enters the last layer of a gated network, at
+        the cost of two small products at run time.
+        """,
+        since="0.2",
+    )
     rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] = option(
         default="straight_through",
         doc="How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`).",

@@ -51,7 +51,7 @@ def test_both_grids_are_torchs_to_the_bit(tmp_path):
     "options",
     [
         {"weight_only": True, "w_bits": 3, "weight_groups": 8},
-        {"a_granularity": "token", "a_bits": 4, "attention_bits": 8},
+        {"a_granularity": "token", "a_bits": 4, "attention_bits": 8, "rotation": "online"},
     ],
 )
 def test_a_language_model_with_them_is_compiled(tmp_path, options):

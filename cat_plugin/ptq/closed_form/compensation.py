@@ -213,6 +213,7 @@ def fit_integers(
     damping: float = 0.01,
     sweeps: int = 8,
     factors: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.25),
+    trial: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integers and scales of least output error.
 
@@ -232,6 +233,8 @@ def fit_integers(
         Passes of coordinate descent.
     factors : tuple of float
         Starting scales tried, as multiples of ``scale``.
+    trial : int or None
+        Passes after which the best starting scale of each channel alone goes on; None compares them at the end.
 
     Returns
     -------
@@ -242,7 +245,7 @@ def fit_integers(
     """
     if target.shape[1] > _ROWS:  # rows do not depend on each other
         pieces = [torch.split(values, _ROWS, 1) for values in (target, scale, zero_point)]
-        effort: dict[str, Any] = {"damping": damping, "sweeps": sweeps, "factors": factors}
+        effort: dict[str, Any] = {"damping": damping, "sweeps": sweeps, "factors": factors, "trial": trial}
         found = [
             fit_integers(part, moments, s, z, qrange, **effort) for part, s, z in zip(*pieces, strict=True)
         ]
@@ -258,11 +261,15 @@ def fit_integers(
     zeros = zero_point.reshape(g, 1, r, -1).expand(g, many, r, -1).flatten(1, 2)
     targets = target.unsqueeze(1).expand(g, many, r, k).reshape(g, many * r, k)
     q = _spread_rounding(targets, h, scales, zeros, low, high)
-    q, scales = _descend(q, targets, h, scales, zeros, low, high, sweeps)
+    tried = sweeps if trial is None else min(trial, sweeps)
+    q, scales = _descend(q, targets, h, scales, zeros, low, high, tried)
     error = (q - _by_column(zeros, k)) * _by_column(scales, k) - targets.float()
     losses = (torch.bmm(error, h.float()) * error).sum(2).reshape(g, many, r)
     pick = losses.argmin(1, keepdim=True)
     q = q.reshape(g, many, r, k).gather(1, pick.unsqueeze(3).expand(g, 1, r, k)).squeeze(1)
     scales = scales.reshape(g, many, r, -1)
     chosen = scales.gather(1, pick.unsqueeze(3).expand(g, 1, r, scales.shape[3])).squeeze(1)
+    if tried < sweeps:
+        zeros = zero_point.reshape(g, r, -1)
+        q, chosen = _descend(q, target, h, chosen, zeros, low, high, sweeps - tried)
     return q.to(torch.int8), chosen.reshape(scale.shape)

@@ -31,6 +31,9 @@ from cat_plugin.ptq.transforms.equalization import Ceiling
 __all__ = ["fit_layer"]
 
 _ROWS = 1 << 16
+# Weights of a linear layer, as language models have them, from which on fewer passes are made: of the error that eight passes
+# from every starting scale leave, four with the best after one leave 1.00 to 1.01.
+_LARGE = 1 << 18
 # Shares of the mean input variance; the last leaves the weight as it was trained.
 _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 # A layer whose refit does not carry over to other inputs with less ridge than this has too few samples for its
@@ -184,6 +187,8 @@ def fit_layer(
             scale, zero_point = (values.reshape(*grouped.shape[:2], -1) for values in grid)
             # from 6 bits on the searched scale is as good as any, and few integers move
             effort: dict[str, Any] = {} if layer.w_bits < 6 else {"factors": (1.0,), "sweeps": 2}
+            if layer.w_bits < 6 and layer.kind == "linear" and layer.weight.numel() > _LARGE:
+                effort = {"sweeps": 4, "trial": 1}
             if scarce:
                 effort["damping"] = 1.0
             integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)

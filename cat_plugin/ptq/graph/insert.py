@@ -148,7 +148,9 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
     if not spec.weight_only and not per_token:
         _quantize_joined(module, placer, spec)
     for node in list(graph.nodes):
-        if is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
+        if is_call(node, PRODUCTS) and any(n.op == "get_attr" for n in node.all_input_nodes):
+            prepared.unquantized.append(f"{layer_name(node)} ({node.target}): a product with a constant")
+        elif is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
             for factor in dict.fromkeys(arguments(node)[: PRODUCTS[node.target]]):
                 node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits, per_token))
         elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from cat_plugin.ptq.graph.constants import own_constant
 from cat_plugin.ptq.graph.ops import constant, is_call
 from cat_plugin.ptq.transforms.smoothing.places import Place, Side, bias_argument
 
@@ -32,17 +33,17 @@ def fold_place(module: fx.GraphModule, place: Place, scales: Tensor, shifts: Ten
     if shifts is not None:
         shifts = shifts.double()
     for side in place.readers:
-        weight = _own(module, side.node, 1)
+        weight = own_constant(module, side.node, 1)
         columns = side.channels.to(weight.device)
         factors, moves = _of(side, scales, weight.device), None
         if shifts is not None:
             moves = weight[:, columns].double() @ shifts[side.scales].to(weight.device)
         weight[:, columns] = (weight[:, columns].double() * factors).to(weight.dtype)
         if moves is not None:
-            bias = _own(module, side.node, 2)
+            bias = own_constant(module, side.node, 2)
             bias.copy_(bias.double() + moves)
     for side in place.sources:
-        weight = _own(module, side.node, _weight_argument(module, side.node))
+        weight = own_constant(module, side.node, _weight_argument(module, side.node))
         rows = side.channels.to(weight.device)
         factors = _of(side, scales, weight.device)
         shape = [-1] + [1] * (weight.ndim - 1)
@@ -50,7 +51,7 @@ def fold_place(module: fx.GraphModule, place: Place, scales: Tensor, shifts: Ten
         index = bias_argument(side.node)
         if index is None or len(side.node.args) <= index or constant(module, side.node.args[index]) is None:
             continue
-        bias = _own(module, side.node, index)
+        bias = own_constant(module, side.node, index)
         values = bias[rows].double()
         if shifts is not None:
             values = values - shifts[side.scales].to(bias.device)
@@ -69,26 +70,3 @@ def _weight_argument(module: fx.GraphModule, node: fx.Node) -> int:
     if is_call(node, {_aten.layer_norm.default, _RMS_NORM}):
         return 2
     return next(i for i, arg in enumerate(node.args) if constant(module, arg) is not None)
-
-
-def _own(module: fx.GraphModule, node: fx.Node, index: int) -> Tensor:
-    """The constant that is an argument of the node, as a tensor that no other node reads."""
-    reader = node.args[index]
-    assert isinstance(reader, fx.Node)
-    value = constant(module, reader)
-    assert value is not None
-    shared = any(
-        n is not reader and n.op == "get_attr" and n.target == reader.target for n in module.graph.nodes
-    )
-    if len(reader.users) == 1 and not shared:
-        return value
-    name = f"{reader.target}_of_{node.name}"
-    module.register_buffer(name, value.clone())
-    with module.graph.inserting_before(node):
-        new = module.graph.create_node("get_attr", name)
-    new.meta = dict(reader.meta)
-    node.args = (*node.args[:index], new, *node.args[index + 1 :])
-    module.recompile()
-    own = constant(module, new)
-    assert own is not None
-    return own

@@ -1,0 +1,74 @@
+"""Inputs of linear layers that no matrix in front can rotate, rotated while the network runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from cat_plugin.ptq.graph.constants import own_constant
+from cat_plugin.ptq.graph.ops import constant, is_call, operand
+
+__all__ = ["Gated", "find_gated"]
+
+_aten = torch.ops.aten
+
+
+@dataclass
+class Gated:
+    """A linear layer behind a product of two activations: the last one of a gated network.
+
+    With orthogonal ``A`` (a, a) and ``B`` (b, b), its input, seen as (a, b), becomes ``A' X B`` and its weight ``W (A x B)``
+    with the Kronecker product: ``a + b`` multiplications for each feature, beside as many as the layer has outputs.
+
+    Attributes
+    ----------
+    source, layer : fx.Node
+        The product and the layer.
+    """
+
+    source: fx.Node
+    layer: fx.Node
+
+    @property
+    def width(self) -> int:
+        """Features."""
+        return int(self.source.meta["val"].shape[-1])
+
+    def rotate(self, module: fx.GraphModule, a: Tensor, b: Tensor) -> None:
+        """Rewrite the graph for two float64 orthogonal matrices, in place; its function stays as it is."""
+        weight = own_constant(module, self.layer, 1)
+        weight.copy_(weight.double() @ torch.kron(a, b).to(weight.device))
+        graph, value = module.graph, self.source.meta["val"]
+        with graph.inserting_before(self.layer):
+            factors = []
+            for side, matrix in (("rows", a.T), ("columns", b)):
+                name = f"rotated_{side}_of_{self.layer.name}"
+                module.register_buffer(name, matrix.to(weight).contiguous())
+                factors.append(graph.create_node("get_attr", name))
+            split = [len(a), len(b)]
+            x = graph.call_function(_aten.unflatten.int, (self.source, -1, split))
+            right = graph.call_function(_aten.matmul.default, (x, factors[1]))
+            left = graph.call_function(_aten.matmul.default, (factors[0], right))
+            merged = graph.call_function(_aten.flatten.using_ints, (left, -2, -1))
+        for node in (x, right, left):
+            node.meta = {**self.source.meta, "val": value.unflatten(-1, split)}
+        merged.meta = dict(self.source.meta)
+        self.layer.replace_input_with(self.source, merged)
+        module.recompile()
+
+
+def find_gated(module: fx.GraphModule) -> list[Gated]:
+    """Linear layers of parameters that alone read a product of two activations, in order of execution."""
+    found = []
+    for node in module.graph.nodes:
+        if not is_call(node, {_aten.linear.default}) or constant(module, node.args[1]) is None:
+            continue
+        source = operand(node)
+        gate = is_call(source, {_aten.mul.Tensor}) and all(
+            isinstance(factor, fx.Node) and factor.op != "get_attr" for factor in source.args
+        )
+        if gate and len(source.users) == 1:
+            found.append(Gated(source, node))
+    return found

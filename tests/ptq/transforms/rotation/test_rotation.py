@@ -1,0 +1,154 @@
+"""Rotations: orthogonal, folded exactly, and good against outliers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cat_plugin.equivalence import Equivalence
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.graph.trace import trace
+from cat_plugin.ptq.rows import Inputs
+from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, hadamard, orthogonal
+from cat_plugin.ptq.transforms.rotation.heads import Heads, find_heads
+from cat_plugin.ptq.transforms.rotation.online import Gated, find_gated
+from cat_plugin.ptq.transforms.rotation.rotation import Rotation
+from cat_plugin.ptq.transforms.rotation.stream import ResidualStream, find_streams
+from tests.zoo import ZOO
+
+
+def traced(name: str):
+    network = ZOO[name]
+    model, inputs = network.build(), Inputs.of(network.inputs(4))
+    return model, inputs, trace(model, inputs[:2])
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 12, 20, 24, 28, 36, 64, 144, 576])
+def test_hadamard_matrices_have_entries_of_one_size_and_orthogonal_rows(n):
+    found = hadamard(n).numpy()
+    assert np.array_equal(np.abs(found), np.ones((n, n)))
+    assert np.array_equal(found @ found.T, n * np.eye(n))
+
+
+@pytest.mark.parametrize("n", [3, 10, 24, 92])
+def test_matrices_are_orthogonal_where_there_is_no_hadamard_matrix_as_well(n):
+    assert (hadamard(n) is None) == (n != 24)
+    found = orthogonal(n, torch.Generator().manual_seed(n)).numpy()
+    np.testing.assert_allclose(found @ found.T, np.eye(n), atol=1e-12)
+    assert not np.array_equal(found, orthogonal(n, torch.Generator().manual_seed(n + 1)).numpy())
+
+
+def test_sizes_are_split_near_the_middle_into_those_of_hadamard_matrices():
+    assert [factors_of(n) for n in (64, 576, 1536, 7, 24)] == [(8, 8), (24, 24), (32, 48), (1, 7), (2, 12)]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama", [ResidualStream, Heads, Heads, Gated, Gated]),
+        ("encoder", [Heads, Heads]),
+        ("vit", [Heads, Heads]),
+        ("mixer", []),
+    ],
+)
+def test_places_of_whole_networks(name, expected):
+    _, _, module = traced(name)
+    assert [type(place) for place in Rotation().places(module)] == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "encoder", "vit", "cct"])
+def test_every_rotation_leaves_the_function_as_it_is(name):
+    model, inputs, module = traced(name)
+    equivalence = Equivalence(model, inputs.call)
+    before = {key: value.clone() for key, value in module.named_buffers()}
+    Rotation().fold(module, inputs, QuantSpec(rotation="online"), torch.Generator().manual_seed(0))
+    equivalence.check("rotation", module, locate=False)
+    assert any(not torch.equal(value, module.get_buffer(key)) for key, value in before.items())
+    with torch.no_grad():
+        given, wanted = module(*inputs.tensors), model(*inputs.tensors)
+    assert float((given - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+
+
+def test_folds_are_those_of_the_formulas_in_double_precision():
+    _, _, module = traced("llama")
+    before = {key: value.double().numpy() for key, value in module.named_buffers()}
+    generator = torch.Generator().manual_seed(0)
+    (stream,), heads, gated = find_streams(module), find_heads(module), find_gated(module)
+    r, small = orthogonal(16, generator), orthogonal(4, generator)
+    a, b = orthogonal(2, generator), orthogonal(12, generator)
+    with torch.no_grad():
+        stream.rotate(module, r)
+        heads[0].rotate(module, small)
+        gated[0].rotate(module, a, b)
+
+    def of(node, index=1):
+        return getattr(module, str(node.args[index].target)).double().numpy()
+
+    r, small, pair = r.numpy(), small.numpy(), torch.kron(a, b).numpy()
+    gain = before["blocks_0_norm1_weight"]
+    layer = next(n for n in stream.readers if str(n.args[1].target) == "blocks_0_q_weight")
+    np.testing.assert_allclose(of(layer), before["blocks_0_q_weight"] * gain @ r, atol=1e-6)
+    # the table is read by the embedding and by the output layer: each has its own from here on
+    np.testing.assert_allclose(of(stream.makers[0], 0), before["embedding_weight"] @ r, atol=1e-6)
+    head = next(n for n in stream.readers if "embedding" in str(n.args[1].target))
+    np.testing.assert_allclose(of(head), before["embedding_weight"] * before["norm_weight"] @ r, atol=1e-6)
+    rotated = np.kron(np.eye(2), small).T @ (before["blocks_0_v_weight"] * gain @ r)
+    np.testing.assert_allclose(of(heads[0].values), rotated, atol=1e-6)
+    expected = r.T @ before["blocks_0_o_weight"] @ np.kron(np.eye(4), small)
+    np.testing.assert_allclose(of(heads[0].reader), expected, atol=1e-6)
+    np.testing.assert_allclose(of(gated[0].layer), r.T @ before["blocks_0_down_weight"] @ pair, atol=1e-6)
+
+
+def test_what_would_see_the_basis_keeps_a_stream_from_being_rotated():
+    class Seen(nn.Module):
+        def __init__(self, seen):
+            super().__init__()
+            self.embedding, self.norm, self.head = nn.Embedding(50, 16), nn.RMSNorm(16), nn.Linear(16, 5)
+            self.seen = seen
+
+        def forward(self, x):
+            x = self.embedding(x)
+            return self.head(self.norm(x)) + self.seen(x)
+
+    for seen, streams in ((lambda x: x.abs().sum(-1, keepdim=True), 0), (nn.Linear(16, 5), 1)):
+        module = trace(Seen(seen).eval(), Inputs.of(ZOO["llama"].inputs(2)))
+        assert len(find_streams(module)) == streams
+
+
+def test_outliers_of_single_channels_cost_less_once_they_are_rotated():
+    network = ZOO["llama"]
+    model, x = network.build(), network.inputs(32)
+    with torch.no_grad():
+        for block in model.blocks:  # as trained models have them
+            block.norm1.weight[3] *= 40
+            block.norm2.weight[5] *= 40
+            for layer in (block.q, block.k, block.v):
+                layer.weight[:, 3] /= 40
+            for layer in (block.gate, block.up):
+                layer.weight[:, 5] /= 40
+            block.up.weight[7] *= 30
+            block.down.weight[:, 7] /= 30
+    errors = {}
+    for rotation in (None, "folded", "online"):
+        plain = {"compensation": False, "refit": False, "bias_correction": False}
+        spec = QuantSpec(
+            w_bits=8, a_bits=4, preset="fast", a_granularity="token", rotation=rotation, batch_size=4, **plain
+        )
+        module, _ = quantize(model, spec, x)
+        with torch.no_grad():
+            errors[rotation] = float((module(x) - model(x)).norm())
+    assert errors["folded"] < 0.8 * errors[None]
+    assert errors["online"] < 0.9 * errors["folded"]
+
+
+def test_products_with_constants_stay_as_they_are_where_attention_is_quantized():
+    network = ZOO["llama"]
+    spec = QuantSpec(preset="fast", a_granularity="token", rotation="online", attention_bits=8)
+    module, report = quantize(network.build(), spec, network.inputs(4))
+    products = [n for n in module.graph.nodes if str(n.target) == "aten.matmul.default"]
+    assert len(products) == 4
+    assert not any("dequantize" in str(source.target) for node in products for source in node.all_input_nodes)
+    assert sum("a product with a constant" in text for text in report.unquantized) == 4
+    assert isinstance(module, nn.Module)
