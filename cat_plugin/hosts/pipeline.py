@@ -64,10 +64,14 @@ class TuningSession:
         Quantized models kept at most; the one used longest ago goes first.
     label : str
         What progress bars call the trial that is running.
+    last, winner : CorrectedModule or None
+        What the last trial made, and what the host asks for again once the trials are over.
     """
 
     capacity: int = 4
     label: str = ""
+    last: CorrectedModule | None = None
+    winner: CorrectedModule | None = None
     _model: str | None = None
     _source: tuple[Any, ...] | None = None
     _record: CalibrationRecord | None = None
@@ -82,6 +86,7 @@ class TuningSession:
         same = same and all(a is b for a, b in zip(self._source or (), source, strict=True))
         if self._record is None or mark != self._model or not same:
             self._quantized.clear()
+            self.winner = None
             self._model, self._source, self._record = mark, source, make()
         else:
             _log.info("calibration inputs and full-precision logits are kept from an earlier trial")
@@ -158,6 +163,10 @@ def quantize_and_correct(
         With ``config`` (the configuration in full) and ``report`` (the engine's, or None).
     """
     session = session if session is not None else TuningSession()
+    winner, session.winner = session.winner, None  # handed out once: whoever gets it may change it
+    if winner is not None and winner.config == dict(params):
+        _log.info("the best trial's model is kept as it was scored")
+        return winner
     title = f"{session.label} {describe(params)}".strip()
     key = quantization_key(params) + detail
     with TrialProgress(title, total=_ENGINE_STEPS + len(record.calls)) as progress:
@@ -203,4 +212,5 @@ def quantize_and_correct(
     corrected = CorrectedModule(quantized.module, step.to(device_of(quantized.module)), estimator)
     corrected.config = dict(params)
     corrected.report = quantized.report
+    session.last = corrected
     return corrected

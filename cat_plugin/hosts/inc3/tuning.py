@@ -9,6 +9,7 @@ from neural_compressor.common.base_config import BaseConfig
 from neural_compressor.common.base_tuning import TuningMonitor
 from neural_compressor.common.utils import logger as host_logger
 
+from cat_plugin.correction import CorrectedModule
 from cat_plugin.hosts.inc3.config import CATConfig
 from cat_plugin.hosts.pipeline import TuningSession
 from cat_plugin.recipe.criteria import Criterion
@@ -25,6 +26,7 @@ class _Monitor(TuningMonitor):  # type: ignore[misc]
         self._run = run
         self._total = total
         self._session = session
+        self._best: CorrectedModule | None = None
         session.label = f"trial 1/{total}"
 
     def set_baseline(self, baseline: float) -> None:
@@ -34,6 +36,9 @@ class _Monitor(TuningMonitor):  # type: ignore[misc]
     def add_trial_result(self, trial_index: int, trial_result: float, quant_config: BaseConfig) -> None:
         super().add_trial_result(trial_index, trial_result, quant_config)
         self._run.add(quant_config.to_dict(), trial_result)
+        if self._run.best() == len(self._run.trials) - 1:
+            self._best = self._session.last
+        self._session.last = None
         self._session.label = f"trial {self.trial_cnt + 1}/{self._total}"
 
     def _print_trial_results_table(self, trial_index: int, trial_result: float) -> None:
@@ -42,7 +47,7 @@ class _Monitor(TuningMonitor):  # type: ignore[misc]
     def need_stop(self) -> bool:
         stop = self.trial_cnt >= self._total or self._run.done()
         if stop:
-            self._session.label = "the best trial again"
+            self._session.label, self._session.winner = "the best trial again", self._best
             for line in self._run.table().splitlines():
                 host_logger.info(line)
         return stop
