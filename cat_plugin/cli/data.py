@@ -86,7 +86,9 @@ def _read_images(paths: list[Path], size: int | None) -> np.ndarray:
         try:
             with Image.open(path) as opened:
                 image = opened.convert("RGB")
-        except (OSError, Image.DecompressionBombError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders raise anything on damaged files, SyntaxError among it
             raise CATValueError(f"{path} cannot be read as an image: {error}") from error
         images.append(np.asarray(image if size is None else square(image, size)))
         if images[-1].shape != images[0].shape:

@@ -148,11 +148,68 @@ def bundle(data: bytes) -> None:
         read.report()
 
 
+def onnx(data: bytes) -> None:
+    """An ONNX file; not run, so that what it computes does not count."""
+    from cat_plugin.graph.onnx.reading import load_onnx
+
+    path = _place("onnx") / "net.onnx"
+    path.write_bytes(data)
+    with contextlib.suppress(CATError):
+        load_onnx(path, verify=False)
+
+
+def samples(data: bytes) -> None:
+    """Data for the command line: an image, or where the first byte is odd, arrays."""
+    from cat_plugin.cli.data import load_samples
+
+    root = _place("samples")
+    arrays = bool(data) and data[0] % 2 == 1
+    path = root / ("data.npz" if arrays else "images/image.png")
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data[1:])
+    with contextlib.suppress(CATError):
+        load_samples(str(path if arrays else path.parent), None)
+
+
+_TENSORS = save({"op_a.q_weight": np.ones((2, 2), np.int8)})
+
+
+def _state() -> dict[str, Any]:
+    return {
+        "fingerprint": "key",
+        "about": {"spec": {"w_bits": 4, "a_bits": 4, "preset": "fast"}, "inputs": 8},
+        "finished": ["unit a", "unit b"],
+        "files": {"state_1.safetensors": _entry(_TENSORS)},
+        "records": {"layers": [], "units": [], "notes": [], "packs": [], "share": 0.5},
+    }
+
+
+def state(data: bytes) -> None:
+    """What an interrupted run has left: read by the run that goes on, and by ``cat-ptq inspect``."""
+    from cat_plugin.cli.states import in_words, read_states, states_table
+    from cat_plugin.ptq.checkpoint import Checkpoint
+
+    kept = _place("state")
+    directory = kept / ("0" * 16)
+    directory.mkdir(exist_ok=True)
+    (directory / "state_1.safetensors").write_bytes(_TENSORS)
+    (directory / "state.json").write_bytes(data)
+    with contextlib.suppress(CATError):
+        found = read_states(kept)
+        in_words(found)
+        states_table(found)
+    with contextlib.suppress(CATError):
+        Checkpoint(directory, "key").close()
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "recipe": recipe,
     "manifest": manifest,
     "description": description,
     "bundle": bundle,
+    "onnx": onnx,
+    "samples": samples,
+    "state": state,
 }
 
 _RECIPE = b"""quantization:
@@ -206,4 +263,51 @@ def seeds(name: str) -> list[bytes]:
         "manifest": [json.dumps(_manifest()).encode()],
         "description": [json.dumps(library).encode()],
         "bundle": [b"\0" + archive(), b"\1" + _ARRAYS, b'\2{"engine": {}}'],
+        "onnx": [network()] if name == "onnx" else [],
+        "samples": [b"\0" + picture(), b"\1" + _npz()] if name == "samples" else [],
+        "state": [json.dumps(_state()).encode()],
     }[name]
+
+
+def network() -> bytes:
+    """A convolution, an activation and a linear layer as an ONNX file."""
+    from onnx import TensorProto, helper
+
+    values = np.linspace(-1, 1, 2 * 9 + 2 * 3, dtype=np.float32)
+    weights = [
+        helper.make_tensor("w", TensorProto.FLOAT, [2, 1, 3, 3], values[:18]),
+        helper.make_tensor("v", TensorProto.FLOAT, [3, 2], values[18:]),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("GlobalAveragePool", ["b"], ["c"]),
+        helper.make_node("Flatten", ["c"], ["d"]),
+        helper.make_node("Gemm", ["d", "v"], ["y"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        weights,
+    )
+    made: bytes = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    ).SerializeToString()
+    return made
+
+
+def picture() -> bytes:
+    """A small PNG."""
+    from PIL import Image
+
+    written = io.BytesIO()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(written, "PNG")
+    return written.getvalue()
+
+
+def _npz() -> bytes:
+    written = io.BytesIO()
+    np.savez(written, inputs=np.zeros((2, 3), np.float32), labels=np.array([0, 1]))
+    return written.getvalue()

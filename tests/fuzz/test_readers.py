@@ -110,6 +110,33 @@ def test_damaged_files_of_a_bundle() -> None:
     run()
 
 
+@pytest.mark.parametrize(("name", "needs", "examples"), [("onnx", "onnx", 150), ("samples", "PIL", 500)])
+def test_damaged_networks_and_data(name: str, needs: str, examples: int) -> None:
+    pytest.importorskip(needs, reason=f"{needs} is not installed")
+    sound = targets.seeds(name)
+    for seed in sound:
+        targets.TARGETS[name](seed)  # what is imported on first use has no limits
+
+    @fuzz(examples)
+    @given(st.one_of(*(damaged(seed) for seed in sound)) | st.binary(max_size=60))
+    def run(data: bytes) -> None:
+        check(targets.TARGETS[name], data)
+
+    run()
+
+
+def test_changed_states() -> None:
+    (seed,) = targets.seeds("state")
+    targets.state(seed)
+
+    @fuzz(500)
+    @given(changed(json.loads(seed)).map(json.dumps).map(str.encode) | damaged(seed) | st.binary(max_size=40))
+    def run(data: bytes) -> None:
+        check(targets.state, data)
+
+    run()
+
+
 def packed(entry: str, document: Any) -> bytes:
     """The archive with one entry replaced."""
     with zipfile.ZipFile(BytesIO(targets.archive())) as archive:
