@@ -218,7 +218,16 @@ def run(options: argparse.Namespace) -> None:
     facts = _machine(torch, tvm)
     bandwidth = _bandwidth(torch) if torch else None
     facts["copy_bytes_per_second"] = bandwidth
-    results = []
+    results: list[dict[str, Any]] = []
+    kept: list[dict[str, Any]] = []
+
+    def keep(row: dict[str, Any]) -> None:
+        """Write the row at once: a run that is cut off leaves what it measured."""
+        shown = {key: value for key, value in row.items() if key not in ("resources", "spec", "file", "rows")}
+        kept.append(shown | ({"batch": row["rows"]} if "rows" in row else {}))
+        text = json.dumps({"machine": facts, "results": kept}, indent=1)
+        (options.out / "cuda.json").write_text(text + "\n")
+
     print(json.dumps(facts))
     print(f"{'kernel':<44} {'us':>9} {'floor':>8} {'ratio':>6} {'eager':>9} {'compile':>9} {'error':>9}")
     for entry in described["entries"]:
@@ -248,6 +257,7 @@ def run(options: argparse.Namespace) -> None:
         if bandwidth:
             by_bytes, by_rate = entry["bytes"] / bandwidth, entry["operations"] / _rate(entry, options)
             row["floor_microseconds"] = max(by_bytes, by_rate) * 1e6
+            row["ratio"] = row["microseconds"] / row["floor_microseconds"]
         if torch and entry["kind"] == "cluster_affine" and entry["spec"]["op"] == "cat::cluster_affine":
             step, tensors = _eager(torch, entry, arrays)
             for label, function in (("eager", step), ("compile", torch.compile(step))):
@@ -255,11 +265,9 @@ def run(options: argparse.Namespace) -> None:
                     _torch_launcher(function, tensors, sets), torch.cuda.synchronize, options.repeats
                 )
         results.append(row)
+        keep(row)
         _print_row(row)
-    results += _run_models(described, options, tvm, device)
-    (options.out / "cuda.json").write_text(
-        json.dumps({"machine": facts, "results": results}, indent=1) + "\n"
-    )
+    results += _run_models(described, options, tvm, device, keep)
     wrong = [row["name"] for row in results if not row.get("correct", True)]
     print(f"{len(results) - len(wrong)} correct, {len(wrong)} wrong {wrong}")
 
@@ -322,7 +330,11 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 def _run_models(
-    described: dict[str, Any], options: argparse.Namespace, tvm: Any, device: Any
+    described: dict[str, Any],
+    options: argparse.Namespace,
+    tvm: Any,
+    device: Any,
+    keep: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
     """Whole models, inputs and results on the device: verified on the rows that travel with them, then timed."""
     import tvm_backend
@@ -356,6 +368,7 @@ def _run_models(
             if torch:
                 row |= _torch_model(torch, entry["name"], data, options.repeats)
             rows.append(row)
+            keep(row)
             cells = "".join(
                 f" {row.get(f'torch_{label}_microseconds', float('nan')):>9.1f}"
                 for label in ("eager", "half", "compile")
@@ -390,6 +403,7 @@ def _torch_model(torch: Any, name: str, data: np.ndarray, repeats: int) -> dict[
 
 def _machine(torch: Any, tvm: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"tvm": tvm.__version__, "torch": torch.__version__ if torch else None}
+    facts["utc"] = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         facts["gpu"] = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()

@@ -86,7 +86,7 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
 
 def _where(machine: dict[str, Any]) -> str:
     """Say in one line on what a table was measured."""
-    cpu = machine.get("cpu", "machine not recorded")
+    cpu = machine.get("gpu") or machine.get("cpu", "machine not recorded")
     if isinstance(cpu, dict):
         cpu = f"{cpu.get('model')} ({' '.join(cpu.get('flags', []))})"
     parts = [cpu]
