@@ -1,12 +1,13 @@
-"""Calls run through a model, and what comes back checked and gathered as logits.
+"""Calls run through a model, and what comes back checked and gathered as rows of logits.
 
-The calls themselves are read by :mod:`cat_plugin.batches`.
+The calls themselves are read by :mod:`cat_plugin.batches`.  Which result is logits, :class:`cat_plugin.logits.LogitsOf` says;
+those of pixels and tokens are sampled, the same ones of every model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,17 +15,23 @@ from torch import nn
 
 from cat_plugin.batches import ModelCall, as_calls
 from cat_plugin.errors import CalibrationError, no_calibration_batch
+from cat_plugin.logits import LogitsOf, as_rows
 from cat_plugin.models import evaluating, run_call
+from cat_plugin.structures import leaves_of, names_of
 
 __all__ = [
     "Advancing",
+    "LogitRows",
     "ModelCall",
     "as_calls",
-    "check_logits",
     "collect_logits",
     "evaluating",
-    "logits_array",
+    "is_classifier",
 ]
+
+# Of pixels and tokens at most so many rows are kept, and at most so many bytes.
+_ROWS = 2**16
+_BYTES = 2**28
 
 
 class Advancing(Protocol):
@@ -34,68 +41,97 @@ class Advancing(Protocol):
         """Advance by `steps`."""
 
 
-def check_logits(output: Any, batch: int, role: str, n_classes: int | None = None) -> torch.Tensor:
-    """The output of a model as logits, or an error that names the batch.
+class LogitRows(NamedTuple):
+    """Logits of one model over calibration calls, row by row.
 
-    Parameters
+    Attributes
     ----------
-    output : object
-        What the model returned.
-    batch : int
-        Number of the batch, from 0, for the message.
-    role : str
-        Which model it was, for the message.
-    n_classes : int, optional
-        The number of columns that earlier batches had.
-
-    Returns
-    -------
-    torch.Tensor
-        Shape (N, C), floating point, finite, detached.
-
-    Raises
-    ------
-    CalibrationError
-        When it is not a tensor, not (N, C), of another C than before, not floating point, or not finite.
+    values : ndarray of shape (R, C), float32 or float64
+        One row for each sample, or several where the classes are those of pixels or tokens.
+    samples : ndarray of shape (R,), int64
+        The number of the sample that each row is of, in order.
+    leaf : int
+        Which leaf of the model's result they are.
+    class_axis : int
+        The axis of classes there, from 1 on.
     """
-    if not isinstance(output, torch.Tensor):
+
+    values: np.ndarray
+    samples: np.ndarray
+    leaf: int = 0
+    class_axis: int = 1
+
+
+def is_classifier(output: Any) -> bool:
+    """Whether what a model returned is one tensor (N, C) of real numbers, which is logits unless something else is said."""
+    return isinstance(output, torch.Tensor) and output.ndim == 2 and output.is_floating_point()
+
+
+def _logits(output: Any, batch: int, role: str, wanted: LogitsOf) -> tuple[torch.Tensor, int, int]:
+    """The tensor of logits among a model's results, its place among the leaves and its axis of classes."""
+    leaves, names = leaves_of(output), names_of(output)
+    if not wanted.given and not is_classifier(output):
+        given = type(output).__name__
+        if isinstance(output, torch.Tensor):
+            given = f"{output.dtype} tensor of shape {tuple(output.shape)}"
         raise CalibrationError(
-            f"the {role} model returned a {type(output).__name__} for calibration batch {batch}; the cluster-affine "
-            "step works on logits, one tensor of shape (N, C). Wrap the model so that it returns them."
+            f"the {role} model returned a {given} for calibration batch {batch}; the cluster-affine step works on logits, one tensor of shape (N, C), "
+            f"unless logits= names the output to correct, of {', '.join(names)}, and class_axis= its axis of classes"
         )
-    if output.ndim != 2 or not output.is_floating_point():
-        raise CalibrationError(
-            f"the {role} model returned a {output.dtype} tensor of shape {tuple(output.shape)} for calibration batch "
-            f"{batch}; expected floating-point logits of shape (N, C). Wrap the model so that it returns them."
+    leaf = wanted.find(names)
+    usable = [
+        name for name, each in zip(names, leaves, strict=True)
+        if isinstance(each, torch.Tensor) and each.ndim > 1 and each.is_floating_point()
+    ]  # fmt: skip
+    if leaf is None or names[leaf] not in usable:
+        named = (
+            wanted if wanted.output is not None else LogitsOf(names[leaf] if leaf is not None else "logits")
         )
-    if n_classes is not None and output.shape[1] != n_classes:
         raise CalibrationError(
-            f"the {role} model returned {output.shape[1]} columns for calibration batch {batch} and {n_classes} for "
+            f"the {role} model's output cannot be corrected for calibration batch {batch}: {named.missing(usable)}"
+        )
+    axis = wanted.axis(leaves[leaf].ndim)
+    if axis is None:
+        raise CalibrationError(wanted.no_axis(names[leaf], leaves[leaf].ndim))
+    return leaves[leaf].detach(), leaf, axis
+
+
+def _check(logits: torch.Tensor, axis: int, batch: int, role: str, n_classes: int | None) -> None:
+    if n_classes is not None and logits.shape[axis] != n_classes:
+        raise CalibrationError(
+            f"the {role} model returned {logits.shape[axis]} columns for calibration batch {batch} and {n_classes} for "
             "the batches before; the number of classes must not change"
         )
-    logits = output.detach()
     finite = torch.isfinite(logits)
     if not bool(finite.all()):
-        rows = torch.nonzero(~finite.all(dim=1)).flatten().tolist()
+        rows = torch.nonzero(~finite.flatten(1).all(dim=1)).flatten().tolist()
         raise CalibrationError(
             f"the {role} model returned NaN or infinite logits for calibration batch {batch}, in {len(rows)} of "
             f"{len(logits)} rows (the first is row {rows[0]}); check that batch for broken inputs, or the "
             "quantization for an overflow"
         )
-    return logits
 
 
-def logits_array(output: Any, batch: int, role: str, n_classes: int | None = None) -> np.ndarray:
-    """The output of a model as an array of its own of shape (N, C), float32 or float64; see :func:`check_logits`."""
-    logits = check_logits(output, batch, role, n_classes)
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
-    return np.array(logits.cpu().numpy())
+def _sampled(logits: torch.Tensor, axis: int, most: int, generator: torch.Generator) -> torch.Tensor:
+    """(N * k, C) rows of logits: all of each sample, or as many as keep N * k at `most`, drawn without replacement."""
+    rows = as_rows(logits, axis)
+    places = len(rows) // max(1, len(logits))
+    if places <= most:
+        return rows
+    chosen = torch.rand(len(logits), places, generator=generator).topk(most, dim=1).indices.sort(dim=1).values
+    chosen += torch.arange(len(logits))[:, None] * places
+    return rows[chosen.flatten().to(rows.device)]
 
 
 def collect_logits(
-    model: nn.Module, calls: Iterable[ModelCall], role: str, progress: Advancing | None = None
-) -> np.ndarray:
+    model: nn.Module,
+    calls: Iterable[ModelCall],
+    role: str,
+    progress: Advancing | None = None,
+    *,
+    logits: LogitsOf | None = None,
+    seed: int = 0,
+) -> LogitRows:
     """Run a model over calibration calls and gather its logits.
 
     Parameters
@@ -108,24 +144,44 @@ def collect_logits(
         ``"full-precision"`` or ``"quantized"``, for messages.
     progress : Advancing, optional
         Advanced by one after every batch.
+    logits : LogitsOf, optional
+        Which result is logits; by default the only one, of shape (N, C).
+    seed : int
+        Of the choice among pixels or tokens, of which at most 65536 rows and 256 MiB are kept, equally many of each sample;
+        the same of every model that gives results of the same shapes.
 
     Returns
     -------
-    numpy.ndarray
-        Shape (N, C), float32 (float64 where the model computes in it).
+    LogitRows
+        In float32 (float64 where the model computes in it).
 
     Raises
     ------
     CalibrationError
-        When there is no batch, the model fails on one, or returns what :func:`check_logits` refuses.
+        When there is no batch, the model fails on one, or returns what is no logits, of another C than before, or not
+        finite.
     """
+    calls = list(calls)
+    wanted = LogitsOf() if logits is None else logits
+    generator = torch.Generator().manual_seed(seed)
+    total = max(1, sum(call.rows for call in calls))
     parts: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    count, leaf, axis = 0, 0, 1
     with torch.no_grad(), evaluating(model):
         for number, call in enumerate(calls):
             output = run_call(model, call, f"calibration batch {number}", role)
-            parts.append(logits_array(output, number, role, parts[0].shape[1] if parts else None))
+            found, leaf, axis = _logits(output, number, role, wanted)
+            _check(found, axis, number, role, parts[0].shape[1] if parts else None)
+            most = max(1, min(_ROWS, _BYTES // (4 * max(1, found.shape[axis]))) // total)
+            rows = _sampled(found, axis, most, generator)
+            if rows.dtype not in (torch.float32, torch.float64):
+                rows = rows.float()
+            parts.append(np.array(rows.cpu().numpy()))
+            owners.append(np.repeat(np.arange(count, count + len(found)), len(rows) // max(1, len(found))))
+            count += len(found)
             if progress is not None:
                 progress.update(1)
-    if not sum(len(part) for part in parts):
+    if not count:
         raise no_calibration_batch()
-    return np.concatenate(parts)
+    return LogitRows(np.concatenate(parts), np.concatenate(owners), leaf, axis)

@@ -45,6 +45,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "test_demo.py": ("neural_compressor", "tvm"),
     "test_examples.py": ("torch", "neural_compressor.torch", "tvm"),
     "test_no_space.py": ("torch",),
+    "test_outputs.py": ("torch",),
     "test_torch_compat.py": ("torch",),
     "tvm_backend/kernels/*": ("tvm",),
     "tvm_backend/passes/*": ("tvm",),

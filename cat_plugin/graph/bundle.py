@@ -70,7 +70,7 @@ def _versions() -> dict[str, str]:
 
 def export_bundle(
     module: torch.nn.Module | ExportedProgram,
-    example_inputs: tuple[torch.Tensor, ...] | torch.Tensor,
+    example_inputs: Any,
     directory: str | os.PathLike[str],
     *,
     calibration: Mapping[str, Any] | None = None,
@@ -86,8 +86,9 @@ def export_bundle(
     module : torch.nn.Module or torch.export.ExportedProgram
         What :func:`cat_plugin.correct`, the engine or a host returned, or its exported graph, which loses its
         example inputs and the lines of source that its nodes came from.
-    example_inputs : tensor or tuple of tensors
-        One batch, for shapes and dtypes; its first rows, at most five and 4 MiB, are stored as `checks` says.
+    example_inputs : tensor, tuple or mapping
+        One batch, for shapes and dtypes: a tensor, a tuple of the positional arguments, or a mapping of keyword arguments, as
+        the model will be called; its first rows, at most five and 4 MiB, are stored as `checks` says.
     directory : path
         Where the bundle goes.  A bundle that stands there is replaced; anything else is refused.
     calibration : mapping, optional
@@ -121,7 +122,7 @@ def export_bundle(
     import torch
     from torch.export import ExportedProgram
 
-    from cat_plugin.graph.export import export_program
+    from cat_plugin.graph.export import example_call, export_program
     from cat_plugin.graph.inspect import find_correction, quantized_layers, signature
     from cat_plugin.graph.sampling import make_checks
 
@@ -130,23 +131,30 @@ def export_bundle(
         raise BundleError(
             f"{directory} exists and is not a bundle (no {MANIFEST} in it); give a new or empty directory"
         )
-    if isinstance(example_inputs, torch.Tensor):
-        example_inputs = (example_inputs,)
-    program = module if isinstance(module, ExportedProgram) else export_program(module, example_inputs)
+    if isinstance(module, ExportedProgram):
+        program = module
+    else:
+        program = export_program(module, example_inputs)
+        example_inputs = example_call(module, example_inputs).tensors
     kept = make_checks(program, example_inputs).to_bytes() if checks else b""
-    correction = find_correction(program)
+    correction, described = find_correction(program), signature(program)
+    corrected = None
+    if correction is not None and correction.output is not None:
+        corrected = described["outputs"][correction.output]
     account = _account(_remembered(module) if report is None else report)
 
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        **signature(program),
+        **described,
         "layers": [layer.to_dict() for layer in quantized_layers(program)],
         "cluster_affine": correction
         and {
             "op": correction.op,
             "alpha": correction.alpha,
             "shapes": {name: list(array.shape) for name, array in correction.arrays.items()},
+            "output": corrected and corrected["name"],
+            "class_axis": correction.class_axis,
         },
         "calibration": dict(calibration or {}),
         "preparation": None if preparation is None else preparation.to_dict(),
@@ -154,7 +162,9 @@ def export_bundle(
         "libraries": _versions(),
     }
     if class_names is not None:
-        _check_class_names(class_names, manifest["outputs"])
+        classified = corrected or described["outputs"][0]
+        axis = 1 if correction is None or correction.class_axis is None else correction.class_axis
+        _check_class_names(class_names, classified["shape"][axis : axis + 1])
     with write_errors(BundleError, f"a bundle to {directory}"), staged_directory(final) as staged:
         # Sample inputs are the one part of the archive that torch pickles; a bundle carries none.
         program._example_inputs = None
@@ -179,9 +189,8 @@ def export_bundle(
     return final
 
 
-def _check_class_names(names: Sequence[str], outputs: list[dict[str, Any]]) -> None:
-    shape = outputs[0]["shape"]
-    classes = shape[1] if len(shape) > 1 else None
+def _check_class_names(names: Sequence[str], extent: list[Any]) -> None:
+    classes = extent[0] if extent else None
     if len(names) != classes:
         raise CATValueError(
             f"{len(names)} class names for {classes} classes; give one for each, in their order"

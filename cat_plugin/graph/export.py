@@ -1,4 +1,4 @@
-"""Export of any classifier to an :class:`torch.export.ExportedProgram` with a dynamic batch axis.
+"""Export of any model to an :class:`torch.export.ExportedProgram` with a dynamic batch axis.
 
 For a quantized module the result is the standard QDQ graph; nothing is lowered here, the module already computes with
 explicit ``quantized_decomposed`` operations. Weights that a foreign quantizer left in floating point in front of their
@@ -7,6 +7,9 @@ quantize operation are stored as the integers that this yields.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,31 +18,102 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Node
 
-from cat_plugin.batches import read_batch
+from cat_plugin.batches import ModelCall, read_batch
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CATTypeError, ExportError
 from cat_plugin.models import evaluating
+from cat_plugin.structures import as_structure, plain_structure
 from cat_plugin.torch_compat import schema_of
 
-__all__ = ["export_program", "fold_weights"]
+__all__ = ["example_call", "export_program", "fold_weights"]
 
 _QUANTIZE = ("quantized_decomposed.quantize_per_tensor.", "quantized_decomposed.quantize_per_channel.")
 _CONSTANTS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
-def _example(example_inputs: Any) -> Tensor:
+def example_call(module: nn.Module, example_inputs: Any) -> ModelCall:
+    """Read example inputs as a call of a module.
+
+    Parameters
+    ----------
+    module : nn.Module
+        What is called.
+    example_inputs : object
+        A batch as :func:`cat_plugin.batches.read_batch` reads it, or a tuple of tensors that are the positional arguments of
+        a module that takes as many.
+
+    Returns
+    -------
+    ModelCall
+
+    Raises
+    ------
+    CATTypeError
+        When it is no batch.
+    ExportError
+        When the module does not take it, or it has no row.
+    """
     call = read_batch(example_inputs, "example_inputs")
-    if len(call.args) != 1 or not isinstance(call.args[0], Tensor):
-        raise CATTypeError(
-            f"example_inputs gives the model {call}; expected a tensor (N, ...) or a tuple of one."
-        )
-    inputs = call.args[0]
-    if inputs.ndim < 1 or len(inputs) == 0:
+    if not _takes(module, call) and isinstance(example_inputs, tuple):
+        call = read_batch((example_inputs,), "example_inputs")  # not inputs with labels, but several inputs
+    if not _takes(module, call):
         raise ExportError(
-            f"example_inputs has shape {tuple(inputs.shape)}; expected a batch (N, ...) with N >= 1."
+            f"example_inputs gives the model {call}, and it takes {_signature(module)}; expected a tensor (N, ...), a tuple of "
+            "the positional arguments, or a mapping of keyword arguments."
         )
-    # a batch of one is taken for a constant by the tracer, so two rows stand for "some"
-    return inputs.detach() if len(inputs) > 1 else torch.cat([inputs.detach(), inputs.detach()])
+    if not call.rows:
+        raise ExportError(f"example_inputs gives the model {call}; expected a batch (N, ...) with N >= 1.")
+    return call.copied()
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """The arguments that a module takes; those of what it wraps, where it says so."""
+    named = getattr(module, "signature", None)
+    return named if isinstance(named, inspect.Signature) else inspect.signature(module.forward)
+
+
+def _takes(module: nn.Module, call: ModelCall) -> bool:
+    try:
+        _signature(module).bind(*call.args, **call.kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _places(signature: inspect.Signature, count: int) -> list[str]:
+    """Names of the first so many positional arguments."""
+    names: list[str] = []
+    for each in signature.parameters.values():
+        if each.kind is each.VAR_POSITIONAL:
+            names += [f"{each.name}_{number}" for number in range(count - len(names))]
+        elif each.kind is not each.VAR_KEYWORD:
+            names.append(each.name)
+    return names[:count]
+
+
+@contextmanager
+def _called_as(module: nn.Module, call: ModelCall) -> Iterator[None]:
+    """For a while the module has the arguments of one call, by the names of its own, and returns plain structures.
+
+    The inputs of the exported graph are then named after them, whatever ``forward(*args, **kwargs)`` passes on, and no class
+    is needed to read it.
+    """
+    own, forward = module.__dict__.get("forward"), module.forward
+    kinds = inspect.Parameter
+    named = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in _places(_signature(module), len(call.args))]
+    named += [kinds(name, kinds.KEYWORD_ONLY) for name in call.kwargs]
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return plain_structure(as_structure(forward(*args, **kwargs)))
+
+    called.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    module.__dict__["forward"] = called
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if own is not None:
+            module.__dict__["forward"] = own
 
 
 def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
@@ -48,16 +122,17 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     Parameters
     ----------
     module : nn.Module
-        Takes one tensor (N, ...): a result of :func:`cat_plugin.ptq.quantize`, a corrected module, or any module
-        that :func:`torch.export.export` takes.
-    example_inputs : Tensor or tuple of one Tensor
-        (N, ...); the program is compared with the module on them, at two batch sizes.
+        A result of :func:`cat_plugin.ptq.quantize`, a corrected module, or any module that :func:`torch.export.export` takes.
+    example_inputs : Tensor, tuple or mapping
+        A batch of inputs: a tensor (N, ...), a tuple of the positional arguments, or a mapping of keyword arguments; every
+        tensor with N rows in front has a dynamic batch axis.  The program is compared with the module on them, at two batch
+        sizes, in all outputs.
 
     Returns
     -------
     ExportedProgram
-        Batch axis dynamic from 1 on, weights as integers; it holds no example inputs, so that what is saved has no
-        pickled tensors.
+        Batch axis dynamic from 1 on, weights as integers; it is called as the module is in the example, and returns tuples,
+        lists and dicts, data classes among them.  It holds no example inputs, so that what is saved has no pickled tensors.
 
     Raises
     ------
@@ -70,11 +145,18 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     obstacle = getattr(module, "export_obstacle", None)
     if obstacle is not None:
         raise ExportError(f"{type(module).__name__} cannot be exported: {obstacle}")
-    example = _example(example_inputs)
+    call = example_call(module, example_inputs)
+    if call.rows == 1:  # is taken for a constant by the tracer, so two rows stand for "some"
+        call = call.select(torch.zeros(2, dtype=torch.int64))
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    rows: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in call.tensors:
+        if tensor.ndim and len(tensor) == call.rows:
+            rows[tensor] = {0: batch}
     try:
-        with torch.no_grad(), evaluating(module):
-            program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=False)
+        with torch.no_grad(), evaluating(module), _called_as(module, call):
+            shapes = rows.dynamic_shapes(module, call.args, call.kwargs)
+            program = torch.export.export(module, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise ExportError(
             f"{type(module).__name__} cannot be exported for any batch size: {_reason(module, error)}"
@@ -82,7 +164,7 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     program.example_inputs = None
     program = fold_weights(program)
     with evaluating(module):
-        Equivalence(module, example, ExportError).check("export", program.module(check_guards=False))
+        Equivalence(module, call, ExportError).check("export", program.module(check_guards=False))
     return program
 
 

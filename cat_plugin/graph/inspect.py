@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 from torch.fx import Node
 
 from cat_plugin.errors import ExportError
-from cat_plugin.torch_compat import schema_of
+from cat_plugin.graph.results import Place, described
+from cat_plugin.structures import names_of, plain_structure
+from cat_plugin.torch_compat import pytree, schema_of
 
 __all__ = ["Correction", "QuantizedLayer", "find_correction", "quantized_layers", "signature"]
 
@@ -26,6 +29,7 @@ _LAYER_OPS = {
     "aten.matmul.default": "matmul",
 }
 _WEIGHT_POSITION = {"aten.addmm.default": 2}
+_RESHAPES = {"aten.reshape.default", "aten.view.default", "aten._unsafe_view.default", "aten.clone.default"}
 _VIEWS = {"aten.t.default", "aten.transpose.int", "aten.permute.default"}
 
 
@@ -63,11 +67,21 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class Correction:
-    """The cluster-affine step at the end of a graph: which op, with which numbers."""
+    """The cluster-affine step at the end of a graph: which op, with which numbers.
+
+    Attributes
+    ----------
+    op, arrays, alpha
+        Of the op.
+    output, class_axis : int or None
+        Which of the graph's outputs is corrected, and its axis of classes.
+    """
 
     op: str
     arrays: dict[str, np.ndarray[Any, Any]]
     alpha: float
+    output: int | None = None
+    class_axis: int | None = None
 
 
 def _target(node: Node) -> str:
@@ -174,28 +188,81 @@ def find_correction(program: ExportedProgram) -> Correction | None:
             alpha = float(value)
         elif argument.name not in ("logits", "features") and value is not None:
             arrays[argument.name] = _constant(value, program).detach().cpu().numpy()
-    return Correction(op=_target(node).split(".")[1], arrays=arrays, alpha=alpha)
+    where = _corrected_output(program, node) or (None, None)
+    return Correction(_target(node).split(".")[1], arrays, alpha, *where)
 
 
-def signature(program: ExportedProgram) -> dict[str, list[dict[str, Any]]]:
-    """Describe the user-visible inputs and outputs of a graph.
+def signature(program: ExportedProgram) -> dict[str, Any]:
+    """Describe the tensors that a graph takes and returns.
 
     Returns
     -------
     dict
-        ``inputs`` and ``outputs``, each a list of name, dtype and shape; a dynamic extent is ``"N"``.
+        ``inputs`` and ``outputs``, each a list of name, dtype and shape, where the dynamic batch is ``"N"``; ``result``, the
+        structure around the outputs (:mod:`cat_plugin.graph.results`).  Outputs are named by what leads to them: keys, fields
+        and numbers with dots between; a single one is ``output``.
     """
     nodes = {node.name: node for node in program.graph.nodes}
+    taken = program.graph_signature.input_specs
+    inputs = [
+        spec.arg.name
+        for spec in taken
+        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
+    ]
+    sizes = [extent for name in inputs for extent in nodes[name].meta["val"].shape]
+    batch = next((str(extent) for extent in sizes if not isinstance(extent, int)), "N")
 
-    def describe(name: str) -> dict[str, Any]:
-        value = nodes[name].meta["val"]
-        shape = [int(extent) if isinstance(extent, int) else "N" for extent in value.shape]
+    def describe(name: str, node: Node) -> dict[str, Any]:
+        value = node.meta["val"]
+        shape = [
+            int(extent) if isinstance(extent, int) else re.sub(rf"\b{batch}\b", "N", str(extent))
+            for extent in value.shape
+        ]
         return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}
 
-    inputs = [
-        spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
-    ]
+    leaves = _results(program)
+    tensors = iter(range(len(leaves)))
+    placed = [Place(next(tensors)) if isinstance(leaf, Node) else leaf for leaf in leaves]
+    spec = program.call_spec.out_spec
+    whole = pytree.tree_unflatten(placed, spec) if spec is not None else tuple(placed)
+    names = [name for name, leaf in zip(names_of(whole), placed, strict=True) if isinstance(leaf, Place)]
     return {
-        "inputs": [describe(name) for name in inputs],
-        "outputs": [describe(str(name)) for name in program.graph_signature.user_outputs],
+        "inputs": [describe(name, nodes[name]) for name in inputs],
+        "outputs": [
+            describe(name, leaf)
+            for name, leaf in zip(names, (leaf for leaf in leaves if isinstance(leaf, Node)), strict=True)
+        ],
+        "result": described(plain_structure(whole)),
     }
+
+
+def _results(program: ExportedProgram) -> list[Any]:
+    """The leaves of what a graph returns: nodes, and what is no tensor as it is."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    given = [each.arg for each in program.graph_signature.output_specs if each.kind is OutputKind.USER_OUTPUT]
+    return [
+        nodes[arg.name] if isinstance(arg, TensorArgument) else getattr(arg, "value", None) for arg in given
+    ]
+
+
+def _corrected_output(program: ExportedProgram, step: Node) -> tuple[int, int] | None:
+    """Which output, among those that are tensors, the correction makes, and its axis of classes; None where it is none.
+
+    Rows are put into the logits' shape behind the correction, and the classes back to their axis.
+    """
+    returned = [leaf for leaf in _results(program) if isinstance(leaf, Node)]
+    left: list[tuple[Node, int]] = [(step, 1)]
+    while left:
+        node, axis = left.pop()
+        if node in returned:
+            return returned.index(node), axis
+        for user in node.users:
+            target, ndim = _target(user), getattr(user.meta.get("val"), "ndim", 0)
+            arguments: Any = user.args
+            if target in _RESHAPES:
+                left.append((user, ndim - 1))
+            elif target == "aten.movedim.int" and int(arguments[1]) % ndim == axis:
+                left.append((user, int(arguments[2]) % ndim))
+            elif target == "aten.permute.default":
+                left.append((user, [int(each) % ndim for each in arguments[1]].index(axis)))
+    return None

@@ -10,6 +10,7 @@ from cat_plugin.cluster_affine.families import MAPS, AffineMap
 from cat_plugin.errors import BundleError
 from cat_plugin.files import read_json
 from cat_plugin.graph.preparation import are_class_names, is_preparation
+from cat_plugin.graph.results import is_structure, result_of
 
 __all__ = [
     "CHECKS",
@@ -83,6 +84,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
     for key, right in _OPTIONAL.items():
         if not right(manifest.get(key)):
             raise BundleError(f"{path}: {key!r} is not what belongs there; export again")
+    if not is_structure(result_of(manifest), len(manifest["outputs"])):
+        raise BundleError(f"{path}: 'result' is not what belongs there; export again")
     if (CORRECTION in manifest["files"]) != (manifest["cluster_affine"] is not None):
         raise BundleError(f"{path}: 'cluster_affine' and the file {CORRECTION} do not agree; export again")
     return manifest
@@ -147,6 +150,11 @@ def _is_correction(value: Any) -> bool:
     if not 0.0 <= alpha <= 1.0 or not isinstance(shapes, dict) or set(shapes) != set(applied.arrays):
         return False
     if not all(map(_is_shape, shapes.values())):
+        return False
+    # Which output it corrects, and where its classes are; earlier releases say neither.
+    if not isinstance(value.get("output", ""), str | None) or not isinstance(
+        value.get("class_axis", 1), int | None
+    ):
         return False
     given = {name: tuple(shape) for name, shape in shapes.items()}
     return applied.expected_shapes(given) == given

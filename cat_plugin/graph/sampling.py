@@ -7,13 +7,14 @@ itself: its numbers are disturbed as rounding disturbs them, and a thousand time
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, TensorArgument
 from torch.func import functional_call
 
 from cat_plugin.errors import ExportError
@@ -43,6 +44,9 @@ class Runner:
     def __init__(self, program: ExportedProgram) -> None:
         self.module = program.module(check_guards=False)
         self.spec = program.call_spec.in_spec
+        self.arguments = [
+            each.arg for each in program.graph_signature.input_specs if each.kind is InputKind.USER_INPUT
+        ]
         self.state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         self.device = next((value.device for value in self.state.values()), torch.device("cpu"))
 
@@ -69,7 +73,11 @@ class Runner:
             factor = 1 + noise * torch.randn(value.shape, generator=generator, dtype=torch.float64)
             return (value.detach().double() * factor.to(value.device)).to(value.dtype)
 
-        leaves = [disturbed(each).to(self.device) for each in tensors]
+        given = iter([disturbed(each).to(self.device) for each in tensors])
+        leaves = [
+            next(given) if isinstance(each, TensorArgument) else getattr(each, "value", None)
+            for each in self.arguments
+        ]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         with torch.no_grad():
             if noise:
@@ -105,7 +113,9 @@ def make_checks(program: ExportedProgram, example_inputs: Any) -> Checks:
     ExportError
         The program does not run on these inputs.
     """
-    given = [each for each in pytree.tree_leaves(example_inputs) if isinstance(each, Tensor)]
+    given = [
+        each for each in pytree.tree_leaves(_in_order(program, example_inputs)) if isinstance(each, Tensor)
+    ]
     arrays = [each.detach().cpu().numpy() for each in given]
     described = signature(program)["inputs"]
     batched = [bool(entry["shape"]) and isinstance(entry["shape"][0], str) for entry in described]
@@ -141,6 +151,15 @@ def make_checks(program: ExportedProgram, example_inputs: Any) -> Checks:
         typical=_bound(float(middle)),
         worst=_bound(float(np.max([*settled, *flipped]))),
     )
+
+
+def _in_order(program: ExportedProgram, example_inputs: Any) -> Any:
+    """Keyword arguments in the order of the program's, whichever they were given in."""
+    spec = program.call_spec.in_spec
+    names = spec.children()[1].context if spec is not None else ()
+    if isinstance(example_inputs, Mapping) and set(example_inputs) == set(names):
+        return [example_inputs[name] for name in names]
+    return example_inputs
 
 
 def _bound(displacement: float) -> float:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from cat_plugin.calls import ModelCall, collect_logits, evaluating
+from cat_plugin.calls import LogitRows, ModelCall, collect_logits, evaluating
 from cat_plugin.correction import CorrectedModule, fit_correction
-from cat_plugin.models import device_of, fingerprint
+from cat_plugin.hosts.recording import CalibrationRecord, calibrated
+from cat_plugin.logits import LogitsOf
+from cat_plugin.models import fingerprint
 from cat_plugin.recipe.description import describe
 from cat_plugin.recipe.options import make_estimator, make_spec, quantization_key
 from cat_plugin.recipe.progress import TrialProgress, current_watch
@@ -39,19 +41,11 @@ _JUDGES = 128
 
 
 @dataclass
-class CalibrationRecord:
-    """What the calibration data were, and what the full-precision model makes of them."""
-
-    calls: list[ModelCall]
-    z_fp: np.ndarray
-
-
-@dataclass
 class _Quantized:
     module: nn.Module
-    z_q: np.ndarray
+    logits: LogitRows | None
     report: dict[str, Any] | None
-    tuned: int  # the first so many rows are what it was tuned on
+    tuned: int  # the first so many samples are what it was tuned on
 
 
 @dataclass
@@ -74,20 +68,27 @@ class TuningSession:
     winner: CorrectedModule | None = None
     _model: str | None = None
     _source: tuple[Any, ...] | None = None
+    _wanted: tuple[LogitsOf, bool] | None = None
     _record: CalibrationRecord | None = None
     _quantized: OrderedDict[str, _Quantized] = field(default_factory=OrderedDict)
 
     def record(
-        self, model: nn.Module, source: tuple[Any, ...], make: Callable[[], CalibrationRecord]
+        self,
+        model: nn.Module,
+        source: tuple[Any, ...],
+        params: Mapping[str, Any],
+        read: Callable[[], list[ModelCall]],
     ) -> CalibrationRecord:
-        """The calibration record of `model`, made once for the same model and calibration source."""
+        """The calibration record of `model`, made once for the same model, calibration source and choice of logits."""
         mark = fingerprint(model)
-        same = self._source is not None and len(self._source) == len(source)
+        wanted = (LogitsOf.of(params), params.get("base") is None)
+        same = self._source is not None and len(self._source) == len(source) and wanted == self._wanted
         same = same and all(a is b for a, b in zip(self._source or (), source, strict=True))
         if self._record is None or mark != self._model or not same:
             self._quantized.clear()
             self.winner = None
-            self._model, self._source, self._record = mark, source, make()
+            self._model, self._source, self._wanted = mark, source, wanted
+            self._record = calibrated(model, read(), params)
         else:
             _log.info("calibration inputs and full-precision logits are kept from an earlier trial")
         return self._record
@@ -149,7 +150,7 @@ def quantize_and_correct(
     reference : torch.nn.Module
         The full-precision model.
     record : CalibrationRecord
-        Its logits over the calibration calls.
+        The calibration calls, and its logits over them.
     quantize_base : callable, optional
         Quantizes with the host's algorithm; None runs the plugin's own engine on `reference`.
     session : TuningSession, optional
@@ -181,7 +182,7 @@ def quantize_and_correct(
 
                 module: nn.Module
                 spec = make_spec(params)
-                share = rows_for_engine(len(record.z_fp), spec.num_samples, params.get("holdout", 0.0))
+                share = rows_for_engine(record.rows, spec.num_samples, params.get("holdout", 0.0))
                 spec = dataclasses.replace(spec, num_samples=share)
                 with evaluating(reference):
                     module, engine_report = quantize(
@@ -195,22 +196,39 @@ def quantize_and_correct(
                 module, report, tuned = quantize_base(), None, 0
             progress.reach(_ENGINE_STEPS)
             progress.stage("calibrate")
-            z_q = collect_logits(module, record.calls, "quantized", progress)
+            z_q = None
+            if record.logits is not None:
+                wanted, seed = LogitsOf.of(params), params.get("seed", 0)
+                z_q = collect_logits(module, record.calls, "quantized", progress, logits=wanted, seed=seed)
             return _Quantized(module, z_q, report, tuned)
 
         quantized = session.quantized(key, make)
         progress.stage("fit")
-        mask = None
-        if quantized.tuned and len(record.z_fp) - quantized.tuned >= _JUDGES:
-            mask = np.arange(len(record.z_fp)) < quantized.tuned
-            _log.info(
-                "the correction is judged on the %d of %d calibration rows that the engine was not given",
-                len(mask) - quantized.tuned,
-                len(mask),
-            )
-        step, estimator = fit_correction(quantized.z_q, record.z_fp, make_estimator(params), mask)
-    corrected = CorrectedModule(quantized.module, step.to(device_of(quantized.module)), estimator)
+        corrected = _corrected(quantized, record, params)
     corrected.config = dict(params)
     corrected.report = quantized.report
     session.last = corrected
     return corrected
+
+
+def _corrected(
+    quantized: _Quantized, record: CalibrationRecord, params: Mapping[str, Any]
+) -> CorrectedModule:
+    if record.logits is None or quantized.logits is None:
+        note = (
+            "the correction was left out: the model does not return one tensor of logits (N, C); logits names the output to "
+            "correct, and class_axis its axis of classes"
+        )
+        _log.warning("%s", note)
+        if quantized.report is not None and note not in quantized.report["notes"]:
+            quantized.report["notes"].append(note)
+        return CorrectedModule(quantized.module, None)
+    mask, rows = None, record.rows
+    if quantized.tuned and rows - quantized.tuned >= _JUDGES:
+        mask = np.arange(rows) < quantized.tuned
+        _log.info(
+            "the correction is judged on the %d of %d calibration rows that the engine was not given",
+            rows - quantized.tuned,
+            rows,
+        )
+    return fit_correction(quantized.module, quantized.logits, record.logits, make_estimator(params), mask)

@@ -6,18 +6,67 @@ else's function are recorded, and their copies lie in one tensor, of which the e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from cat_plugin.batches import ModelCall, gathered
-from cat_plugin.calls import collect_logits, evaluating, logits_array
+from cat_plugin.calls import LogitRows, collect_logits, is_classifier
 from cat_plugin.errors import CalibrationError, CATTypeError
+from cat_plugin.logits import LogitsOf
+from cat_plugin.models import evaluating, run_call
 
-__all__ = ["InputRecorder", "Replay", "record_run"]
+__all__ = ["CalibrationRecord", "InputRecorder", "Replay", "calibrated", "record_run"]
+
+
+@dataclass
+class CalibrationRecord:
+    """What the calibration data were, and what the full-precision model makes of them.
+
+    Attributes
+    ----------
+    calls : list of ModelCall
+        The calibration data.
+    logits : LogitRows or None
+        Of the full-precision model; None where the model returns something else than logits (N, C), and nobody said which of its results are logits.
+    """
+
+    calls: list[ModelCall]
+    logits: LogitRows | None
+
+    @property
+    def rows(self) -> int:
+        """Samples in all."""
+        return sum(call.rows for call in self.calls)
+
+
+def calibrated(model: nn.Module, calls: list[ModelCall], params: Mapping[str, Any]) -> CalibrationRecord:
+    """Run the full-precision model over the calibration calls.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In full precision.
+    calls : list of ModelCall
+        The calibration data.
+    params : mapping
+        A configuration: ``logits``, ``class_axis``, ``seed``, and ``base``, with which there must be something to correct.
+
+    Returns
+    -------
+    CalibrationRecord
+    """
+    wanted = LogitsOf.of(params)
+    if not wanted.given and params.get("base") is None and calls:
+        with torch.no_grad(), evaluating(model):
+            output = run_call(model, calls[0].first(1), "calibration batch 0", "full-precision")
+        if not is_classifier(output):
+            return CalibrationRecord(calls, None)
+    seed = params.get("seed", 0)
+    return CalibrationRecord(calls, collect_logits(model, calls, "full-precision", logits=wanted, seed=seed))
 
 
 class Replay:
@@ -66,10 +115,8 @@ class InputRecorder:
             module._forward_pre_hooks_with_kwargs.pop(key, None)
 
 
-def record_run(
-    model: nn.Module, run_fn: Callable[..., Any], run_args: Any = None
-) -> tuple[list[ModelCall], np.ndarray]:
-    """Let a calibration function run a model, and keep the inputs and the logits.
+def record_run(model: nn.Module, run_fn: Callable[..., Any], run_args: Any = None) -> list[ModelCall]:
+    """Let a calibration function run a model, and keep the inputs.
 
     Parameters
     ----------
@@ -83,39 +130,29 @@ def record_run(
 
     Returns
     -------
-    calls : list of ModelCall
-    logits : numpy.ndarray
-        Shape (N, C), in the order of the calls.
+    list of ModelCall
 
     Raises
     ------
     CalibrationError
-        When `run_fn` never calls the model, or the model returns anything but finite logits (N, C).
+        When `run_fn` never calls the model.
     """
     if not callable(run_fn):
         raise CATTypeError(
             f"run_fn is a {type(run_fn).__name__}; expected a function that runs the model it is given"
         )
     if isinstance(run_fn, Replay):
-        return run_fn.calls, collect_logits(model, run_fn.calls, "full-precision")
+        return run_fn.calls
     recorder = InputRecorder()
-    parts: list[np.ndarray] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        n_classes = parts[0].shape[1] if parts else None
-        parts.append(logits_array(output, len(parts), "full-precision", n_classes))
-
-    handle = model.register_forward_hook(keep)
     recorder.attach(model)
     try:
         with torch.no_grad(), evaluating(model):
             run_fn(model, *run_args) if run_args else run_fn(model)
     finally:
-        handle.remove()
         recorder.detach(model)
-    if not parts or not sum(len(part) for part in parts):
+    if not sum(call.rows for call in recorder.calls):
         raise CalibrationError(
             "run_fn did not run the model on any sample, so there is nothing to calibrate on; it must call the model "
             "that it is given, once a batch (a generator that was read before is empty the second time)"
         )
-    return gathered(recorder.calls), np.concatenate(parts)
+    return gathered(recorder.calls)

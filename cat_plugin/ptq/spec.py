@@ -11,6 +11,7 @@ from pydantic import Field
 
 from cat_plugin.errors import CATValueError
 from cat_plugin.expectations import nearest
+from cat_plugin.logits import Axis, OutputName, class_axis_option, logits_option
 from cat_plugin.options import (
     Bits,
     Count,
@@ -161,19 +162,8 @@ class QuantSpec:
         """,
         since="0.2",
     )
-    logits: Pattern | None = option(
-        default=None,
-        doc="""
-        Name of the result that is logits, where there are several or it is not (N, C); its error is the divergence of the
-        softmax, that of other results the squared error.
-        """,
-        since="0.2",
-    )
-    class_axis: Annotated[int, Field(strict=True)] = option(
-        default=1,
-        doc="Axis of the classes in ``logits``: 1 in (N, C, H, W), -1 in (N, T, C).",
-        since="0.2",
-    )
+    logits: OutputName | None = logits_option()
+    class_axis: Axis | None = class_axis_option()
     num_samples: Count = option(default=1024, doc="Calibration inputs used at most.", since="0.1")
     batch_size: Count = option(default=64, doc="Inputs per forward pass while calibrating.", since="0.1")
     seed: Seed = option(default=0, doc="Seed of every random choice.", since="0.1")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from cat_plugin.cluster_affine.families import mode_names
+from cat_plugin.logits import Axis, OutputName, class_axis_option, logits_option
 from cat_plugin.options import Count, Number, OneOf, Seed, Share, configuration, option
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class CorrectionOptions:
         "method.",
         since="0.1",
     )
+    logits: OutputName | None = logits_option()
+    class_axis: Axis | None = class_axis_option()
     seed: Seed = option(default=0, doc="Seed of every random choice, the engine's too.", since="0.1")
     holdout: Annotated[Number, Field(ge=0, lt=1)] = option(
         default=0.25,

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from cat_plugin.errors import RecipeError
 from cat_plugin.expectations import nearest, worst_fault
+from cat_plugin.options import options_of
 from cat_plugin.ptq.presets import PRESETS
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.recipe.correction import CorrectionOptions
@@ -55,12 +56,12 @@ __all__ = [
 #: Keys about the correction, with their defaults.
 CORRECTION: dict[str, Any] = {name: each.plain_default for name, each in correction_options().items()}
 # Of these, what the quantized model depends on too.
-_SHARED = ("seed", "holdout")
+_SHARED = ("seed", "logits", "class_axis", "holdout")
 _BASE_COST = {"rtn": 0, "static_quant": 0, "hqq": 1}
 
 
 def engine_defaults() -> dict[str, Any]:
-    """The engine's options with their defaults, without ``seed``, which serves the correction too."""
+    """The engine's options with their defaults, without those that serve the correction too."""
     return {name: each.plain_default for name, each in engine_options().items()}
 
 
@@ -214,7 +215,7 @@ def quantization_key(params: Mapping[str, Any]) -> str:
 
 def make_spec(params: Mapping[str, Any]) -> QuantSpec:
     """The engine's specification of a configuration without lists."""
-    return QuantSpec.from_dict({k: v for k, v in params.items() if k == "seed" or k in engine_options()})
+    return QuantSpec.from_dict({k: v for k, v in params.items() if k in options_of(QuantSpec)})
 
 
 def make_estimator(params: Mapping[str, Any]) -> ClusterAffine:

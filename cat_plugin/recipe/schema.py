@@ -52,8 +52,9 @@ _HOST = "Parameters of an algorithm of the host, by the names of its configurati
 
 
 def engine_options() -> Mapping[str, Option]:
-    """The engine's options, without ``seed``, which serves the correction too."""
-    return {name: each for name, each in options_of(QuantSpec).items() if name != "seed"}
+    """The engine's options, without those that serve the correction too (``seed``, ``logits``, ``class_axis``)."""
+    shared = correction_options()
+    return {name: each for name, each in options_of(QuantSpec).items() if name not in shared}
 
 
 def correction_options() -> Mapping[str, Option]:

@@ -123,14 +123,17 @@ def save(module: nn.Module, directory: str | os.PathLike[str], *args: Any, **kwa
     if final.exists() and not (final.is_dir() and ((final / MANIFEST).exists() or not any(final.iterdir()))):
         raise BundleError(f"{final} holds something that is not a saved model; give a new directory")
     tensors = {f"model.{name}": value for name, value in tensors_of(inner.model).items()}
-    tensors |= {f"correction.{name}": value for name, value in tensors_of(inner.correction).items()}
+    step = inner.correction
+    if step is not None:
+        tensors |= {f"correction.{name}": value for name, value in tensors_of(step).items()}
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "versions": _versions(),
         "config": inner.config,
         "report": inner.report,
-        "correction": {"mode": inner.correction.mode, "alpha": inner.correction.alpha},
+        "correction": step
+        and {"mode": step.mode, "alpha": step.alpha, "leaf": inner.leaf, "class_axis": inner.class_axis},
         "model": _describe(inner.model),
     }
     with (
@@ -202,6 +205,22 @@ def _load_layers(
     return built
 
 
+def _corrected(
+    inner: nn.Module, step: dict[str, Any] | None, tensors: dict[str, torch.Tensor]
+) -> CorrectedModule:
+    from cat_plugin.cluster_affine import AffineParameters
+    from cat_plugin.cluster_affine.families import MAPS
+    from cat_plugin.graph.module import ClusterAffineModule
+
+    if step is None:
+        return CorrectedModule(inner, None)
+    arrays = {name: tensors[f"correction.{name}"].numpy() for name in MAPS[step["mode"]].arrays}
+    parameters = AffineParameters(mode=step["mode"], alpha=float(step["alpha"]), **arrays)
+    # Files of earlier releases correct the only result, (N, C).
+    where = int(step.get("leaf", 0)), int(step.get("class_axis", 1))
+    return CorrectedModule(inner, ClusterAffineModule(parameters), None, *where)
+
+
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> CorrectedModule:
     """Read a corrected model back; its logits are those of the one that was saved, to the bit.
 
@@ -224,10 +243,6 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> C
     CATTypeError
         When `model` is needed and not given.
     """
-    from cat_plugin.cluster_affine import AffineParameters
-    from cat_plugin.cluster_affine.families import MAPS
-    from cat_plugin.graph.module import ClusterAffineModule
-
     directory = Path(directory)
     manifest, tensors = _read(directory)
     register_quantized_decomposed()  # quantized graphs call these ops
@@ -241,9 +256,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> C
             inner: nn.Module = decode_graph(description, parts)
         else:
             inner = _load_layers(description, parts, model, directory)
-        arrays = {name: tensors[f"correction.{name}"].numpy() for name in MAPS[step["mode"]].arrays}
-        parameters = AffineParameters(mode=step["mode"], alpha=float(step["alpha"]), **arrays)
-        loaded = CorrectedModule(inner, ClusterAffineModule(parameters))
+        loaded = _corrected(inner, step, tensors)
         loaded.config, loaded.report = manifest["config"], manifest["report"]
     except CATError:
         raise

@@ -18,12 +18,15 @@ import torch
 from torch import fx, nn
 
 from cat_plugin.errors import BundleError, ExportError
+from cat_plugin.serialization.interface import call_of, give_call, is_flat
+from cat_plugin.structures import plain_structure
 from cat_plugin.torch_compat import (
     NATIVE_FUNCTIONS,
     PACKED_MODULES,
     QUANTIZED_MODULES,
     OpOverload,
     linear_packed_parameters,
+    pytree,
     quantized_tensor,
     schema_of,
 )
@@ -132,19 +135,6 @@ def _find_function(name: str) -> Any:
     return found
 
 
-def _forward_inputs_and_output(graph: fx.Graph) -> tuple[int, bool]:
-    """How many inputs the caller gives, and whether the graph's list of one output stands for the output itself."""
-    info = getattr(graph._codegen, "pytree_info", None)
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    if info is None:
-        return len(placeholders), False
-    if info.in_spec.num_leaves != len(placeholders):
-        raise ExportError("a quantized model whose inputs are nested cannot be written as plain data")
-    if info.out_spec is None or info.out_spec.num_leaves != 1 or info.out_spec.num_children:
-        raise ExportError("a quantized model with more than one output cannot be written as plain data")
-    return len(placeholders), True
-
-
 def encode_graph(module: fx.GraphModule) -> dict[str, Any]:
     """The graph of a module as JSON, with the modules that it calls.
 
@@ -162,7 +152,8 @@ def encode_graph(module: fx.GraphModule) -> dict[str, Any]:
     ExportError
         When something in the graph has no name or is no plain value.
     """
-    _, unwrap = _forward_inputs_and_output(module.graph)
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    flat = info is None or is_flat(info.in_spec)
     nodes = []
     called: dict[str, Any] = {}
     for node in module.graph.nodes:
@@ -176,11 +167,10 @@ def encode_graph(module: fx.GraphModule) -> dict[str, Any]:
                 continue
             called[target] = encode_module(submodule)
         args = node.args
-        if node.op == "output" and unwrap:
-            (args,) = node.args
-            args = (args[0],)
+        if node.op == "output" and info is not None and flat:
+            args = (plain_structure(pytree.tree_unflatten(list(node.args[0]), info.out_spec)),)
         nodes.append([node.op, node.name, target, encode(tuple(args)), encode(dict(node.kwargs))])
-    return {"nodes": nodes, "modules": called}
+    return {"nodes": nodes, "modules": called, "call": None if info is None or flat else call_of(info)}
 
 
 def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Any]) -> fx.GraphModule:
@@ -210,6 +200,8 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Any]) -> fx.Grap
                 f"unknown operation {op!r} in the graph; the file is damaged or of a newer version"
             )
         made[name] = graph.create_node(op, target, decode(args, made), decode(kwargs, made), name)
+    if data.get("call") is not None:
+        give_call(graph, data["call"])
     graph.lint()
     module = fx.GraphModule(root, graph)
     module.training = False

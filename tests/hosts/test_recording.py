@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -14,10 +13,9 @@ from cat_plugin.recipe import runners
 
 def test_held_calls_are_passed_on_as_they_are(task):
     calls = list(as_calls(task.batches))
-    kept, logits = record_run(task.net, Replay(calls))
+    kept = record_run(task.net, Replay(calls))
     assert kept is calls
-    recorded, same = record_run(task.net, task.run_fn)
-    np.testing.assert_array_equal(logits, same)
+    recorded = record_run(task.net, task.run_fn)
     assert all(torch.equal(a.args[0], b.args[0]) for a, b in zip(kept, recorded, strict=True))
 
 
@@ -36,7 +34,7 @@ def test_recorded_calls_are_copies_in_one_tensor(task):
         for batch in task.batches:
             model(buffer.copy_(batch))
 
-    calls, _ = record_run(task.net, run_fn)
+    calls = record_run(task.net, run_fn)
     assert all(torch.equal(call.args[0], batch) for call, batch in zip(calls, task.batches, strict=True))
     assert stacked([call.args[0] for call in calls]).data_ptr() == calls[0].args[0].data_ptr()
 

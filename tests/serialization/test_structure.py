@@ -176,15 +176,36 @@ def test_a_graph_that_cannot_be_named_is_refused() -> None:
         encode_graph(fx.GraphModule(nn.Module(), graph))
 
 
-@pytest.mark.parametrize(
-    ("outputs", "message"),
-    [(lambda x: (x, x), "more than one output"), (lambda x: {"y": x}, "more than one")],
-)
-def test_several_outputs_are_refused(outputs: Any, message: str) -> None:
+@pytest.mark.parametrize("outputs", [lambda x: (x, x), lambda x: {"y": x, "rest": [x]}])
+def test_several_outputs_come_back_in_their_structure(outputs: Any) -> None:
     class Several(nn.Module):
         def forward(self, x: Tensor) -> Any:
             return outputs(x + 1)
 
     exported = torch.export.export(Several(), (torch.ones(2),)).module()
-    with pytest.raises(ExportError, match=message):
-        encode_graph(exported)
+    again = decode_graph(json.loads(json.dumps(encode_graph(exported))), tensors_of(exported))
+    wanted, found = Several()(torch.zeros(2)), again(torch.zeros(2))
+    assert type(found) is type(wanted)
+    assert str(found) == str(wanted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arguments": ["a b"]},
+        {"inputs": {"tuple": [0, 1, 2, 3]}},
+        {"result": {"list": [0, 0]}},
+        {"result": 7},
+    ],
+)
+def test_a_damaged_structure_is_refused(change: dict[str, Any]) -> None:
+    class Nested(nn.Module):
+        def forward(self, given: dict[str, Tensor]) -> list[Tensor]:
+            return [given["a"] + 1, given["b"]]
+
+    example = {"a": torch.ones(2), "b": torch.zeros(2)}
+    exported = torch.export.export(Nested(), (example,)).module()
+    data = encode_graph(exported)
+    assert str(decode_graph(data, tensors_of(exported))(example)) == str(Nested()(example))
+    with pytest.raises(BundleError, match="structure of the model's inputs or outputs"):
+        decode_graph({**data, "call": {**data["call"], **change}}, tensors_of(exported))

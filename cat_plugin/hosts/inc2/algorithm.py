@@ -117,7 +117,7 @@ def _corrected(
 ) -> Any:
     """The adaptor's ``quantize``, followed by the correction when the configuration asks for it."""
     from cat_plugin.hosts.inc2.loader import CallLoader, feed
-    from cat_plugin.hosts.pipeline import CalibrationRecord, quantize_and_correct
+    from cat_plugin.hosts.pipeline import quantize_and_correct
     from cat_plugin.hosts.recording import Replay, record_run
 
     params = (tune_cfg.get("recipe_cfgs") or {}).get(_PARAMS)
@@ -138,8 +138,9 @@ def _corrected(
             else functools.partial(feed, dataloader=dataloader, samples=state.samples)
         )
     source = (q_func, dataloader)
+    base = {} if state.engine else {"base": _NO_BASE}
     record = state.session.record(
-        reference, source, lambda: CalibrationRecord(*record_run(reference, run_fn))
+        reference, source, {**params, **base}, lambda: record_run(reference, run_fn)
     )
     state.trial += 1
     state.session.label = f"trial {tune_cfg.get('trial_number', state.trial)}"
@@ -160,7 +161,7 @@ def _corrected(
         template = model
     else:
         corrected = quantize_and_correct(
-            options.with_defaults({**params, "base": _NO_BASE}),
+            options.with_defaults({**params, **base}),
             reference,
             record,
             quantize_base,

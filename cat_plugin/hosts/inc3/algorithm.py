@@ -18,12 +18,11 @@ from neural_compressor.common.utils import Mode
 from torch import nn
 
 from cat_plugin.batches import gathered
-from cat_plugin.calls import collect_logits
 from cat_plugin.correction import CorrectedModule
 from cat_plugin.errors import HostError, RecipeError
 from cat_plugin.hosts.inc3.config import KEY, CATConfig
-from cat_plugin.hosts.pipeline import CalibrationRecord, TuningSession, quantize_and_correct
-from cat_plugin.hosts.recording import InputRecorder, record_run
+from cat_plugin.hosts.pipeline import TuningSession, quantize_and_correct
+from cat_plugin.hosts.recording import InputRecorder, calibrated, record_run
 from cat_plugin.recipe import options
 
 __all__ = ["cat_entry"]
@@ -135,7 +134,7 @@ def _quantize(
         _check_exported(config.base, model)
     session = config._session if config._session is not None else TuningSession()
     record = session.record(
-        model, (run_fn, run_args), lambda: CalibrationRecord(*record_run(model, run_fn, run_args))
+        model, (run_fn, run_args), config.to_dict(), lambda: record_run(model, run_fn, run_args)
     )
 
     def quantize_base() -> nn.Module:
@@ -191,7 +190,7 @@ def _convert(model: nn.Module, config: CATConfig) -> CorrectedModule:
             "CAT has something to fit its correction to"
         )
     reference = state.reference if state.reference is not None else model
-    record = CalibrationRecord(calls, collect_logits(reference, calls, "full-precision"))
+    record = calibrated(reference, calls, config.to_dict())
 
     def convert_base() -> nn.Module:
         # The host reads the configuration off the prepared model, where CAT's stands by now.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from cat_plugin.errors import QuantizationError
-from cat_plugin.expectations import nearest
+from cat_plugin.logits import LogitsOf, as_rows
 from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.ops import is_batched, output_leaves
 from cat_plugin.ptq.rows import Rows
@@ -47,7 +47,11 @@ class Quality:
 
     @classmethod
     def of(
-        cls, graph: fx.Graph, outputs: Sequence[str] = (), logits: str | None = None, class_axis: int = 1
+        cls,
+        graph: fx.Graph,
+        outputs: Sequence[str] = (),
+        logits: str | None = None,
+        class_axis: int | None = None,
     ) -> Quality:
         """What a specification asks for.
 
@@ -57,10 +61,9 @@ class Quality:
             Of a traced model.
         outputs : sequence of str
             Name patterns of the results that count; none is all.
-        logits : str or None
-            Name of the result that is logits; None is a single result (N, C), and else nothing.
-        class_axis : int
-            Its axis of classes.
+        logits, class_axis : str, int or None
+            Which result is logits, and its axis of classes (:class:`cat_plugin.logits.LogitsOf`); None is a single result
+            (N, C), and else nothing.
 
         Raises
         ------
@@ -76,27 +79,27 @@ class Quality:
             for place, leaf in enumerate(found)
             if isinstance(leaf, fx.Node) and is_batched(leaf) and leaf.meta["val"].is_floating_point()
         }
-        for pattern in (*outputs, *([] if logits is None else [logits])):
+        for pattern in outputs:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in real):
-                raise QuantizationError(
-                    f"the model has no output {pattern!r} of real numbers with a row for each input; "
-                    f"{nearest(pattern, list(real))}"
-                )
+                raise QuantizationError(LogitsOf(pattern).missing(list(real)))
+        asked = LogitsOf(logits, class_axis)
+        place = asked.find(names) if asked.given else None
+        if logits is not None and (place is None or names[place] not in real):
+            raise QuantizationError(asked.missing(list(real)))
         chosen = [
             name
-            for name in real
-            if not outputs or name == logits or any(fnmatch.fnmatchcase(name, pattern) for pattern in outputs)
+            for name, leaf in real.items()
+            if not outputs or leaf == place or any(fnmatch.fnmatchcase(name, pattern) for pattern in outputs)
         ]
-        axes = []
+        axes: list[int | None] = []
         for name in chosen:
-            value = found[real[name]].meta["val"]
-            alone = logits is None and len(found) == 1 and value.ndim == 2
-            if name == logits and not (-value.ndim < class_axis < value.ndim and class_axis % value.ndim):
-                raise QuantizationError(
-                    f"class_axis={class_axis} is no axis of classes of the output {name!r} with {value.ndim} axes, of "
-                    f"which the first is the batch; expected one from 1 to {value.ndim - 1}."
-                )
-            axes.append(1 if alone else class_axis % value.ndim if name == logits else None)
+            ndim = found[real[name]].meta["val"].ndim
+            if real[name] == place:
+                axes.append(asked.axis(ndim))
+                if axes[-1] is None:
+                    raise QuantizationError(asked.no_axis(name, ndim))
+            else:
+                axes.append(1 if not asked.given and len(found) == 1 and ndim == 2 else None)
         return cls(tuple(real[name] for name in chosen), tuple(axes))
 
     def nodes(self, graph: fx.Graph) -> list[fx.Node]:
@@ -112,7 +115,7 @@ class Quality:
             if axis is None:
                 part = (mine - other).square().mean() / other.square().mean().clamp_min(1e-20)
             else:
-                part = divergence(_rows(mine, axis), _rows(other, axis), temperature)
+                part = divergence(as_rows(mine, axis), as_rows(other, axis), temperature)
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -122,14 +125,14 @@ class Quality:
         others = places = 0
         for mine, other, axis in zip(found.tensors, wanted.tensors, self.class_axes, strict=True):
             if axis is not None:
-                different = _rows(mine, axis).argmax(1) != _rows(other, axis).argmax(1)
+                different = as_rows(mine, axis).argmax(1) != as_rows(other, axis).argmax(1)
                 others, places = others + int(different.sum()), places + len(different)
         return others, places
 
     def likely(self, wanted: Rows) -> list[Tensor]:
         """What a task loss compares results with: the likeliest classes, and what is no logits as it is."""
         return [
-            x if axis is None else _rows(x, axis).argmax(1)
+            x if axis is None else as_rows(x, axis).argmax(1)
             for x, axis in zip(wanted.tensors, self.class_axes, strict=True)
         ]
 
@@ -141,7 +144,7 @@ class Quality:
                 power = target.square().mean().clamp_min(1e-20)
                 part = (mine - target).square().flatten(1).mean(1) / power
             else:
-                part = F.cross_entropy(_rows(mine, axis), target, reduction="none")
+                part = F.cross_entropy(as_rows(mine, axis), target, reduction="none")
                 part = part if mine.ndim == 2 else part.reshape(len(mine), -1).mean(1)
             total = part if total is None else total + part
         assert total is not None
@@ -164,8 +167,3 @@ class Quality:
             total = part if total is None else total + part
         assert total is not None
         return total
-
-
-def _rows(z: Tensor, axis: int) -> Tensor:
-    """(N, ..., C, ...) as (rows, C)."""
-    return z if z.ndim == 2 else z.movedim(axis, -1).flatten(0, -2)
