@@ -86,13 +86,13 @@ class QuantSpec:
         it at run time.  With ``token``, inputs of linear layers and of products are quantized so, those of convolutions as whole
         tensors, and what is only added or multiplied stays in float.
         """,
-        since="0.2",
+        since="0.3",
     )
     weight_groups: Annotated[int, Field(strict=True, ge=8)] | None = option(
         default=None,
         doc="Input features of a linear layer that share a scale, such as 64 or 128; None is one scale for each output channel. "
         "Where they do not divide a layer's features, the next smaller number that does is taken.",
-        since="0.2",
+        since="0.3",
     )
     weight_only: Switch = option(
         default=False,
@@ -212,7 +212,7 @@ class QuantSpec:
         (:mod:`cat_plugin.ptq.transforms.rotation.rotation`); ``online`` also what enters the last layer of a gated network, at
         the cost of two small products at run time.
         """,
-        since="0.2",
+        since="0.3",
     )
     rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] = option(
         default="straight_through",

@@ -23,9 +23,10 @@ from cat_plugin.ptq.report import LayerReport
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["FittedUnit", "SequentialFit", "generator_for"]
+__all__ = ["LARGE_RESULTS", "FittedUnit", "SequentialFit", "generator_for"]
 
-_LARGE = 1 << 28  # values of the results for all calibration inputs
+LARGE_RESULTS = 1 << 28
+"""Values of the results for all calibration inputs from which on they are not kept unless training asks for them."""
 
 
 def generator_for(seed: int, stage: str) -> torch.Generator:
@@ -111,7 +112,7 @@ class SequentialFit:
         self.module, self.spec, self.changed = prepared.module, spec, changed
         self.unread: set[fx.Node] = set()
         row = sum(math.prod(n.meta["val"].shape[1:]) for n in tensor_outputs(self.module.graph))
-        if not keeps_results and row * len(inputs) > _LARGE:
+        if not keeps_results and row * len(inputs) > LARGE_RESULTS:
             self.unread = _unread(self.module.graph)
         self.full = Executor(self.module, inputs, spec.batch_size, store, float_call)
         self.quantized = Executor(self.module, inputs, spec.batch_size, store, lambda child, x: child(x))

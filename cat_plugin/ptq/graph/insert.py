@@ -35,7 +35,7 @@ from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["Prepared", "insert_quantizers", "layer_widths"]
+__all__ = ["Prepared", "group_of", "insert_quantizers", "layer_widths"]
 
 
 #: What stands for the bits of an activation that is not quantized.
@@ -181,7 +181,7 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
             continue
         bias = constant(module, node.args[2]) if len(node.args) > 2 else None
         weight = weight_of(module, node)
-        group = _group(weight.shape[1], spec.weight_groups) if weight.ndim == 2 else None
+        group = group_of(weight.shape[1], spec.weight_groups) if weight.ndim == 2 else None
         layer = QuantOp(name, node.target, weight, bias, arguments(node)[3:], *bits, group)
         if spec.weight_only:
             layer.a_bits = FLOAT_BITS
@@ -198,7 +198,7 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
         graph.erase_node(node)
 
 
-def _group(features: int, asked: int | None) -> int | None:
+def group_of(features: int, asked: int | None) -> int | None:
     """Input features that share a scale: as many as were asked for, or the next fewer that divide them; None is all."""
     if asked is None or asked >= features:
         return None

@@ -7,15 +7,15 @@ import functools
 import math
 from collections.abc import Iterator
 
-from cat_plugin.ptq.closed_form.sequence import generator_for
+from cat_plugin.ptq.closed_form.sequence import LARGE_RESULTS, generator_for
 from cat_plugin.ptq.graph.ops import output_leaves
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
-from cat_plugin.ptq.transforms.smoothing.blocks import find_blocks
+from cat_plugin.ptq.transforms.smoothing.blocks import Block, find_blocks
 from cat_plugin.ptq.transforms.smoothing.places import find_places
-from cat_plugin.ptq.transforms.smoothing.training import ROWS, Streams, train_block, widths_of
+from cat_plugin.ptq.transforms.smoothing.training import Streams, rows_of_a_step, train_block, widths_of
 
 __all__ = ["TrainedSmoothing"]
 
@@ -42,11 +42,21 @@ class TrainedSmoothing(Stage):
     def work(self, state: State) -> float:
         if not hasattr(state, "module"):
             return 0.0
+        known = state.module.meta
+        if "smoothed_blocks" not in known:  # asked for before every stage, and not quickly found
+            known["smoothed_blocks"] = sum(1 for block in self._blocks(state) if block.places)
+        return self._step_work(state) * int(known["smoothed_blocks"])
+
+    @staticmethod
+    def _blocks(state: State) -> list[Block]:
+        """Those that are trained; not the one that makes a language model's logits, which would have to be kept."""
         blocks = find_blocks(state.module, find_places(state.module))
-        return self._step_work(state) * sum(1 for block in blocks if block.places)
+        row = math.prod(blocks[-1].output.meta["val"].shape[1:])
+        return blocks[:-1] if row * len(state.inputs) > LARGE_RESULTS else blocks
 
     def _step_work(self, state: State) -> float:
-        return _WORK * state.plan.smoothing_epochs * math.ceil(len(state.inputs) / ROWS)
+        rows = rows_of_a_step(state.inputs.tensors[0])
+        return _WORK * state.plan.smoothing_epochs * math.ceil(len(state.inputs) / rows)
 
     def run(self, state: State) -> Iterator[Step]:
         module, spec = state.module, state.spec
@@ -59,7 +69,7 @@ class TrainedSmoothing(Stage):
         (inputs,) = state.inputs.tensors
         streams = Streams(inputs, inputs)
         widths = widths_of(module, spec)
-        for block in find_blocks(module, find_places(module)):
+        for block in self._blocks(state):
             generator = generator_for(spec.seed, f"smoothing {block.name}")
             epochs = state.plan.smoothing_epochs
             step = Step(block.name, self.name, work=self._step_work(state))

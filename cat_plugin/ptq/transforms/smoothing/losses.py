@@ -26,11 +26,18 @@ def negative_log_cosine(y: Tensor, target: Tensor) -> Tensor:
 class BlockLoss(Protocol):
     """Compares a block's outputs (n, ...) with those of the full-precision block on full-precision and on quantized inputs."""
 
+    def terms(self, y: Tensor, accumulated: Tensor, own: Tensor) -> list[Tensor]:
+        """What adds up to the loss, () each, before anything is divided by running means."""
+
     def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor: ...
 
 
 class SquaredError:
     """Mean squared error against the full-precision block on full-precision inputs, as in OmniQuant."""
+
+    def terms(self, y: Tensor, accumulated: Tensor, own: Tensor) -> list[Tensor]:
+        """The one term."""
+        return [F.mse_loss(y, accumulated)]
 
     def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor:
         return F.mse_loss(y, accumulated)
@@ -42,10 +49,14 @@ class TwoBranches:
     def __init__(self) -> None:
         self.means: list[Tensor] = []
 
-    def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor:
-        terms = [
+    def terms(self, y: Tensor, accumulated: Tensor, own: Tensor) -> list[Tensor]:
+        """Both terms against both targets."""
+        return [
             loss(y, target) for target in (accumulated, own) for loss in (F.mse_loss, negative_log_cosine)
         ]
+
+    def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor:
+        terms = self.terms(y, accumulated, own)
         now = [term.detach().clamp(min=1e-12) for term in terms]
         old = self.means or now
         self.means = [_MOMENTUM * a + (1 - _MOMENTUM) * b for a, b in zip(old, now, strict=True)]

@@ -2,7 +2,7 @@
 
 What is trained of a block: for each place its scales and shifts, which begin at 1 and 0 on top of what the closed form has
 folded; for each linear layer two shares of every row's range (their sigmoid begins at 0.98); for each quantized activation the
-two ends of its range.  Weights are rounded to nearest.  Afterwards
+two ends of its range, or the share of a token's own that is kept.  Weights are rounded to nearest.  Afterwards
 scales and shifts are folded like any others.  The ranges have served their purpose: the layers are fitted in closed form to
 what is then quantized, which searches ranges anew.
 
@@ -11,6 +11,7 @@ Adam without weight decay is what AdamW with none is.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from cat_plugin.ptq.graph.insert import layer_widths
+from cat_plugin.ptq.graph.insert import group_of, layer_widths
 from cat_plugin.ptq.graph.ops import PRODUCTS, arguments, is_call
 from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
 from cat_plugin.ptq.learned.soft_unit import run_nodes
-from cat_plugin.ptq.quantizers.observers import search_activation_range, subsample
+from cat_plugin.ptq.quantizers.observers import search_activation_range, search_token_share, subsample
+from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import integer_range
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.smoothing.blocks import Block
@@ -33,16 +35,22 @@ from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, BlockLoss
 from cat_plugin.ptq.transforms.smoothing.places import Side
 
-__all__ = ["ROWS", "Streams", "train_block", "widths_of"]
+__all__ = ["Streams", "rows_of_a_step", "train_block", "widths_of"]
 
 _aten = torch.ops.aten
 _START = 4.0  # of the logit of a share
 _LEAST = 1e-2  # no scale falls below
 _SCALE_RATE, _CLIP_RATE = 5e-3, 1e-2
-#: Inputs in a step.
-ROWS = 8
+_ROWS, _POSITIONS = 8, 4096  # inputs in a step at most, and tokens of them
+_TOKENS = 2048  # that a share is searched on
 _LOOKS = 8
 _SAMPLE = 1 << 16
+
+
+def rows_of_a_step(inputs: Tensor) -> int:
+    """Of inputs (N, tokens..., C) to a block, or of the model, how many a gradient step takes."""
+    sequences = inputs.ndim == 3 or not inputs.is_floating_point()
+    return max(1, min(_ROWS, _POSITIONS // max(1, inputs.shape[1]))) if sequences else _ROWS
 
 
 def widths_of(module: fx.GraphModule, spec: QuantSpec) -> dict[fx.Node, tuple[int, int]]:
@@ -96,6 +104,31 @@ class _Range:
         return between(x, low, high, self.bits)
 
 
+@dataclass
+class _TokenRange:
+    """The share of its range that each token is rounded over.
+
+    Attributes
+    ----------
+    bits : int
+        Of the activation.
+    ends : list of Tensor
+        The logarithm of a factor of the share; empty before the first value is seen.
+    """
+
+    bits: int
+    ends: list[Tensor] = field(default_factory=list)
+    first: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        quantizer = TokenQuantizer(self.bits)
+        if not self.ends:
+            tokens = x.detach().reshape(-1, x.shape[-1])
+            self.first = search_token_share(tokens[:: max(1, len(tokens) // _TOKENS)], quantizer)
+            self.ends = [torch.zeros((), device=x.device, requires_grad=True)]
+        return quantizer.rounded(x, (self.first * self.ends[0].exp()).clamp(max=1.0))
+
+
 class _SmoothedBlock:
     """A block of the float graph, run with its places scaled and its weights and activations rounded."""
 
@@ -116,18 +149,20 @@ class _SmoothedBlock:
             for p in block.places
         ]
         self.shares: dict[fx.Node, list[Tensor]] = {}
-        self.ranges: dict[tuple[fx.Node, int], _Range] = {}
+        self.ranges: dict[tuple[fx.Node, int], _Range | _TokenRange] = {}
+        kind = _TokenRange if spec.a_granularity == "token" else _Range
         self.functions: dict[fx.Node, Any] = {}
         makers = {s.node for p in block.places for s in p.sources}
         for node in block.nodes:
             if node in widths:
                 weight = getattr(module, str(arguments(node)[1].target))
-                self.shares[node] = [_logits(len(weight), 1, device=device) for _ in range(2)]
+                group = group_of(weight.shape[1], spec.weight_groups) or weight.shape[1]
+                self.shares[node] = [_logits(weight.numel() // group, 1, device=device) for _ in range(2)]
                 if not spec.weight_only:
-                    self.ranges[node, 0] = _Range(widths[node][1])
+                    self.ranges[node, 0] = kind(widths[node][1])
             elif is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
                 for index in range(PRODUCTS[node.target]):
-                    self.ranges[node, index] = _Range(spec.attention_bits)
+                    self.ranges[node, index] = kind(spec.attention_bits)
             if (
                 node in makers
                 or node in self.shares
@@ -229,22 +264,41 @@ class _SmoothedBlock:
 
 
 class _BlockError:
-    """The loss of some rows, judged by the relative squared error on the rows held out."""
+    """The loss of some rows, judged by the same on the rows held out.
+
+    There each of its terms is divided by what it was at first, so that looks can be compared.
+    """
 
     def __init__(
         self, soft: _SmoothedBlock, inputs: Tensor, accumulated: Tensor, own: Tensor, loss: BlockLoss
     ) -> None:
         self.soft, self.inputs, self.accumulated, self.own, self.loss = soft, inputs, accumulated, own, loss
         self.count, self.judged = split_rows(len(inputs))
+        self.first: list[float] = []
+        self.batch = rows_of_a_step(inputs)
 
     def losses(self, rows: Tensor) -> Iterator[Tensor]:
         rows = rows.to(self.inputs.device)
         yield self.loss(self.soft.run(self.inputs[rows]), self.accumulated[rows], self.own[rows])
 
+    def _held_out(self) -> Iterator[slice]:
+        for start in range(self.judged.start, self.judged.stop, self.batch):
+            yield slice(start, min(start + self.batch, self.judged.stop))
+
     def judge(self) -> float:
+        sums: list[float] = []
+        for rows in self._held_out():
+            terms = self.loss.terms(self.soft.run(self.inputs[rows]), self.accumulated[rows], self.own[rows])
+            now = [float(term) * (rows.stop - rows.start) for term in terms]
+            sums = [a + b for a, b in zip(sums or [0.0] * len(now), now, strict=True)]
+        self.first = self.first or [max(term, 1e-20) for term in sums]
+        return sum(a / b for a, b in zip(sums, self.first, strict=True)) / len(sums)
+
+    @torch.no_grad()
+    def squared_error(self) -> float:
+        """Relative, of the block's outputs on the rows held out."""
         error = power = 0.0
-        for start in range(self.judged.start, self.judged.stop, ROWS):
-            rows = slice(start, min(start + ROWS, self.judged.stop))
+        for rows in self._held_out():
             error += float((self.soft.run(self.inputs[rows]) - self.accumulated[rows]).square().sum())
             power += float(self.accumulated[rows].square().sum())
         return error / max(power, 1e-20)
@@ -292,8 +346,8 @@ def train_block(
     Returns
     -------
     outcome : Outcome or None
-        Relative squared error of the block's output on the rows held out, before and after; None where the block has
-        nothing to train, or it was trained before.
+        Relative squared error of the block's output on the rows held out before, and that times the share to which the method's
+        own loss fell there; None where the block has nothing to train, or it was trained before.
     trained : list of Tensor
         What is to be kept of it.
     """
@@ -308,9 +362,11 @@ def train_block(
     elif block.places:
         assert spec.smoothing is not None
         objective = _BlockError(soft, streams.quantized, accumulated, own, BLOCK_LOSSES[spec.smoothing]())
-        steps = epochs * math.ceil(objective.count / ROWS)
-        schedule = Schedule(steps, ROWS, _LOOKS)
+        steps, before = epochs * math.ceil(objective.count / objective.batch), objective.squared_error()
+        schedule = Schedule(steps, objective.batch, _LOOKS)
         outcome = descend(soft, soft.groups(), objective, schedule, generator, tick=tick)
+        fallen = outcome.after / max(outcome.before, 1e-20)
+        outcome = dataclasses.replace(outcome, before=before, after=before * fallen)
     trained = soft.snapshot()
     with torch.no_grad():
         streams.quantized = _over(soft.run, streams.quantized, spec.batch_size)

@@ -16,7 +16,14 @@ from cat_plugin.ptq.transforms.smoothing.blocks import find_blocks
 from cat_plugin.ptq.transforms.smoothing.fake import between, clipped_weight
 from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, TwoBranches, negative_log_cosine
 from cat_plugin.ptq.transforms.smoothing.places import find_places
-from cat_plugin.ptq.transforms.smoothing.training import Streams, train_block, widths_of
+from cat_plugin.ptq.transforms.smoothing.training import (
+    Streams,
+    _BlockError,
+    _SmoothedBlock,
+    rows_of_a_step,
+    train_block,
+    widths_of,
+)
 from tests.zoo import ZOO
 
 
@@ -117,3 +124,41 @@ def test_training_is_a_stage_with_its_report_and_the_same_every_time():
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert set(BLOCK_LOSSES) == {"omniquant", "lrquant"}
+
+
+def test_what_is_kept_is_judged_by_the_methods_own_loss():
+    """The squared error may rise where what the method descends falls."""
+    network = ZOO["llama"]
+    model, x = network.build(), network.inputs(128)
+    spec = QuantSpec(w_bits=2, a_bits=3, first_bits=None, smoothing="lrquant", a_granularity="token")
+    module = trace(model, x[:2])
+    block = find_blocks(module, find_places(module))[0]
+    soft = _SmoothedBlock(module, block, widths_of(module, spec), spec)
+    with torch.no_grad():
+        target = soft.full(x)
+        objective = _BlockError(soft, x, target, target + 0.1, TwoBranches())
+        assert objective.judge() == pytest.approx(1.0)
+        y = soft.run(x[-8:])
+        wanted = [float(t) for t in TwoBranches().terms(y, target[-8:], target[-8:] + 0.1)]
+        soft.scales[0].mul_(1.5)
+        y = soft.run(x[-8:])
+        given = [float(t) for t in TwoBranches().terms(y, target[-8:], target[-8:] + 0.1)]
+        expected = np.mean(np.asarray(given) / np.asarray(wanted))
+        assert objective.judge() == pytest.approx(expected, rel=1e-5)
+        error = float((y - target[-8:]).square().sum() / target[-8:].square().sum())
+        assert objective.squared_error() == pytest.approx(error, rel=1e-5)
+
+
+def test_groups_of_weights_are_clipped_each_over_its_own_range():
+    weight = torch.cat([torch.randn(3, 8), 100 * torch.randn(3, 8)], 1)
+    shares = torch.full((6, 1), 30.0)
+    found = clipped_weight(weight, shares, shares, 4)
+    parts = [clipped_weight(part, shares[:3], shares[:3], 4) for part in weight.split(8, 1)]
+    torch.testing.assert_close(found, torch.cat(parts, 1))
+
+
+def test_a_step_takes_fewer_inputs_where_they_have_many_tokens():
+    assert rows_of_a_step(torch.zeros(4, 257, 16)) == 8
+    assert rows_of_a_step(torch.zeros(4, 3, 224, 224)) == 8
+    assert rows_of_a_step(torch.zeros(4, 1024, dtype=torch.int64)) == 4
+    assert rows_of_a_step(torch.zeros(4, 9000, 16)) == 1
