@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cat_plugin.errors import CATError, CATTypeError, RecipeError, no_calibration_batch
 from cat_plugin.recipe import options
 from cat_plugin.recipe.criteria import Criterion, Trial
+from cat_plugin.recipe.layers import ladder
 from cat_plugin.recipe.progress import current_watch, watching
 from cat_plugin.recipe.reading import Located, read
 from cat_plugin.recipe.runners import find_runner
@@ -166,6 +167,8 @@ class Recipe:
         Calibration samples used at most.
     performance_only : bool
         Quantize once, without tuning.
+    by_layers : bool
+        Raise the bits of single layers until a trial is good enough (:mod:`cat_plugin.recipe.layers`).
     trials : list of Trial
         Of the last :meth:`run` with an evaluation function: configuration, score, seconds, model.
     baseline : float or None
@@ -179,12 +182,14 @@ class Recipe:
         criterion: Criterion,
         sampling_size: int | None = None,
         performance_only: bool = False,
+        by_layers: bool = False,
     ) -> None:
         self.path = path
         self.configurations = configurations
         self.criterion = criterion
         self.sampling_size = sampling_size
         self.performance_only = performance_only
+        self.by_layers = by_layers
         self.trials: list[Trial] = []
         self.baseline: float | None = None
 
@@ -256,6 +261,11 @@ class Recipe:
 
         if not isinstance(model, nn.Module):
             raise CATTypeError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        if eval_fn is None and self.by_layers:
+            raise RecipeError(
+                f"{self.path.name} asks for strategy: layers; pass eval_fn, a function that scores a model, by which the layers "
+                "that need more bits are found, or leave the strategy out"
+            )
         if eval_fn is None and (len(self.configurations) > 1 or options.has_choices(self.configurations[0])):
             raise RecipeError(
                 f"{self.path.name} describes several configurations; pass eval_fn, a function that scores a model, so "
@@ -264,11 +274,14 @@ class Recipe:
         calls = self._calls(calibration)
         run = TuningRun(replace(self.criterion), keep_models=keep_models)
         self.trials, self.baseline = run.trials, None
+        configurations = self.configurations
+        if self.by_layers and not self.performance_only:
+            configurations = ladder(configurations[0], model, calls)
         scorer = None if eval_fn is None or self.performance_only else run.watch(eval_fn)
         watch = replace(current_watch(), listener=progress, resume=None if resume is None else Path(resume))
         try:
             with watching(watch):
-                best = find_runner()(self.configurations, model, calls, scorer, run)
+                best = find_runner()(configurations, model, calls, scorer, run)
             if run.trials and all(math.isnan(trial.score) for trial in run.trials):
                 _log.warning(
                     "the score of every trial is NaN, so that none is better than another; the first is returned: look at what "
@@ -337,6 +350,14 @@ def load_recipe(path: str | Path) -> Recipe:
             raise located.error(where, str(error)) from None
         configurations.append(params)
     tuning = located.data.get("tuning") or {}
+    if tuning.get("strategy") == "layers" and (
+        len(configurations) > 1 or options.has_choices(configurations[0]) or configurations[0].get("base")
+    ):
+        raise located.error(
+            ("tuning", "strategy"),
+            "strategy: layers chooses the bits of each layer from one configuration of the plugin's own engine; give each option "
+            "one value and name no base, or leave the strategy out",
+        )
     number = sum(map(options.combinations, configurations))
     if number > _MANY and "max_trials" not in {*tuning, *(tuning.get("exit_policy") or {})}:
         raise located.error(
@@ -351,4 +372,5 @@ def load_recipe(path: str | Path) -> Recipe:
         _criterion(located),
         sampling_size=max(sizes) if isinstance(sizes, list) else sizes,
         performance_only=(tuning.get("exit_policy") or {}).get("performance_only", False),
+        by_layers=tuning.get("strategy") == "layers",
     )

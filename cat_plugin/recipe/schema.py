@@ -206,6 +206,13 @@ class Tuning(TypedDict, total=False):
     tolerable_loss: Annotated[_Relative, Field(description="3.x's word for accuracy_criterion.relative.")]
     max_trials: Annotated[Count, Field(description="3.x's word for exit_policy.max_trials.")]
     timeout: Annotated[_Amount, Field(description="3.x's word for exit_policy.timeout.")]
+    strategy: Annotated[
+        Literal["grid", "layers"],
+        Field(
+            description="grid tries every combination of the options that hold lists; layers begins with the bits given and "
+            "raises those layers to 8 that do the most damage for their bytes, until a trial is good enough."
+        ),
+    ]
     random_seed: Annotated[Seed, Field(description="The seed, unless cat has its own.")]
     try_all: Annotated[
         Switch,
