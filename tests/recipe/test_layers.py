@@ -15,9 +15,7 @@ from tests.recipe.test_run import recipe
 __all__ = ["recipe"]
 
 needs_host = pytest.mark.skipif(INC == (0, 0), reason="no Neural Compressor is installed")
-LAYERS = (
-    "algorithm: cat\ncat: {w_bits: 2, a_bits: 2, preset: fast, mode: diagonal, num_clusters: 4}\ntuning: {strategy: layers%s}\n"
-)
+LAYERS = "algorithm: cat\ncat: {w_bits: 2, a_bits: 2, preset: fast, mode: diagonal, num_clusters: 4}\ntuning: {strategy: layers%s}\n"
 
 
 def _layer(name, weights, divergence, bits=2):
