@@ -32,6 +32,7 @@ __all__ = [
     "op_name",
     "return_type",
     "same_shape",
+    "same_size",
     "specialize_batch",
     "target_machine",
     "tensor_type",
@@ -165,6 +166,13 @@ def number(expr: Any) -> float:
 def same_shape(left: Any, right: Any) -> bool:
     """Whether two tensors are known to have the same shape."""
     return bool(_structural_equal(type_of(left).shape, type_of(right).shape))
+
+
+def same_size(left: Any, right: Any) -> bool:
+    """Whether two dimensions, numbers or symbolic, are known to be equal."""
+    if isinstance(left, int) or isinstance(right, int):
+        return bool(left is right or (isinstance(left, int) and isinstance(right, int) and left == right))
+    return bool(_structural_equal(left, right))
 
 
 def bound_values(function: Any) -> list[Any]:

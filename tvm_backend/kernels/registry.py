@@ -12,7 +12,7 @@ from tvm.target import Target
 
 from cat_plugin.errors import CompileError
 from tvm_backend.kernels import cuda
-from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, isa, linear, pool, subsample
+from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, isa, linear, pool, product, subsample
 from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
 from tvm_backend.kernels.cpu.depthwise import Depthwise
 from tvm_backend.kernels.cpu.depthwise_dot import DepthwiseDot
@@ -37,6 +37,7 @@ from tvm_backend.kernels.spec import (
     KernelSpec,
     LinearSpec,
     PoolSpec,
+    ProductSpec,
     QuantizeSpec,
     SubsampleSpec,
 )
@@ -76,6 +77,7 @@ KERNELS: dict[type[KernelSpec], Entry] = {
     ),
     LinearSpec: Entry(linear.reference, cpu=(AmxLinear, linear.Linear), cuda=(MmaProduct, Dp4aProduct)),
     PoolSpec: Entry(pool.reference, cpu=(pool.Pool,), cuda=(CudaPool,)),
+    ProductSpec: Entry(product.reference, cpu=(product.Product,)),
     ElementwiseSpec: Entry(elementwise.reference, cpu=(elementwise.Elementwise,), cuda=(CudaElementwise,)),
     ConcatSpec: Entry(concat.reference, cpu=(concat.Concat,), cuda=(CudaConcat,)),
     SubsampleSpec: Entry(subsample.reference, cpu=(subsample.Subsample,), cuda=(CudaSubsample,)),

@@ -7,6 +7,7 @@ from tvm import relax
 
 from tvm_backend.passes.bound_outputs import BoundOutputs
 from tvm_backend.passes.commute_quantization import HoistQuantize, SinkDequantize
+from tvm_backend.passes.drop_broadcasts import DropBroadcasts
 from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.fold_bias import FoldBias
 from tvm_backend.passes.fold_border import FoldBorder
@@ -16,6 +17,7 @@ from tvm_backend.passes.fold_convolution import FoldConvolution
 from tvm_backend.passes.fold_elementwise import FoldElementwise
 from tvm_backend.passes.fold_linear import FoldLinear
 from tvm_backend.passes.fold_pooling import FoldPooling
+from tvm_backend.passes.fold_product import FoldProduct
 from tvm_backend.passes.fold_subsample import FoldSubsample
 from tvm_backend.passes.fuse_clip import FuseClip
 from tvm_backend.passes.fuse_outputs import FuseOutputs
@@ -25,11 +27,12 @@ from tvm_backend.passes.propagate_layout import PropagateLayout
 from tvm_backend.passes.unpack_tuples import UnpackTuples
 from tvm_backend.target import is_cuda
 
-__all__ = ["INTEGER_PASSES", "integer_kernels", "library_passes"]
+__all__ = ["INTEGER_PASSES", "PROCESSOR_PASSES", "integer_kernels", "library_passes"]
 
 INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
     # Bring quantize and dequantize next to the operators they belong to.
     UnpackTuples,
+    DropBroadcasts,
     FoldConstants,
     HoistQuantize,
     SinkDequantize,
@@ -54,6 +57,9 @@ INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
     BoundOutputs,
 )
 """From the imported QDQ graph to symbolic kernels."""
+
+PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct,)
+"""What only processors have kernels for."""
 
 
 def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None) -> tvm.IRModule:
@@ -108,6 +114,7 @@ def library_passes(
     """
     transform = relax.transform
     steps = [
+        *([] if is_cuda(target) else PROCESSOR_PASSES),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         # Operators left in float: TVM's own functions, fused among themselves.

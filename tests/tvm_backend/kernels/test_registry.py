@@ -88,7 +88,9 @@ def test_every_specification_is_in_the_table() -> None:
     kinds = {getattr(specs, name) for name in specs.__all__ if name.endswith("Spec")}
     bases = {specs.KernelSpec, specs.EpilogueSpec, specs.WeightedSpec}
     assert set(KERNELS) == kinds - bases
-    assert all(entry.cpu and entry.cuda for entry in KERNELS.values())
+    assert all(entry.cpu for entry in KERNELS.values())
+    # On a CUDA device TVM's own products are left in place.
+    assert {kind for kind, entry in KERNELS.items() if not entry.cuda} == {specs.ProductSpec}
 
 
 @dataclass(frozen=True)

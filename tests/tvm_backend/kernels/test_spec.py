@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cat_plugin.errors import CompileError
 from tvm_backend.kernels.spec import (
     ConcatSpec,
     ConvSpec,
@@ -16,6 +17,7 @@ from tvm_backend.kernels.spec import (
     KernelSpec,
     LinearSpec,
     PoolSpec,
+    ProductSpec,
     QParams,
     QuantizeSpec,
     SubsampleSpec,
@@ -117,6 +119,21 @@ def test_facts_of_a_kernel_with_a_weight(spec: Any, operation: str, name: str) -
     assert spec.operations == 2 * spec.macs
     moved = np.prod(spec.in_shape) + 99 + np.prod(spec.out_shape) * (1 + 1 + 4)
     assert spec.moved_bytes(99) == moved
+
+
+def test_facts_of_a_product() -> None:
+    spec = ProductSpec(None, 5, 7, 3, (U8, S8), Epilogue(), transposed=True)
+    assert (spec.operation, spec.name, spec.out_shape) == ("product", "product_5_7_3", (5, 3))
+    assert spec.arguments("n") == [
+        ("left", ("n", 5, 7), "uint8"),
+        ("right", ("n", 3, 7), "int8"),
+        ("output0", ("n", 5, 3), "float32"),
+    ]
+    assert (spec.operations, spec.moved_bytes()) == (2 * 5 * 7 * 3, 35 + 21 + 4 * 15)
+    with pytest.raises(CompileError, match="both matrices are quantized or none is"):
+        ProductSpec(None, 5, 7, 3, (U8, "float32"), Epilogue())
+    with pytest.raises(CompileError, match="do not fit into 32 bits"):
+        ProductSpec(None, 5, 40_000, 3, (U8, S8), Epilogue())
 
 
 @pytest.mark.parametrize(("bits", "stored"), [(2, 2), (3, 4), (4, 4), (5, 8), (8, 8)])

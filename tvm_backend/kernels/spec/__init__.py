@@ -22,6 +22,7 @@ from __future__ import annotations
 from tvm_backend.kernels.spec.base import Argument, EpilogueSpec, KernelSpec, Operand, WeightedSpec
 from tvm_backend.kernels.spec.layers import ConvSpec, LinearSpec
 from tvm_backend.kernels.spec.pooling import PoolSpec
+from tvm_backend.kernels.spec.products import ProductSpec
 from tvm_backend.kernels.spec.tensors import (
     ConcatSpec,
     DequantizeSpec,
@@ -43,6 +44,7 @@ __all__ = [
     "LinearSpec",
     "Operand",
     "PoolSpec",
+    "ProductSpec",
     "QParams",
     "QuantizeSpec",
     "SubsampleSpec",

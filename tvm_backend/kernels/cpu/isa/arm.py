@@ -16,6 +16,7 @@ class NeonDot(FourBytes):
 
     features: ClassVar[tuple[str, ...]] = ("dotprod",)
     instruction: ClassVar[str] = "llvm.aarch64.neon.sdot"
+    fuses: ClassVar[bool] = True
 
     name: str = "neon_dot"
     lanes: int = 4

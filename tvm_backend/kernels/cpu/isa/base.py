@@ -44,9 +44,12 @@ class InstructionSet(Machine):
     ----------
     features : tuple of str
         What a processor must have, by LLVM's names.
+    fuses : bool
+        Whether float32 is multiplied and added by one instruction.
     """
 
     device: ClassVar[Literal["cpu", "cuda"]] = "cpu"
+    fuses: ClassVar[bool] = False
     features: ClassVar[tuple[str, ...]] = ()
 
     lanes: int

@@ -52,6 +52,7 @@ class _Ymm(_Narrowing):
     """256-bit registers, of which there are sixteen."""
 
     pack: ClassVar[str] = "llvm.x86.avx2.pack"
+    fuses: ClassVar[bool] = True
 
     def round_to_int(self, value: Expr) -> Expr:
         """By ``vcvtps2dq``."""
@@ -63,6 +64,7 @@ class _Zmm(_Narrowing):
     """512-bit registers, of which there are 32."""
 
     pack: ClassVar[str] = "llvm.x86.avx512.pack"
+    fuses: ClassVar[bool] = True
     suffix: ClassVar[str] = ".512"
 
     def round_to_int(self, value: Expr) -> Expr:
