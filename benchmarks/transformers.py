@@ -1,159 +1,109 @@
-"""Accuracy of transformers at low bits: a vision transformer by top-1, a language model by perplexity.
+"""Accuracy of transformers at low bits: vision transformer and sentence encoder by top-1, language model by perplexity.
 
-Every row is measured in a process of its own and merged into one JSON as soon as it is there::
+Rows are measured in the order of their importance, each merged into one JSON as soon as it is there::
 
-    python -m benchmarks.transformers --rows 'vit_s/w4a4/*' --threads 1
-    python -m benchmarks.transformers --rows 'smollm2/*'
+    python -m benchmarks.transformers --model vit_s --device cuda
+    python -m benchmarks.transformers --rows 'vit_s/w4a4/*' --calibration 64 --evaluation 200
 
 Rows are named ``model/bits/method``: the methods are those of ``METHODS``, and ``w4`` alone means that activations stay in
-float.  Attention is quantized at the activations' bits.  Images, windows and rows used are in the JSON; labels are used for
-the number that is printed, and for nothing else.
+float.  Attention is quantized at the activations' bits.  Inputs used are in the JSON; labels are used for the number that is
+printed, and for nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib
 import json
 import os
-import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine, versions
-from benchmarks.models import data_root
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "transformers.json"
 RTN: dict[str, Any] = {"compensation": False, "refit": False, "bias_correction": False}
-#: Options of each method, all of the preset ``fast``.
+TRAINED: dict[str, Any] = {"preset": "balanced", "smoothing": "searched", "loss": "curvature"}
+#: Options of each method; the preset is ``fast`` where nothing else is said.
 METHODS: dict[str, dict[str, Any]] = {
-    "rtn": RTN,
-    "rtn+smoothquant": {**RTN, "smoothing": "smoothquant"},
-    "rtn+repq": {**RTN, "smoothing": "repq"},
-    "rtn+lrquant": {**RTN, "smoothing": "lrquant"},
-    "rtn+lrquant trained": {**RTN, "smoothing": "lrquant", "smoothing_epochs": 5},
+    "fast+searched": {"smoothing": "searched"},
+    "trained": {**TRAINED, "unit_steps": 800},
     "fast": {},
-    "fast+smoothquant": {"smoothing": "smoothquant"},
+    "fast+searched, positions alike": {"smoothing": "searched", "position_weights": False},
+    "fast+searched, uniform softmax": {"smoothing": "searched", "softmax_grid": "uniform"},
+    "fast+searched, attention 8": {"smoothing": "searched", "attention_bits": 8},
+    "trained, errors alike": {**TRAINED, "unit_steps": 800, "loss": "mse"},
+    "trained, whole model": {**TRAINED, "unit_steps": 800, "model_steps": 400},
     "fast+repq": {"smoothing": "repq"},
     "fast+lrquant": {"smoothing": "lrquant"},
+    "fast+smoothquant": {"smoothing": "smoothquant"},
+    "rtn": RTN,
+    "rtn+searched": {**RTN, "smoothing": "searched"},
+    "rtn+repq": {**RTN, "smoothing": "repq"},
+    "rtn+lrquant": {**RTN, "smoothing": "lrquant"},
+    "rtn+smoothquant": {**RTN, "smoothing": "smoothquant"},
+    "rtn+lrquant trained": {**RTN, "smoothing": "lrquant", "smoothing_epochs": 5},
 }
-BITS = {"vit_s": ("w8a8", "w6a6", "w4a4"), "smollm2": ("w8a8", "w4a8", "w4", "w3")}
-_LENGTH = 1024  # tokens of a window
+BITS = {
+    "vit_s": ("w4a4", "w3a4", "w6a6", "w8a8"),
+    "minilm": ("w8a8", "w4a8", "w4a4"),
+    "smollm2": ("w8a8", "w4a8", "w4", "w3"),
+}
+_FIRST = ("fast+searched", "trained")  # of every bit-width, before any other method
 
 
 def all_rows() -> list[str]:
-    """Names of the rows that there are, in the order of the table."""
-    return [f"{model}/{bits}/{method}" for model in BITS for bits in BITS[model] for method in METHODS]
+    """Names of the rows that there are, the most important first."""
+    first = [f"{model}/{bits}/{name}" for model in BITS for name in _FIRST for bits in BITS[model]]
+    rest = [name for name in METHODS if name not in _FIRST]
+    return first + [f"{model}/{bits}/{name}" for model in BITS for bits in BITS[model] for name in rest]
 
 
 def _options(bits: str, method: str) -> dict[str, Any]:
     """Keywords of the specification."""
     weights, _, activations = bits[1:].partition("a")
-    options: dict[str, Any] = {"w_bits": int(weights), "preset": "fast", **METHODS[method]}
+    options: dict[str, Any] = {"w_bits": int(weights), "preset": "fast"}
     if not activations:
-        return options | {"weight_only": True}
-    return options | {"a_bits": int(activations), "attention_bits": int(activations)}
+        return options | {"weight_only": True} | METHODS[method]
+    return options | {"a_bits": int(activations), "attention_bits": int(activations)} | METHODS[method]
 
 
-def _module(folder: Path, name: str) -> Any:
-    """A module that lies beside the weights."""
-    sys.path.insert(0, str(folder))
-    return importlib.import_module(name)
-
-
-def _images(folder: Path, count: int, mean: Any, std: Any) -> tuple[Any, list[int]]:
-    """(count, 3, 224, 224) images, every n-th so that all classes are there, and their classes."""
-    import csv
-
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    with (folder / "labels.csv").open() as stream:
-        rows = list(csv.DictReader(stream))[:count]
-    pixels = [np.asarray(Image.open(folder / row["file"]).convert("RGB"), np.float32) for row in rows]
-    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 255
-    shape = (1, 3, 1, 1)
-    normalised = (x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
-    return normalised.contiguous(), [int(row["class_index"]) for row in rows]
-
-
-def vit_s(bits: str, method: str, data: str | None, calibration: int, evaluation: int) -> dict[str, Any]:
-    """Top-1 of the 10 classes of Imagenette."""
+def measure(name: str, case: Any, full: float) -> dict[str, Any]:
+    """One row."""
     import torch
 
     from cat_plugin.ptq import QuantSpec, quantize
 
-    root = data_root(data)
-    source = _module(root / "vit_s", "vit_s")
-    model = source.vit_s()
-    x, _ = _images(root / "imagenette" / "calibration", calibration, source.MEAN, source.STD)
-    spec = QuantSpec(num_samples=calibration, batch_size=16, **_options(bits, method))
-    started = time.perf_counter()
-    module, report = quantize(model, spec, x.split(16))
-    seconds = time.perf_counter() - started
-    images, classes = _images(root / "imagenette" / "evaluation", evaluation, source.MEAN, source.STD)
-    labels = torch.tensor([source.CLASSES.index(c) for c in classes])
-
-    def right(network: Any) -> float:
-        with torch.no_grad():
-            logits = torch.cat([network(part) for part in images.split(20)])
-        return round(100.0 * float((logits.argmax(1) == labels).double().mean()), 2)
-
-    return {
-        "score": right(module),
-        "fp": right(model),
-        "unit": "top-1",
-        "calibration": calibration,
-        "evaluation": evaluation,
-        "seconds": round(seconds, 1),
-        "notes": report.notes,
-    }
-
-
-def smollm2(bits: str, method: str, data: str | None, calibration: int, evaluation: int) -> dict[str, Any]:
-    """Perplexity on windows of WikiText-2's test text, calibrated on windows of its validation text."""
-    import torch
-
-    from cat_plugin import perplexity
-    from cat_plugin.ptq import QuantSpec, quantize
-
-    folder = data_root(data) / "smollm2"
-    model, tokenizer = _module(folder, "load_smollm2").load_smollm2()
-
-    def windows(name: str, count: int) -> Any:
-        text = (folder / name).read_text()[: 8 * count * _LENGTH]
-        return torch.tensor(tokenizer.encode(text).ids)[: count * _LENGTH].view(count, _LENGTH)
-
-    spec = QuantSpec(num_samples=calibration, batch_size=1, first_bits=None, **_options(bits, method))
-    started = time.perf_counter()
-    module, report = quantize(model, spec, windows("wikitext2_valid.txt", calibration))
-    seconds = time.perf_counter() - started
-    test = windows("wikitext2_test.txt", evaluation)
-    return {
-        "score": round(perplexity(module, test), 3),
-        "fp": round(perplexity(model, test), 3),
-        "unit": "perplexity",
-        "calibration": calibration,
-        "evaluation": evaluation,
-        "seconds": round(seconds, 1),
-        "notes": report.notes,
-    }
-
-
-def measure(name: str, data: str | None, threads: int, counts: tuple[int, int]) -> dict[str, Any]:
-    """One row; runs in a process of its own."""
-    import torch
-
-    torch.set_num_threads(threads)
     model, bits, method = name.split("/")
-    measured = {"vit_s": vit_s, "smollm2": smollm2}[model](bits, method, data, *counts)
-    load = round(os.getloadavg()[0], 2)
+    device = next(case.model.parameters()).device
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    options = {"batch_size": 32, **case.options, **_options(bits, method)}
+    spec = QuantSpec(num_samples=case.counts["calibration"], **options)
+    started = time.perf_counter()
+    module, report = quantize(case.model, spec, case.calibration)
+    seconds = time.perf_counter() - started
     row = {"row": name, "model": model, "bits": bits.upper(), "method": method}
-    return {**row, **measured, "threads": threads, "load": load}
+    return {
+        **row,
+        "score": case.score(module),
+        "fp": full,
+        "unit": case.unit,
+        **case.counts,
+        "seconds": round(seconds, 1),
+        "units": [
+            [unit.name, round(unit.loss_before, 5), round(unit.loss_after, 5)] for unit in report.units
+        ],
+        "notes": report.notes,
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if on_gpu else None,
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }
 
 
 def merge(path: Path, row: dict[str, Any]) -> None:
@@ -173,36 +123,46 @@ def merge(path: Path, row: dict[str, Any]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", choices=list(BITS), help="rows of one model (default: of all)")
     parser.add_argument(
         "--rows", nargs="+", default=["*"], help="patterns of row names (default: %(default)s)"
     )
     parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
     parser.add_argument("--out", type=Path, default=OUT, help="JSON to merge into")
     parser.add_argument("--data", help="folder of the data (default: ../shared/data beside the checkout)")
+    parser.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calibration", type=int, default=128, help="images, or windows of tokens")
-    parser.add_argument("--evaluation", type=int, default=400, help="images, or windows of tokens")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--calibration", type=int, default=512, help="images, sentences or windows of tokens")
+    parser.add_argument("--evaluation", type=int, default=1000, help="images, sentences or windows of tokens")
+    parser.add_argument("--minutes", type=float, help="no row is begun after so many")
     options = parser.parse_args()
-    counts = (options.calibration, options.evaluation)
-    if options.one:
-        print(json.dumps(measure(options.one, options.data, options.threads, counts)))
-        return
-    names = [row for row in all_rows() if any(fnmatch.fnmatchcase(row, p) for p in options.rows)]
+    patterns = [*options.rows]
+    names = [row for row in all_rows() if any(fnmatch.fnmatchcase(row, p) for p in patterns)]
+    names = [row for row in names if options.model in (None, row.split("/")[0])]
     if options.list or not names:
         print("\n".join(all_rows()))
         return
+    import torch
+
+    from benchmarks.transformer_models import CASES, Case
+
+    torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    cases: dict[str, tuple[Case, float]] = {}
     for name in names:
-        command = [sys.executable, "-m", "benchmarks.transformers", "--one", name]
-        command += ["--threads", str(options.threads)]
-        command += ["--calibration", str(options.calibration), "--evaluation", str(options.evaluation)]
-        command += ["--data", options.data] if options.data else []
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
-        finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
-        if finished.returncode:
-            print(f"{name}: failed with exit code {finished.returncode}", file=sys.stderr)
+        if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
+            break
+        model = name.split("/")[0]
+        try:
+            if model not in cases:
+                counts = (options.calibration, options.evaluation)
+                case = CASES[model](options.data, *counts, torch.device(options.device))
+                cases[model] = case, case.score(case.model)
+            row = measure(name, *cases[model])
+        except Exception:  # the other rows are worth having
+            print(f"{name}: failed", file=sys.stderr)
+            traceback.print_exc()
             continue
-        row = json.loads(finished.stdout.strip().splitlines()[-1])
         merge(options.out, row)
         print("  ".join(f"{k} {row[k]}" for k in ("row", "score", "fp", "seconds", "load")), flush=True)
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from cat_plugin.models import device_of, evaluating
 from cat_plugin.ptq.calibration import gather_inputs
 from cat_plugin.ptq.graph.accept import acceptable
-from cat_plugin.ptq.graph.fold import fold_batch_norm
+from cat_plugin.ptq.graph.fold import fold_batch_norm, fold_factors
 from cat_plugin.ptq.graph.insert import Prepared, insert_quantizers
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.trace import trace
@@ -128,6 +128,7 @@ def sensitivity(
         module = trace(model, inputs[:2])
         quality = Quality.of(module.graph, spec.outputs, spec.logits, spec.class_axis)
         fold_batch_norm(module)
+        fold_factors(module)
         prepared = insert_quantizers(module, spec)
         targets = [(layer.name, layer.kind, [layer]) for layer in prepared.layers]
         if blocks:

@@ -120,7 +120,8 @@ class QuantSpec:
         doc="""
         Bits of the tensors that feed an element-wise operation, a concatenation or a pooling.  That is what is kept in
         memory beside the layers' inputs.  ``residual_bits=a_bits`` is the strict convention of the literature, in which a
-        block's output has one quantizer for the next layer and the shortcut.
+        block's output has one quantizer for the next layer and the shortcut.  What a LayerNorm, a softmax or a product of
+        attention reads stays in float, with all that is added up to it.
         """,
         since="0.1",
     )
@@ -130,9 +131,16 @@ class QuantSpec:
         since="0.1",
     )
     attention_bits: Bits | None = option(
-        default=None,
-        doc="Bits of the inputs of products of two activations (queries, keys, values, attention); None leaves them in float.",
+        default=8,
+        doc="Bits of the inputs of products of two activations (queries, keys, values, the softmax's result); None leaves "
+        "them in float.",
         since="0.1",
+    )
+    softmax_grid: Annotated[str, OneOf(("uniform", "logarithmic"))] | None = option(
+        default=None,
+        doc="Grid of the softmax's result where a product reads it; ``logarithmic`` has a searched base "
+        "(:mod:`cat_plugin.ptq.quantizers.logarithmic`), None is that below 8 bits.",
+        since="0.3",
     )
     overrides: Mapping[Pattern, LayerOverride] = option(
         default={},
@@ -177,6 +185,12 @@ class QuantSpec:
         doc="Least-squares refit of the weights to quantized inputs before rounding (only with ``compensation``).",
         since="0.1",
     )
+    position_weights: Switch | None = option(
+        default=None,
+        doc="Fit linear layers by how much each position (token) of their output matters to the results "
+        "(:mod:`cat_plugin.ptq.closed_form.importance`); None where the results have no positions of their own.",
+        since="0.3",
+    )
     bias_correction: Switch = option(
         default=True,
         doc="Correct the mean that quantization moves (:mod:`cat_plugin.ptq.closed_form.bias_correction`).",
@@ -188,11 +202,13 @@ class QuantSpec:
         "depthwise convolutions.",
         since="0.1",
     )
-    smoothing: Annotated[str, OneOf(("smoothquant", "omniquant", "lrquant", "repq"))] | None = option(
-        default=None,
-        doc="Scale and shift the channels of transformers between norms and linear layers, exactly, before quantizing "
-        "(:mod:`cat_plugin.ptq.transforms.smoothing`); the names are those of the methods.",
-        since="0.2",
+    smoothing: Annotated[str, OneOf(("smoothquant", "omniquant", "lrquant", "repq", "searched"))] | None = (
+        option(
+            default=None,
+            doc="Scale and shift the channels of transformers between norms and linear layers, exactly, before quantizing "
+            "(:mod:`cat_plugin.ptq.transforms.smoothing`); the names are those of the methods.",
+            since="0.2",
+        )
     )
     smoothing_strength: Share = option(
         default=0.5,
@@ -249,8 +265,11 @@ class QuantSpec:
     unit_steps: Steps | None = option(
         default=None, doc="Gradient steps for each unit; None as the preset says.", since="0.1"
     )
-    loss: Annotated[str, OneOf(("mse", "fisher"))] = option(
-        default="mse", doc="Loss of the reconstruction (:mod:`cat_plugin.ptq.learned.losses`).", since="0.1"
+    loss: Annotated[str, OneOf(("mse", "fisher", "curvature"))] = option(
+        default="mse",
+        doc="Loss of the reconstruction (:mod:`cat_plugin.ptq.learned.losses`): errors as they are, or weighted by squared "
+        "gradients of the likeliest class or by the curvature of the divergence.",
+        since="0.1",
     )
     guidance: _Weight = option(
         default=0.0, doc="Weight of the prediction difference (PD-Quant) in a unit's loss.", since="0.1"
@@ -307,6 +326,13 @@ class QuantSpec:
         out = {name: getattr(self, name) for name in options_of(QuantSpec)}
         out["overrides"] = {name: dataclasses.asdict(each) for name, each in self.overrides.items()}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in out.items()}
+
+    @property
+    def logarithmic_softmax(self) -> bool:
+        """Whether the softmax's result is on a logarithmic grid where a product reads it."""
+        if self.softmax_grid is None:
+            return self.attention_bits is not None and self.attention_bits < 8
+        return self.softmax_grid == "logarithmic"
 
     def layer_bits(self, name: str, *, first: bool, last: bool) -> tuple[int, int] | None:
         """Weight and input bits of the layer called ``name``, or None when it stays in float."""

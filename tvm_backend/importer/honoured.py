@@ -108,6 +108,7 @@ HONOURED: dict[str, str] = {
     "_softmax.default": "self dim",
     "_log_softmax.default": "self dim",
     "where.self": "condition self other",
+    "bucketize.Tensor": "self boundaries out_int32 right",
     # Products.
     "addmm.default": "self mat1 mat2 beta alpha",
     "bmm.default": "self mat2",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -111,6 +112,27 @@ def _clip(writer: Writer, node: Node, given: dict[str, Any]) -> str:
         name = name if not limits[1] else writer.emit("Min", [name, limits[1]])
         return name if not limits[0] else writer.emit("Max", [name, limits[0]])
     return writer.emit("Clip", [writer.value(given["self"], dtype), *limits])
+
+
+@converts("aten.bucketize.Tensor")
+def _bucketize(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    """How many of the borders a value has reached, or passed."""
+    dtype = given["self"].meta["val"].dtype
+    last = writer.constant(np.array([-1], np.int64), "axes")
+    values = writer.emit("Unsqueeze", [writer.value(given["self"], dtype), last])
+    reached = "GreaterOrEqual" if given["right"] else "Greater"
+    counted = writer.cast(
+        writer.emit(reached, [values, writer.value(given["boundaries"], dtype)]), torch.int64
+    )
+    return writer.emit("ReduceSum", [counted, last], keepdims=0)
+
+
+@converts("aten.index.Tensor")
+def _looked_up(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    """Entries of a table along its first axis."""
+    if len(given["indices"]) != 1 or given["indices"][0].meta["val"].dtype is torch.bool:
+        raise ExportError("an index by several tensors, or by a mask; index the first axis by integers")
+    return writer.emit("Gather", [writer.value(given["self"]), writer.value(given["indices"][0])])
 
 
 @converts("aten.silu.default")

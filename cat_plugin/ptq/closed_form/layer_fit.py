@@ -139,6 +139,7 @@ def fit_layer(
     spec: QuantSpec,
     generator: torch.Generator,
     fitted: int,
+    weights: Tensor | None = None,
     *,
     kept: bool = True,
 ) -> LayerReport:
@@ -158,6 +159,8 @@ def fit_layer(
         Draws output positions.
     fitted : int
         Calibration inputs, the first ones, that the layer is fitted to.
+    weights : Tensor or None
+        (N, positions) how much each position of a linear layer's output counts.
     kept : bool
         Whether its outputs are computed for all inputs and kept.
 
@@ -175,7 +178,8 @@ def fit_layer(
     scarce = False
     if spec.compensation or spec.bias_correction:
         x = first_inputs(quantized.gathered(operand(node)), fitted, quantized.count)
-        moments = measure(layer, x, target, _ROWS, spec.batch_size, generator)
+        some = None if weights is None else weights[:fitted]
+        moments = measure(layer, x, target, _ROWS, spec.batch_size, generator, some)
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
             weight = grouped.double()

@@ -141,6 +141,7 @@ def measure(
     max_rows: int,
     batch_size: int,
     generator: torch.Generator,
+    weights: Tensor | None = None,
 ) -> Moments:
     """Moments of the layer's inputs and target outputs over the calibration set.
 
@@ -158,6 +159,8 @@ def measure(
         Images unfolded at once.
     generator : torch.Generator
         Draws the positions.
+    weights : Tensor or None
+        (N, positions) how much each position of a linear layer's output counts; None counts all alike.
 
     Returns
     -------
@@ -167,7 +170,7 @@ def measure(
     device = layer.weight.device
     sums: list[Tensor] | None = None
     odd: list[Tensor] | None = None
-    rows_seen = rows_odd = 0
+    rows_seen = rows_odd = 0.0
     for start in range(0, len(x), batch_size):
         rows = slice(start, min(start + batch_size, len(x)))
         # values beyond the memory budget are on the processor, whatever computes
@@ -179,18 +182,22 @@ def measure(
             positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(device)
         patches = input_patches(layer, x[rows].to(device), positions)
         target = _output_rows(layer, outputs, positions)
-        transposed = patches.transpose(1, 2)
+        weighted, wanted, counted = patches, target, float(patches.shape[1])
+        if weights is not None:
+            each = weights[rows].reshape(1, -1, 1).to(patches)
+            weighted, wanted, counted = patches * each, target * each, float(each.sum())
+        transposed = weighted.transpose(1, 2)
         parts = [
             torch.bmm(transposed, patches).double(),
             torch.bmm(transposed, target).double(),
-            patches.sum(1).double(),
-            target.sum(1).double(),
+            weighted.sum(1).double(),
+            wanted.sum(1).double(),
         ]
         if (start // batch_size) % 2:
             odd = parts if odd is None else [a + b for a, b in zip(odd, parts, strict=True)]
-            rows_odd += patches.shape[1]
+            rows_odd += counted
         sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
-        rows_seen += patches.shape[1]
+        rows_seen += counted
     assert sums is not None
     moments = _centred(sums, rows_seen)
     if odd is not None:
@@ -199,7 +206,7 @@ def measure(
     return moments
 
 
-def _centred(sums: list[Tensor], rows: int) -> Moments:
+def _centred(sums: list[Tensor], rows: float) -> Moments:
     h, c, mean_x, mean_y = (value / rows for value in sums)
     power = h.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
     h = h - mean_x.unsqueeze(2) * mean_x.unsqueeze(1)

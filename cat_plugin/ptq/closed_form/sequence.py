@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,8 @@ class SequentialFit:
     keeps_results : bool
         Whether the results are asked for.  If not, large ones, as a language model's logits are, are computed a batch at a
         time, only for what their own layer is fitted to.
+    weights : mapping of fx.Node to Tensor or None
+        How much each position of a layer's output counts (:mod:`cat_plugin.ptq.closed_form.importance`).
 
     Attributes
     ----------
@@ -108,6 +110,7 @@ class SequentialFit:
         fitted: int | None = None,
         changed: bool = False,
         keeps_results: bool = True,
+        weights: Mapping[fx.Node, Tensor] | None = None,
     ) -> None:
         self.module, self.spec, self.changed = prepared.module, spec, changed
         self.unread: set[fx.Node] = set()
@@ -118,6 +121,7 @@ class SequentialFit:
         self.quantized = Executor(self.module, inputs, spec.batch_size, store, lambda child, x: child(x))
         self.reports = [] if reports is None else reports
         self.count = len(inputs) if fitted is None else fitted
+        self.weights = {} if weights is None else weights
         self.results: dict[fx.Node, Tensor] = {}
 
     def run(self, units: Sequence[Unit] = ()) -> Iterator[FittedUnit]:
@@ -144,6 +148,11 @@ class SequentialFit:
             for executor in (full, quantized):
                 executor.drop(dying)
 
+    def _weights_of_reader(self, node: fx.Node) -> Tensor | None:
+        """How much positions count for the layer that alone reads a quantizer."""
+        weights = [self.weights.get(user) for user in node.users]
+        return weights[0][: self.count] if len(weights) == 1 and weights[0] is not None else None
+
     def _visit(self, node: fx.Node, free: Sequence[fx.Node]) -> None:
         """Fit what the node holds and compute its value; values of ``free`` nodes may be written over."""
         full, quantized, spec = self.full, self.quantized, self.spec
@@ -152,7 +161,8 @@ class SequentialFit:
             source = node.all_input_nodes[0]
             if not child.ready:
                 value = first_inputs(quantized.gathered(source), self.count, full.count)
-                calibrate(child, value, spec.symmetric_activations, generator_for(spec.seed, node.name))
+                generator, weights = generator_for(spec.seed, node.name), self._weights_of_reader(node)
+                calibrate(child, value, spec.symmetric_activations, generator, weights)
             if source in full.values:
                 full.set(node, full.values[source])
             quantized.run(node, free)
@@ -162,7 +172,10 @@ class SequentialFit:
                 full.run(node)
             if child.q_weight is None:
                 generator = generator_for(spec.seed, child.name)
-                report = fit_layer(node, child, full, quantized, spec, generator, self.count, kept=kept)
+                weights = self.weights.get(node)
+                report = fit_layer(
+                    node, child, full, quantized, spec, generator, self.count, weights, kept=kept
+                )
                 self.reports.append(report)
             elif kept:
                 quantized.run(node)

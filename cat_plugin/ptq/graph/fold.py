@@ -1,9 +1,10 @@
-"""BatchNorm folding, found from the graph.
+"""BatchNorm and factors of channels folded into the layer in front, found from the graph.
 
 A BatchNorm in evaluation mode is the affine map ``y = g (x - m) / sqrt(v + e) + b`` per channel; behind a
 convolution or linear layer that nothing else reads it becomes part of that layer's weight and bias (Jacob et al.,
 "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
-arXiv 1712.05877, equation 14).
+arXiv 1712.05877, equation 14).  A constant factor for each channel behind a linear layer, as LayerScale is (Touvron et al.,
+"Going deeper with Image Transformers", arXiv 2103.17239, equation 3), does as well.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.ops import BATCH_NORM, WEIGHTED, constant, is_call
 
-__all__ = ["fold_batch_norm"]
+__all__ = ["fold_batch_norm", "fold_factors"]
 
 
 def fold_batch_norm(module: fx.GraphModule) -> int:
@@ -65,11 +66,55 @@ def fold_batch_norm(module: fx.GraphModule) -> int:
     return folded
 
 
-def _replace_parameters(module: fx.GraphModule, conv: fx.Node, weight: Tensor, bias: Tensor) -> None:
+def fold_factors(module: fx.GraphModule) -> int:
+    """Fold every multiplication of a linear layer's output, which nothing else reads, by a constant for each channel, in place.
+
+    Parameters
+    ----------
+    module : fx.GraphModule
+        From :func:`cat_plugin.ptq.graph.trace.trace`.
+
+    Returns
+    -------
+    int
+        Number of multiplications folded.
+    """
+    graph = module.graph
+    folded = 0
+    for node in list(graph.nodes):
+        if not is_call(node, {torch.ops.aten.mul.Tensor}):
+            continue
+        factors = [factor for arg in node.args if (factor := constant(module, arg)) is not None]
+        linear = next((n for n in node.all_input_nodes if is_call(n, {torch.ops.aten.linear.default})), None)
+        if len(factors) != 1 or linear is None or len(linear.users) != 1:
+            continue
+        weight, bias = (constant(module, n) for n in (*linear.args[1:], None)[:2])
+        (factor,) = factors
+        if weight is None or factor.shape[-1:] != (len(weight),) or factor.numel() != len(weight):
+            continue
+        if factor.ndim > node.meta["val"].ndim:
+            continue
+        if len(linear.args) > 2 and linear.args[2] is not None and bias is None:
+            continue
+        scale = factor.reshape(-1).double()
+        new_weight = (weight.double() * scale.unsqueeze(1)).to(weight.dtype)
+        new_bias = None if bias is None else (bias.double() * scale).to(weight.dtype)
+        _replace_parameters(module, linear, new_weight, new_bias)
+        node.replace_all_uses_with(linear)
+        folded += 1
+    graph.eliminate_dead_code()
+    module.recompile()
+    return folded
+
+
+def _replace_parameters(module: fx.GraphModule, conv: fx.Node, weight: Tensor, bias: Tensor | None) -> None:
     graph = module.graph
     with graph.inserting_before(conv):
-        nodes = []
+        nodes: list[fx.Node | None] = []
         for suffix, value in (("weight", weight), ("bias", bias)):
+            if value is None:
+                nodes.append(None)
+                continue
             name = f"_folded_{conv.name}_{suffix}"
             module.register_buffer(name, value.contiguous())
             nodes.append(graph.create_node("get_attr", name))

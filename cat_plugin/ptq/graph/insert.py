@@ -2,8 +2,10 @@
 
 Every input of a convolution or linear layer gets a quantizer at the layer's bits; every tensor that enters an
 element-wise operation of two tensors, a concatenation or a pooling one at ``residual_bits``, unless grids are those of single
-tokens, which only products can use.  Quantizers of one tensor
-with the same bits are shared, those with different bits stand side by side, each reading the float value.
+tokens, which only products can use, or what comes of it is read by a norm, a softmax or a product of attention: these
+compute in float, and the stream between the blocks of a transformer has channels of a range so much wider than all others'
+that 8 bits for the whole tensor lose it.  Quantizers of one tensor with the same bits are shared, those with different bits
+stand side by side, each reading the float value.
 """
 
 from __future__ import annotations
@@ -12,17 +14,21 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import (
     BATCH_NORM,
+    COMBINING,
     FLOAT_ONLY,
     JOINING,
     KIND,
     MOVING,
+    NORMS,
     PRODUCTS,
+    SOFTMAX,
     WEIGHTED,
     arguments,
     constant,
@@ -31,6 +37,7 @@ from cat_plugin.ptq.graph.ops import (
     operand,
     weight_of,
 )
+from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
 from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
@@ -66,12 +73,12 @@ class _Placer:
         self.module = module
         self.cache: dict[tuple[fx.Node, int], fx.Node] = {}
 
-    def quantized(self, source: fx.Node, bits: int, per_token: bool = False) -> fx.Node:
+    def quantized(self, source: fx.Node, bits: int, kind: type[ActQuantizer] = ActQuantizer) -> fx.Node:
         """The quantizer of ``source`` at ``bits``, made on first use right behind its source."""
         key = (source, bits)
         if key not in self.cache:
             name = f"act_{source.name}_{bits}bit"
-            self.module.add_submodule(name, TokenQuantizer(bits) if per_token else ActQuantizer(bits))
+            self.module.add_submodule(name, kind(bits))
             with self.module.graph.inserting_after(source):
                 node = self.module.graph.call_module(name, (source,))
             node.meta = dict(source.meta)
@@ -152,7 +159,9 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
             prepared.unquantized.append(f"{layer_name(node)} ({node.target}): a product with a constant")
         elif is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
             for factor in dict.fromkeys(arguments(node)[: PRODUCTS[node.target]]):
-                node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits, per_token))
+                logarithmic = spec.logarithmic_softmax and _is_softmax(factor)
+                kind = LogQuantizer if logarithmic else TokenQuantizer if per_token else ActQuantizer
+                node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits, kind))
         elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
             prepared.unquantized.append(f"{layer_name(node)} ({node.target}): computed in float")
     prepared.unquantized += [
@@ -190,7 +199,11 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
         with graph.inserting_before(node):
             source = operand(node)
             per_token = spec.a_granularity == "token" and weight.ndim == 2
-            given = source if spec.weight_only else placer.quantized(source, bits[1], per_token)
+            given = (
+                source
+                if spec.weight_only
+                else placer.quantized(source, bits[1], TokenQuantizer if per_token else ActQuantizer)
+            )
             new = graph.call_module(f"op_{node.name}", (given,))
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
@@ -229,11 +242,29 @@ def _names(layers: list[fx.Node]) -> dict[fx.Node, str]:
     return names
 
 
+def _is_softmax(node: Any) -> bool:
+    """Whether the node's values are shares that a softmax made, or zeros in their place."""
+    while is_call(node, MOVING | {torch.ops.aten.masked_fill.Scalar}):
+        node = operand(node)
+    return is_call(node, SOFTMAX)
+
+
+def _float_streams(graph: fx.Graph) -> set[fx.Node]:
+    """What a norm, a softmax or a product reads, at once or joined with other things and moved."""
+    readers = {*NORMS, *SOFTMAX, *PRODUCTS}
+    streams: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if is_call(node, COMBINING | MOVING) and any(is_call(u, readers) or u in streams for u in node.users):
+            streams.add(node)
+    return streams
+
+
 def _quantize_joined(module: fx.GraphModule, placer: _Placer, spec: QuantSpec) -> None:
     """A quantizer for every tensor that enters an operation that joins."""
     input_bits = {source: width for source, width in placer.cache if source.op == "placeholder"}
+    streams = _float_streams(module.graph)
     for node in list(module.graph.nodes):
-        if not is_call(node, JOINING):
+        if not is_call(node, JOINING) or node in streams:
             continue
         for value in _operands(node):
             source, reader = _hoisted(value)

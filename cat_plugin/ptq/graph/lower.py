@@ -13,6 +13,8 @@ from torch import fx, nn
 
 from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.graph.ops import is_call
+from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
 from cat_plugin.ptq.quantizers.per_token import LEAST_SCALE, TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.transforms.equalization import Ceiling
@@ -59,7 +61,14 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
     for node in module.graph.nodes:
         child = module.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(child, ActQuantizer):
-            env[node] = _activation(graph, env[node.args[0]], child, pairs)
+            source = env[node.args[0]]
+            if isinstance(child, LogQuantizer) and child.ready:
+                tables = [
+                    buffer(f"{node.target}.{name}", getattr(child, name)) for name in ("borders", "levels")
+                ]
+                env[node] = _logarithmic(graph, source, *tables)
+            else:
+                env[node] = _activation(graph, source, child, pairs)
         elif isinstance(child, QuantOp):
             if child.q_weight is None:
                 weight = buffer(f"{child.name}.weight", child.weight)
@@ -76,6 +85,10 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
             env[node].meta["nn_module_stack"] = {"0": (child.name, nn.Module)}
         elif isinstance(child, Ceiling):
             env[node] = graph.call_function(torch.ops.aten.relu6.default, (env[node.args[0]],))
+        elif is_call(node, {torch.ops.aten.addcmul.default}):
+            shift, source, factor = (env[n] for n in node.args)
+            scaled = graph.call_function(torch.ops.aten.mul.Tensor, (source, factor))
+            env[node] = graph.call_function(torch.ops.aten.add.Tensor, (scaled, shift))
         else:
             if node.op == "get_attr":
                 value = getattr(module, node.target)
@@ -118,6 +131,12 @@ def _token_grid(graph: fx.Graph, source: fx.Node, quantizer: TokenQuantizer) -> 
     scale = call(_aten.clamp.default, width, min=LEAST_SCALE)
     ratio = call(_aten.div.Tensor, call(_aten.neg.default, low), scale)
     return scale, call(_aten.to.dtype, call(_aten.round.default, ratio), torch.int64)
+
+
+def _logarithmic(graph: fx.Graph, source: fx.Node, borders: fx.Node, levels: fx.Node) -> fx.Node:
+    """The number of borders that a value has reached, and the level of that number."""
+    place = graph.call_function(torch.ops.aten.bucketize.Tensor, (source, borders), {"right": True})
+    return graph.call_function(torch.ops.aten.index.Tensor, (levels, [place]))
 
 
 def _activation(

@@ -12,11 +12,14 @@ from torch.fx.node import Argument
 __all__ = [
     "ACTIVATIONS",
     "BATCH_NORM",
+    "COMBINING",
     "FLOAT_ONLY",
     "JOINING",
     "KIND",
     "MOVING",
+    "NORMS",
     "PRODUCTS",
+    "SOFTMAX",
     "WEIGHTED",
     "arguments",
     "constant",
@@ -91,14 +94,12 @@ ACTIVATIONS = frozenset(
     }
 )
 
-#: Operations whose tensor inputs are quantized at ``residual_bits``: element-wise ones of two tensors,
-#: concatenations and poolings.
-JOINING = frozenset(
+#: Element-wise operations of two tensors, and concatenation.
+COMBINING = frozenset({_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.cat.default})
+
+#: Operations whose tensor inputs are quantized at ``residual_bits``: those and poolings.
+JOINING = COMBINING | frozenset(
     {
-        _aten.add.Tensor,
-        _aten.sub.Tensor,
-        _aten.mul.Tensor,
-        _aten.cat.default,
         _aten.max_pool1d.default,
         _aten.max_pool2d.default,
         _aten.avg_pool1d.default,
@@ -115,6 +116,10 @@ PRODUCTS: dict[Any, int] = {
     _aten.bmm.default: 2,
     _aten.scaled_dot_product_attention.default: 3,
 }
+
+#: Operations that normalise, whose insides stay in float; so does what reaches them by additions alone.
+NORMS = frozenset({_aten.layer_norm.default, _aten.rms_norm.default})
+SOFTMAX = frozenset({_aten.softmax.int, _aten._softmax.default})
 
 #: Operations with weights that stay in float, for the report.
 FLOAT_ONLY = frozenset(

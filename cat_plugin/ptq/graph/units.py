@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import (
     ACTIVATIONS,
+    COMBINING,
+    NORMS,
     is_batch_size,
     is_batched,
     is_call,
@@ -229,8 +231,12 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
     source, start = (cuts.pop(0), 0) if cuts and cuts[0] is placeholder else (placeholder, 0)
     for cut in cuts:
         nodes = order[start : rank[cut] + 1]
-        # cut right before a quantizer, if there are any, or at the end, and only if there is a layer to fit on this side
-        ends = not rounded or all(_calls(module, u, ActQuantizer) or u.op == "output" for u in cut.users)
+        # cut right before a quantizer, if there are any, in a stream that norms read, or at the end, and only if there is a
+        # layer to fit on this side
+        ends = not rounded or all(
+            _calls(module, u, ActQuantizer) or u.op == "output" or is_call(u, NORMS | COMBINING)
+            for u in cut.users
+        )
         if _layer_nodes(module, nodes) and ends:
             segments.append((source, nodes))
             source, start = cut, rank[cut] + 1

@@ -16,7 +16,9 @@ from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.learned.soft_unit import float_call, run_nodes
 from cat_plugin.ptq.rows import Rows
 
-__all__ = ["Tail", "fisher_weights", "prediction_difference"]
+__all__ = ["Tail", "curvature_weights", "fisher_weights", "prediction_difference"]
+
+_CURVED = 256  # calibration rows, the first ones, that curvature is averaged over
 
 
 class Tail:
@@ -104,10 +106,46 @@ def fisher_weights(tail: Tail, targets: Rows, batch_size: int) -> Rows:
             likely = tail.quality.likely(part(y))
         for total, gradient in zip(totals, part.gradient(y, likely, generator).tensors, strict=True):
             total += gradient.square().sum(0, keepdim=True)
-    # where nothing behind reads an element, it must still not be free to run away
+    return _relative(totals)
+
+
+def _relative(totals: Sequence[Tensor]) -> Rows:
+    """Weights with the mean 1; where nothing behind reads an element, it must still not be free to run away."""
     return Rows(
         [(x / mean).clamp(min=0.01) if float(mean := x.mean()) > 0 else torch.ones_like(x) for x in totals]
     )
+
+
+def curvature_weights(tail: Tail, targets: Rows, batch_size: int, temperature: float) -> Rows:
+    """Diagonal of the curvature of the results' divergence for the unit's outputs, one value an element.
+
+    Squared gradients of :meth:`~cat_plugin.ptq.learned.quality.Quality.curvature_probe`, those of each row over their mean
+    before rows are averaged, so that a row of which the network is sure counts as much as any other (the diagonal of FIMA-Q,
+    arXiv 2506.11543, section 3).
+
+    Returns
+    -------
+    Rows
+        (1, ...) of the shapes of one row's outputs, of mean 1.
+    """
+    generator = torch.Generator().manual_seed(0)
+    totals = [torch.zeros_like(x[:1]) for x in targets.tensors]
+    for start in range(0, min(len(targets), _CURVED), batch_size):
+        rows = slice(start, min(start + batch_size, _CURVED, len(targets)))
+        part = tail[rows]
+        with torch.enable_grad():
+            leaves = [x.detach().clone().requires_grad_() for x in targets[rows].tensors]
+            projected = tail.quality.curvature_probe(part(Rows(leaves)), temperature, generator)
+            found = torch.autograd.grad(projected, leaves, allow_unused=True)
+        squares = [
+            torch.zeros_like(x) if g is None else g.square() for g, x in zip(found, leaves, strict=True)
+        ]
+        power = sum(x.flatten(1).sum(1) for x in squares)
+        assert isinstance(power, Tensor)
+        for total, square in zip(totals, squares, strict=True):
+            each = power.clamp(min=1e-30).reshape(-1, *[1] * (square.ndim - 1))
+            total += (square / each).sum(0, keepdim=True)
+    return _relative(totals)
 
 
 def prediction_difference(

@@ -167,3 +167,23 @@ class Quality:
             total = part if total is None else total + part
         assert total is not None
         return total
+
+    def curvature_probe(self, found: Rows, temperature: float, generator: torch.Generator) -> Tensor:
+        """() a random projection of the results; the covariance of its gradient is the curvature of :meth:`error`.
+
+        Of logits ``r' z`` with ``r = (diag(s) - p s') e``, ``p = softmax(z / T)``, ``s = sqrt(p)`` and ``e`` random signs:
+        the mean of ``r r'`` is the Fisher information ``diag(p) - p p'``.
+        """
+        total: Tensor | None = None
+        for mine, axis in zip(found.tensors, self.class_axes, strict=True):
+            signs = (torch.randint(2, mine.shape, generator=generator) * 2 - 1).to(mine)
+            if axis is not None:
+                p = torch.softmax(mine.detach() / temperature, axis)
+                root = p.sqrt() * signs
+                signs = root - p * root.sum(axis, keepdim=True)
+            else:
+                signs = signs / mine.detach().square().mean().clamp_min(1e-20).sqrt()
+            part = (mine * signs).sum()
+            total = part if total is None else total + part
+        assert total is not None
+        return total

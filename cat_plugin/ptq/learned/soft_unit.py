@@ -15,6 +15,7 @@ from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.precision import compute_in_bf16
 from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.steps import SoftActivation
+from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.transforms.equalization import Ceiling
@@ -129,7 +130,7 @@ class SoftUnit(Generic[Soft]):
     layers : dict of QuantOp to SoftLayer
         Layers that have integers.
     activations : dict of ActQuantizer to SoftActivation
-        Quantizers that have ranges.
+        Quantizers that have ranges on uniform grids.
     """
 
     def __init__(
@@ -140,7 +141,9 @@ class SoftUnit(Generic[Soft]):
             layer: make_layer(layer) for layer in unit.layers if layer.q_weight is not None
         }
         self.activations: dict[ActQuantizer, SoftActivation] = {
-            quantizer: SoftActivation(quantizer) for quantizer in unit.quantizers if quantizer.ready
+            quantizer: SoftActivation(quantizer)
+            for quantizer in unit.quantizers
+            if quantizer.ready and not isinstance(quantizer, LogQuantizer)
         }
 
     @property

@@ -7,28 +7,69 @@ the least and the greatest value.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
+from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer, search_levels
 from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer, integer_range
 
-__all__ = ["calibrate", "search_activation_range", "search_token_share", "search_weight_range", "subsample"]
+__all__ = [
+    "calibrate",
+    "search_activation_range",
+    "search_channel_ranges",
+    "search_token_share",
+    "search_weight_range",
+    "subsample",
+]
 
 _TINY = 1e-8
 _SAMPLE = 1 << 17  # values that a range is searched on
 _TOKENS = 2048
 
 
-def calibrate(quantizer: ActQuantizer, value: Tensor, symmetric: bool, generator: torch.Generator) -> None:
-    """Choose the grid of a quantizer from an activation (N, ...), in place."""
+def calibrate(
+    quantizer: ActQuantizer,
+    value: Tensor,
+    symmetric: bool,
+    generator: torch.Generator,
+    weights: Tensor | None = None,
+) -> None:
+    """Choose the grid of a quantizer from an activation (N, ...), in place.
+
+    Parameters
+    ----------
+    quantizer : ActQuantizer
+        Of any kind.
+    value : Tensor
+        (N, ...) activation.
+    symmetric : bool
+        Zero point 0 for signed data on a uniform grid of the whole tensor.
+    generator : torch.Generator
+        CPU generator of what is sampled.
+    weights : Tensor or None
+        (N, positions) how much the positions of (N, positions..., C) count: as often they are drawn.
+    """
     if isinstance(quantizer, TokenQuantizer):
         tokens = value.reshape(-1, value.shape[-1])
         some = torch.randperm(len(tokens), generator=generator)[:_TOKENS]
         quantizer.set_range(search_token_share(tokens[some.to(tokens.device)], quantizer))
+        return
+    sample = _weighted_sample(value, weights, generator)
+    if isinstance(quantizer, LogQuantizer):
+        quantizer.set_range(*search_levels(sample, quantizer.bits))
     else:
-        sample = subsample(value, _SAMPLE, generator)
         quantizer.set_range(*search_activation_range(sample, quantizer.bits, symmetric))
+
+
+def _weighted_sample(value: Tensor, weights: Tensor | None, generator: torch.Generator) -> Tensor:
+    if weights is None or value.shape[:-1].numel() != weights.numel():
+        return subsample(value, _SAMPLE, generator)
+    rows = max(1, _SAMPLE // value.shape[-1])
+    chosen = torch.multinomial(weights.flatten().cpu(), rows, True, generator=generator)
+    return value.reshape(-1, value.shape[-1])[chosen.to(value.device)].flatten()
 
 
 def search_token_share(tokens: Tensor, quantizer: TokenQuantizer) -> float:
@@ -104,6 +145,50 @@ def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple
         if error < best[0]:
             best = (error, scale, zero_point)
     return best[1], best[2], signed
+
+
+def search_channel_ranges(values: Tensor, bits: int) -> Tensor:
+    """Range of least squared error of each channel on a grid of its own.
+
+    Parameters
+    ----------
+    values : Tensor
+        (n, C) float sample.
+    bits : int
+        2..8.
+
+    Returns
+    -------
+    Tensor
+        (2, C) ends, shares of the distances from the mean to the extremes.
+    """
+    steps = 2**bits - 1
+    mean = values.mean(0)
+    below, above = values.amin(0) - mean, values.amax(0) - mean
+    share = torch.ones(2, values.shape[1], device=values.device)
+    best = torch.full((values.shape[1],), torch.inf, device=values.device)
+    centred = values - mean
+
+    def consider(trial: Tensor) -> None:
+        nonlocal best, share
+        low, high = trial[0] * below, trial[1] * above
+        scale = ((high - low) / steps).clamp(min=_TINY)
+        rounded = ((centred - low) / scale).round_().clamp_(0, steps).mul_(scale).add_(low)
+        error = rounded.sub_(centred).square_().mean(0)
+        better = error < best
+        best = torch.where(better, error, best)
+        share = torch.where(better, trial, share)
+
+    coarse = (1.0, 0.8, 0.64, 0.5, 0.36, 0.24, 0.14, 0.07)
+    for pair in itertools.product(coarse, repeat=2):
+        consider(torch.tensor(pair, device=values.device).unsqueeze(1).expand_as(share))
+    for end in (0, 1):
+        start = share.clone()
+        for factor in (0.85, 0.92, 1.08, 1.17):
+            trial = share.clone()
+            trial[end] = (start[end] * factor).clamp(max=1.0)
+            consider(trial)
+    return torch.stack([mean + share[0] * below, mean + share[1] * above])
 
 
 def search_weight_range(

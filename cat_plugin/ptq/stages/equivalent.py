@@ -8,6 +8,7 @@ from cat_plugin.ptq.closed_form.sequence import generator_for
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
+from cat_plugin.ptq.transforms.attention import AttentionHeads
 from cat_plugin.ptq.transforms.equalization import Equalization
 from cat_plugin.ptq.transforms.rotation.rotation import Rotation
 from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
@@ -16,7 +17,7 @@ from cat_plugin.ptq.transforms.transform import Transform
 __all__ = ["TRANSFORMS", "EquivalentTransforms"]
 
 #: In the order in which they are applied.
-TRANSFORMS: tuple[Transform, ...] = (Equalization(), Rotation(), Smoothing())
+TRANSFORMS: tuple[Transform, ...] = (Equalization(), Rotation(), Smoothing(), AttentionHeads())
 
 
 class EquivalentTransforms(Stage):

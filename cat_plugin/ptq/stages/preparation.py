@@ -10,7 +10,7 @@ from torch import Tensor
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CalibrationError
 from cat_plugin.models import run_call
-from cat_plugin.ptq.graph.fold import fold_batch_norm
+from cat_plugin.ptq.graph.fold import fold_batch_norm, fold_factors
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.lower import lower
 from cat_plugin.ptq.graph.trace import trace
@@ -65,12 +65,13 @@ class Trace(_Exact):
 
 
 class FoldBatchNorm(_Exact):
-    """BatchNorm as part of the layer in front of it."""
+    """BatchNorm, and a factor for each channel, as part of the layer in front of it."""
 
     name = "fold"
 
     def run(self, state: State) -> Iterable[Step]:
         fold_batch_norm(state.module)
+        fold_factors(state.module)
         return ()
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from torch import Tensor, fx
+
+from cat_plugin.ptq.closed_form.importance import importance_of_positions
 from cat_plugin.ptq.closed_form.sequence import FittedUnit, SequentialFit, generator_for
 from cat_plugin.ptq.graph.ops import tensor_outputs
 from cat_plugin.ptq.graph.packs import group_by_score, join_units, pack_scores
 from cat_plugin.ptq.learned.descent import Outcome, held_out_rows
-from cat_plugin.ptq.learned.losses import Tail, fisher_weights, prediction_difference
+from cat_plugin.ptq.learned.losses import Tail, curvature_weights, fisher_weights, prediction_difference
 from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct, rows_of_a_step
 from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates
 from cat_plugin.ptq.presets import plan
@@ -20,6 +23,7 @@ from cat_plugin.ptq.state import State
 
 __all__ = ["ChoosePacks", "FitUnits"]
 
+_PASS = 16  # inputs in a pass with gradients through the whole model
 _ROWS = 128  # calibration inputs that blocks are scored on
 
 
@@ -36,7 +40,7 @@ class ChoosePacks(Stage):
 
     def run(self, state: State) -> Iterator[Step]:
         units = state.blocks()
-        fit = SequentialFit(state.prepared, state.inputs, state.spec, state.store)
+        fit = SequentialFit(state.prepared, state.inputs, state.spec, state.store, weights=_weights(state))
         for fitted in fit.run(units):
             work = CLOSED_FORM_WORK * len(fitted.unit.layers)
             yield Step(fitted.unit.name, "score", work=work, saved=False)
@@ -75,6 +79,7 @@ class FitUnits(Stage):
             fitted=count - held_out_rows(count) if state.plan.trains else None,
             changed=steps > 0,
             keeps_results=self._needs_results(state),
+            weights=_weights(state),
         )
         units = state.blocks()
         for fitted in fit.run(join_units(units, state.packs) if state.packs else units):
@@ -94,6 +99,30 @@ class FitUnits(Stage):
         return max(state.plan.unit_steps, state.plan.model_steps, state.plan.refinement_steps) > 0
 
 
+def _weights(state: State) -> dict[fx.Node, Tensor]:
+    """How much the positions of the layers' outputs count, where that is asked for."""
+    spec, graph = state.spec, state.module.graph
+    wanted = spec.position_weights
+    if wanted is None:
+        wanted = all(node.meta["val"].ndim == 2 for node in state.quality.nodes(graph))
+    if not wanted or not (spec.compensation or spec.bias_correction):
+        return {}
+    rows, generator = min(spec.batch_size, _PASS), generator_for(spec.seed, "importance")
+    return importance_of_positions(
+        state.module, state.inputs, state.quality, rows, generator, spec.temperature
+    )
+
+
+def _output_weights(state: State, tail: Tail, targets: Rows) -> Rows | None:
+    """What each element of a unit's outputs counts for in its loss; None counts all alike."""
+    spec = state.spec
+    if spec.loss == "fisher":
+        return fisher_weights(tail, targets, spec.batch_size)
+    if spec.loss == "curvature":
+        return curvature_weights(tail, targets, min(spec.batch_size, _PASS), spec.temperature)
+    return None
+
+
 def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
     """Reconstruct the unit; None where there is nothing to gain."""
     spec, unit, module = state.spec, fitted.unit, state.module
@@ -110,7 +139,6 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         input_mix=spec.input_mix,
         bf16=state.bf16,
     )
-    fisher = spec.loss == "fisher"
     given = dict(zip(state.whole().sources, state.inputs.tensors, strict=True))
     tail = Tail(module, unit, state.quality, given)
     return reconstruct(
@@ -119,9 +147,11 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         fitted.inputs,
         fitted.full_inputs,
         fitted.targets,
-        dataclasses.replace(settings, batch_size=rows_of_a_step(unit, settings.batch_size)),
+        dataclasses.replace(
+            settings, batch_size=rows_of_a_step(unit, settings.batch_size, state.inputs.device)
+        ),
         generator_for(spec.seed, key),
-        weights=fisher_weights(tail, fitted.targets, spec.batch_size) if fisher else None,
+        weights=_output_weights(state, tail, fitted.targets),
         guidance=prediction_difference(tail, fitted.targets, spec.guidance, spec.temperature),
         tick=lambda _: state.reporter.advance(unit.name, len(unit.layers)),
     )

@@ -23,7 +23,7 @@ _WORK = 2.0  # of a layer's gradient step in the whole model, in those of a unit
 
 
 def _settings(state: State, whole: Unit, steps: int) -> LogitTraining:
-    temperature, piece = state.spec.temperature, rows_of_a_step(whole, _ROWS)
+    temperature, piece = state.spec.temperature, rows_of_a_step(whole, _ROWS, state.inputs.device)
     return LogitTraining(steps, _ROWS, temperature, augment=state.augment, piece=piece)
 
 

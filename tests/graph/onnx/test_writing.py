@@ -223,9 +223,14 @@ def test_float_operations_and_what_has_to_be_decomposed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"weight_only": True, "weight_groups": 8}, {"a_granularity": "token", "a_bits": 4}]
+    "options",
+    [
+        {"weight_only": True, "weight_groups": 8},
+        {"a_granularity": "token", "a_bits": 4},
+        {"attention_bits": 4, "smoothing": "searched"},
+    ],
 )
-def test_grids_of_groups_and_of_tokens_are_written(tmp_path, options):
+def test_grids_of_groups_of_tokens_and_of_softmax_are_written(tmp_path, options):
     network = ZOO["encoder"]
     x = network.inputs(8)
     module, _ = quantize(network.build(), QuantSpec(preset="fast", **options), x)

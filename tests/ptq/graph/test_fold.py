@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cat_plugin.ptq import QuantSpec, quantize
-from cat_plugin.ptq.graph.fold import fold_batch_norm
+from cat_plugin.ptq.graph.fold import fold_batch_norm, fold_factors
 from cat_plugin.ptq.graph.trace import trace
 from tests.ptq.models import (
     MODELS,
@@ -26,6 +26,30 @@ def test_the_folded_graph_computes_the_model_at_any_batch_size(make, shape):
     for count in (1, 3, 4):
         with torch.no_grad():
             torch.testing.assert_close(module(x[:count]), model(x[:count]), rtol=1e-4, atol=1e-5)
+
+
+class _LayerScale(nn.Module):
+    """A factor for each channel behind three layers: one that folds, one that others read, one of another axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), nn.Linear(6, 6)
+        self.scales = nn.ParameterList(nn.Parameter(torch.linspace(0.1, 2.0, 6)) for _ in range(3))
+
+    def forward(self, x):
+        x = x + self.scales[0] * self.a(x)
+        y = self.b(x)
+        x = x + y + y * self.scales[1]
+        return x + self.c(x) * self.scales[2].reshape(6, 1)
+
+
+def test_factors_of_channels_are_folded_where_the_layer_has_no_other_reader():
+    model, x = _LayerScale(), small_inputs(4, 6, 6)
+    module = trace(model, x[:2])
+    assert fold_factors(module) == 1
+    assert sum("mul" in str(n.target) for n in module.graph.nodes) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), model(x))
 
 
 def test_batch_norm_that_follows_nothing_stays_and_is_reported():

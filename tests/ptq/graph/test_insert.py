@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,15 +29,43 @@ def test_what_stays_in_float_is_reported():
     assert [layer.name for layer in report.layers] == ["fc"]
 
 
-def test_attention_inputs_are_quantized_on_request():
+def test_attention_inputs_are_quantized_unless_they_are_to_stay_in_float():
     model, x = randomise(Attention("matmul")), small_inputs(16, 3, 16, 16)
-    _, plain = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    _, plain = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", attention_bits=None), x)
     assert sum("matmul" in entry for entry in plain.unquantized) == 2
-    module, asked = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", attention_bits=8), x)
+    module, asked = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
     assert asked.unquantized == []
     for node in module.graph.nodes:
         if "matmul" in str(node.target):
             assert all("dequantize_per_tensor" in str(a.target) for a in node.args)
+
+
+class _PreNorm(nn.Module):
+    """A stream that norms read, and the product of two layers that a layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
+        self.gate, self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.norm(x + 1.5 * x)
+        y = self.down(F.silu(self.gate(y)) * self.up(y))
+        return self.norm(torch.cat([x, y + x], 1))
+
+
+def test_what_a_norm_reads_stays_in_float():
+    x = small_inputs(16, 3, 4)
+    module, _ = quantize(randomise(_PreNorm()), QuantSpec(preset="fast"), x)
+    joined = {}
+    for node in module.graph.nodes:
+        if str(node.target) in ("aten.add.Tensor", "aten.cat.default", "aten.mul.Tensor"):
+            operands = [n for n in node.all_input_nodes if n.op != "get_attr"]
+            joined.setdefault(str(node.target), []).append(["dequantize" in str(n.target) for n in operands])
+    for target in ("aten.add.Tensor", "aten.cat.default"):
+        assert not any(any(flags) for flags in joined[target])
+    assert joined["aten.mul.Tensor"] == [[False], [True, True]]
 
 
 def test_weights_alone_are_quantized_where_that_is_asked_for():

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
+from cat_plugin.ptq.quantizers.observers import (
+    search_activation_range,
+    search_channel_ranges,
+    search_weight_range,
+)
 from tests.ptq.models import small_inputs
 
 
@@ -51,3 +55,21 @@ def test_constant_activations_are_represented_exactly():
         qmin, qmax = (-8, 7) if signed else (0, 15)
         q = np.clip(round(value / scale) + zero, qmin, qmax)
         assert (q - zero) * scale == pytest.approx(value, abs=1e-6)
+
+
+def test_ranges_of_channels_are_nearly_the_best_of_all():
+    values = np.random.default_rng(3).normal(size=(400, 4)) * [1.0, 5.0, 0.2, 1.0] + [0.0, 3.0, 0.0, -2.0]
+    values[:, 3] = np.where(values[:, 3] > 0, values[:, 3] * 6, 0.1 * values[:, 3])  # a long tail on one side
+    found = search_channel_ranges(torch.from_numpy(values).float(), 3).double().numpy()
+
+    def error(x, low, high):
+        scale = (high - low) / 7
+        return ((np.clip(np.round((x - low) / scale), 0, 7) * scale + low - x) ** 2).mean()
+
+    for channel, x in enumerate(values.T):
+        shares = np.linspace(0.05, 1.0, 60)
+        ends = [
+            (m + a * (x.min() - m), m + b * (x.max() - m)) for m in [x.mean()] for a in shares for b in shares
+        ]
+        best = min(error(x, low, high) for low, high in ends)
+        assert error(x, *found[:, channel]) < 1.1 * best

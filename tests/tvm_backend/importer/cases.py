@@ -209,6 +209,11 @@ CASES = {
         x.unbind(1)[-1],
         x.tensor_split(4, 2)[3],
     ),
+    "borders": lambda x: (
+        torch.bucketize(torch.round(x * 4) / 4, torch.tensor([-0.5, 0.25, 0.5]), right=True),
+        torch.bucketize(torch.round(x * 4) / 4, torch.tensor([-0.5, 0.25, 0.5])),
+        torch.tensor([0.0, 0.2, 0.3, 0.7])[torch.bucketize(x, torch.tensor([-0.5, 0.25, 0.5]), right=True)],
+    ),
     "index": lambda x: (
         x[:, ROWS],
         x[:, ROWS, COLUMNS],

@@ -67,6 +67,6 @@ def _weight_argument(module: fx.GraphModule, node: fx.Node) -> int:
     """Position of the factor for each channel among a maker's arguments."""
     if is_call(node, {_aten.linear.default}):
         return 1
-    if is_call(node, {_aten.layer_norm.default, _RMS_NORM}):
+    if is_call(node, {_aten.layer_norm.default, _RMS_NORM, _aten.addcmul.default}):
         return 2
     return next(i for i, arg in enumerate(node.args) if constant(module, arg) is not None)

@@ -16,14 +16,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from cat_plugin.ptq.graph.ops import MOVING, arguments, constant, is_call, operand
+from cat_plugin.ptq.graph.ops import MOVING, NORMS, SOFTMAX, arguments, constant, is_call, operand
 from cat_plugin.ptq.transforms.smoothing.components import Components
 
 __all__ = ["Labels", "Reads", "label_channels"]
 
 _aten = torch.ops.aten
-_NORMS = frozenset({_aten.layer_norm.default, _aten.rms_norm.default})
-_SOFTMAX = frozenset({_aten.softmax.int, _aten._softmax.default})
 _PADS = frozenset({_aten.pad.default, _aten.constant_pad_nd.default})
 _MOVES = (MOVING - _PADS) | {
     operator.getitem,
@@ -109,7 +107,7 @@ def _is_softmax(node: Any) -> bool:
     """Whether the rows, along the last axis, of a node's value sum up to one."""
     while is_call(node, {_aten.expand.default, _aten.clone.default, _aten.contiguous.default}):
         node = node.args[0]
-    return is_call(node, _SOFTMAX) and node.args[1] in (-1, node.meta["val"].ndim - 1)
+    return is_call(node, SOFTMAX) and node.args[1] in (-1, node.meta["val"].ndim - 1)
 
 
 class _Tracker(fx.Interpreter):
@@ -138,13 +136,16 @@ class _Tracker(fx.Interpreter):
         if is_call(node, {_aten.linear.default}):
             weight = constant(self.graph_module, node.args[1])
             width = None if weight is None else len(weight)
-        elif is_call(node, _NORMS):
+        elif is_call(node, NORMS):
             weight = constant(self.graph_module, node.args[2]) if len(node.args) > 2 else None
             width = None if weight is None or weight.ndim != 1 else len(weight)
         elif is_call(node, {_aten.mul.Tensor}) and not any(n in self.labels for n in node.all_input_nodes):
             factor = next((c for a in node.args if (c := constant(self.graph_module, a)) is not None), None)
             alike = factor is not None and factor.ndim == 1 and value.ndim > 1
             width = len(factor) if alike and factor is not None and len(factor) == value.shape[-1] else None
+        elif is_call(node, {_aten.addcmul.default}) and node.args[1] not in self.labels:
+            factor = constant(self.graph_module, node.args[2])
+            width = None if factor is None or factor.ndim != 1 else len(factor)
         else:
             return None
         if width is None:

@@ -48,7 +48,7 @@ class Place:
     Attributes
     ----------
     kind : str
-        ``norm`` (behind a norm), ``product`` (queries and keys), ``linear`` (between linear layers).
+        ``norm`` (behind a norm or a factor for each channel), ``product`` (queries and keys), ``linear`` (between linear layers).
     count : int
         Number of scales, each free.
     sources, readers : list of Side
@@ -71,6 +71,8 @@ def bias_argument(node: fx.Node) -> int | None:
     """Position of the bias among the arguments of a node that makes or reads channels; None where it can have none."""
     if is_call(node, {_aten.linear.default}):
         return 2
+    if is_call(node, {_aten.addcmul.default}):
+        return 0
     return 3 if is_call(node, {_aten.layer_norm.default}) else None
 
 

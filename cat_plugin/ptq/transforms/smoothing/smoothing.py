@@ -10,9 +10,11 @@ from torch import fx
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
+from cat_plugin.ptq.transforms.smoothing.functions import insert_factors
 from cat_plugin.ptq.transforms.smoothing.places import Place, find_places
 from cat_plugin.ptq.transforms.smoothing.ranges import measure_ranges
-from cat_plugin.ptq.transforms.smoothing.starts import STARTS
+from cat_plugin.ptq.transforms.smoothing.starts import STARTS, searched_reach
+from cat_plugin.ptq.transforms.smoothing.strength import best_strength
 from cat_plugin.ptq.transforms.transform import Transform
 
 __all__ = ["Smoothing"]
@@ -34,11 +36,18 @@ class Smoothing(Transform):
         self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
         assert spec.smoothing is not None
-        places = self.places(module)
         start = STARTS[spec.smoothing]
+        if start.functions:
+            insert_factors(module)
+        places = self.places(module)
         for place, ranges in zip(
-            places, measure_ranges(module, places, inputs, spec.batch_size), strict=True
+            places, measure_ranges(module, places, inputs, spec.batch_size, spec.a_bits), strict=True
         ):
-            scales, shifts = start.choose(place, ranges, spec.smoothing_strength)
+            strength = spec.smoothing_strength
+            if start.searches and place.readers:
+                bits = (spec.w_bits, spec.a_bits)
+                reach = searched_reach(place, ranges)
+                strength = best_strength(module, place, ranges.samples, *reach, bits)
+            scales, shifts = start.choose(place, ranges, strength)
             fold_place(module, place, scales, shifts)
         return None

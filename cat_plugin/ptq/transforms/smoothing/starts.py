@@ -10,8 +10,18 @@ from torch import Tensor
 
 from cat_plugin.ptq.transforms.smoothing.places import Place
 from cat_plugin.ptq.transforms.smoothing.ranges import Ranges
+from cat_plugin.ptq.transforms.smoothing.strength import powered
 
-__all__ = ["STARTS", "LogarithmicEquivalent", "OmniQuant", "Reparametrization", "SmoothQuant", "Start"]
+__all__ = [
+    "STARTS",
+    "LogarithmicEquivalent",
+    "OmniQuant",
+    "Reparametrization",
+    "SearchedRanges",
+    "SmoothQuant",
+    "Start",
+    "searched_reach",
+]
 
 _LEAST = 1e-2  # no channel is scaled up by more than a hundred
 
@@ -25,10 +35,16 @@ class Start(ABC):
         Whether channels are shifted where the place permits it.
     products : bool
         Whether queries and keys are scaled.
+    searches : bool
+        Whether the strength is searched at each place (:mod:`cat_plugin.ptq.transforms.smoothing.strength`).
+    functions : bool
+        Whether channels behind GELU and its like are scaled too (:mod:`cat_plugin.ptq.transforms.smoothing.functions`).
     """
 
     moves: ClassVar[bool] = True
     products: ClassVar[bool] = True
+    searches: ClassVar[bool] = False
+    functions: ClassVar[bool] = False
 
     @abstractmethod
     def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
@@ -87,7 +103,7 @@ class LogarithmicEquivalent(Start):
 
 
 class Reparametrization(Start):
-    """Every channel's range brought to the mean range, its middle to zero.
+    """Every channel's searched range brought to the mean range, its middle to zero.
 
     (Li et al., "RepQ-ViT: Scale Reparameterization for Post-Training Quantization of Vision Transformers", arXiv 2212.08254,
     section 3.3: a scale and a zero point for each channel, folded into the norm and the next layer.)
@@ -99,9 +115,34 @@ class Reparametrization(Start):
         return reach / reach.mean().clamp(min=1e-5)
 
     def choose(self, place: Place, ranges: Ranges, strength: float) -> tuple[Tensor, Tensor | None]:
-        if place.kind == "norm":
+        if place.kind != "norm":
+            return torch.ones(place.count), None
+        reach, shifts = searched_reach(place, ranges)
+        return self.scales(reach, ranges.weight, strength).clamp(min=_LEAST), shifts
+
+
+def searched_reach(place: Place, ranges: Ranges) -> tuple[Tensor, Tensor | None]:
+    """(n,) half the width of the searched ranges, and their middles where channels may be shifted."""
+    low, high = ranges.clipped_low, ranges.clipped_high
+    if place.shifted:
+        return (high - low) / 2, (low + high) / 2
+    return torch.maximum(low.abs(), high.abs()), None
+
+
+class SearchedRanges(Start):
+    """Searched ranges to the power that loses least at each place, wherever channels may be scaled."""
+
+    searches = True
+    functions = True
+
+    def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
+        return powered(reach, strength)
+
+    def choose(self, place: Place, ranges: Ranges, strength: float) -> tuple[Tensor, Tensor | None]:
+        if place.kind == "product":
             return super().choose(place, ranges, strength)
-        return torch.ones(place.count), None
+        reach, shifts = searched_reach(place, ranges)
+        return self.scales(reach, ranges.weight, strength).clamp(min=_LEAST), shifts
 
 
 #: By the name that ``smoothing`` has in a specification.
@@ -110,4 +151,5 @@ STARTS: dict[str, Start] = {
     "omniquant": OmniQuant(),
     "lrquant": LogarithmicEquivalent(),
     "repq": Reparametrization(),
+    "searched": SearchedRanges(),
 }

@@ -13,7 +13,8 @@ from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.transforms.smoothing.places import find_places
 from cat_plugin.ptq.transforms.smoothing.ranges import measure_ranges
 from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
-from cat_plugin.ptq.transforms.smoothing.starts import STARTS
+from cat_plugin.ptq.transforms.smoothing.starts import STARTS, searched_reach
+from cat_plugin.ptq.transforms.smoothing.strength import best_strength, output_errors, powered
 from tests.zoo import ZOO
 
 
@@ -73,7 +74,9 @@ def test_scales_are_those_of_the_papers(outliers):
     m = torch.maximum(ranges.high - shifts, shifts - ranges.low).double()
     torch.testing.assert_close(scales.double(), m / torch.log2(2 + m), rtol=1e-5, atol=0)
     scales, shifts = STARTS["repq"].choose(norm, ranges, 0.5)
-    torch.testing.assert_close(scales.double(), m / m.mean(), rtol=1e-5, atol=0)
+    half = (ranges.clipped_high - ranges.clipped_low).double() / 2
+    torch.testing.assert_close(scales.double(), half / half.mean(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(shifts, (ranges.clipped_high + ranges.clipped_low) / 2)
     assert STARTS["repq"].choose(hidden, behind, 0.5)[1] is None
     assert STARTS["lrquant"].choose(hidden, behind, 0.5)[1] is None  # ReLU keeps zero where it is
 
@@ -125,3 +128,46 @@ def test_the_names_of_the_methods_are_those_of_the_option():
         assert QuantSpec(smoothing=name).smoothing == name
     with pytest.raises(CATError, match=r"smoothing.*lrquant"):
         QuantSpec(smoothing="lrqant")
+
+
+class _Behind(nn.Module):
+    """GELU whose channels differ, read by a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        with torch.no_grad():
+            self.up.weight *= torch.logspace(-1, 1, 16).unsqueeze(1)
+            self.down.weight /= torch.logspace(-1, 1, 16)
+
+    def forward(self, x):
+        return self.down(torch.nn.functional.gelu(self.up(self.norm(x)))).mean(1)
+
+
+def test_channels_behind_gelu_are_scaled_and_shifted_in_float():
+    model, x = _Behind().eval(), torch.randn(64, 6, 8, generator=torch.Generator().manual_seed(2))
+    module = trace(model, x[:2])
+    Smoothing().fold(module, Rows([x]), QuantSpec(smoothing="searched"), torch.Generator())
+    assert sum("addcmul" in str(node.target) for node in module.graph.nodes) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+    errors = {
+        method: _error(model, x, smoothing=method, compensation=False, last_bits=None)
+        for method in (None, "searched")
+    }
+    assert errors["searched"] < 0.5 * errors[None]
+
+
+def test_the_searched_strength_is_the_best_of_those_tried():
+    model, x = _Behind().eval(), torch.randn(64, 6, 8, generator=torch.Generator().manual_seed(2))
+    module = trace(model, x[:2])
+    (place,) = [p for p in find_places(module) if p.kind == "norm"]
+    (ranges,) = measure_ranges(module, [place], Rows([x]), 64, 4)
+    reach, shifts = searched_reach(place, ranges)
+    given = (module, place, ranges.samples)
+    found = best_strength(*given, reach, shifts, (4, 4))
+    losses = {}
+    for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
+        activation, weight = output_errors(*given, powered(reach, strength), shifts, (4, 4))
+        losses[strength] = activation + 0.5 * weight
+    assert losses[found] == min(losses.values())
