@@ -10,7 +10,8 @@ run, again or for the first time::
 Rows are named ``model/bits/convention/preset``. In the convention ``default`` every input of a convolution or linear
 layer has the row's bits and what feeds an addition or a pooling 8 (side by side where both do); in ``strict`` the
 shortcut and what is pooled have the row's bits too, with one quantizer for a block's output, as in the literature on
-block reconstruction. First and last layers have 8 bits in both, and in the peers. Labels are used for the
+block reconstruction; in ``few`` the engine is given 64 images, in ``none`` no image, and makes 64 inputs of its own. First and
+last layers have 8 bits in both, and in the peers. Labels are used for the
 number that is printed, and for nothing else.
 """
 
@@ -83,6 +84,11 @@ def all_rows() -> list[str]:
         for convention in ("default", "strict")
         for preset in PRESETS
     ]
+    rows += [
+        f"efficientnet_lite0/{bits}/{data}/fast"
+        for bits in ("w8a8", "w4a8", "w4a4")
+        for data in ("few", "none")
+    ]
     rows += [f"ablation/closed/{name}" for name in CLOSED]
     rows += [f"ablation/trained/{name}" for name in TRAINED]
     return rows + [f"peer/{name}/{model}" for name in PEERS for model in BITS]
@@ -113,19 +119,23 @@ def measure(
             "a_bits": a_bits,
             "residual_bits": a_bits if convention == "strict" else 8,
             "preset": preset,
-            "num_samples": SAMPLES[model_name],
+            "num_samples": 64 if convention in ("few", "none") else SAMPLES[model_name],
             "batch_size": 64 if model_name == "resnet20" else 16,
             "memory_mb": None if model_name == "resnet20" else 1000,
             **options,
         }
     )
-    inputs = split.calibration[: SAMPLES[model_name]]
+    inputs = split.calibration[: spec.num_samples]
     load = os.getloadavg()[0]
     started, cpu = time.perf_counter(), time.process_time()
     with PeakMemory() as memory:
-        module, report = quantize(model, spec, inputs, device=device)
+        if convention == "none":
+            shape = tuple(inputs.shape[1:])
+            module, report = quantize(model.to(device), spec, None, input_shape=shape)
+        else:
+            module, report = quantize(model, spec, inputs, device=device)
     seconds, busy = time.perf_counter() - started, time.process_time() - cpu
-    batch = 250 if model_name == "resnet20" else 25
+    batch = 250 if model_name == "resnet20" or device != "cpu" else 25
     with torch.no_grad():
         z_fp, z_q, e_fp, e_q = (
             torch.cat([network(x.to(device)).cpu() for x in images.split(batch)])
@@ -245,6 +255,8 @@ def _labels(row: dict[str, Any]) -> dict[str, Any]:
     labels["corrected"] = "yes" if "cat_top1" in row else "no"
     if parts[0] == "ablation":
         return labels | {"table": parts[1], "method": parts[2]}
+    if parts[2] in ("few", "none"):
+        return labels | {"table": "data"}
     return labels | {"table": "peer" if parts[0] == "peer" else parts[0]}
 
 
