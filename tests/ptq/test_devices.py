@@ -21,7 +21,11 @@ CASES = [
     (Attention, (32, 3, 16, 16), {"memory_mb": 0}),
     (Attention, (32, 3, 16, 16), {"attention_bits": 4, "smoothing": "lrquant", "smoothing_epochs": 1}),
     (Attention, (32, 3, 16, 16), {"smoothing": "repq", **TRAINED}),
-    (Attention, (32, 3, 16, 16), {"smoothing": "searched", "attention_bits": 4, "softmax_grid": "logarithmic"}),
+    (
+        Attention,
+        (32, 3, 16, 16),
+        {"smoothing": "searched", "attention_bits": 4, "softmax_grid": "logarithmic"},
+    ),
     (Attention, (32, 3, 16, 16), {"smoothing": "searched", "loss": "curvature", **TRAINED}),
     (Attention, (32, 3, 16, 16), {"a_granularity": "token", "weight_groups": 8, "smoothing": "lrquant"}),
 ]
