@@ -23,7 +23,7 @@ project = "cat-ptq"
 version = release = cat_plugin.__version__
 copyright = "the cat-ptq authors"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "svg_math"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "numpydoc", "svg_math", "gallery"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"cat-ptq {release}"
@@ -69,6 +69,7 @@ NAVIGATION = {
         "onnx",
         "pytorch",
         "cli",
+        "gallery",
         "deploy",
         "security",
         "troubleshooting",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +15,6 @@ from cat_plugin.errors import QuantizationError
 from cat_plugin.files import write_errors
 
 __all__ = ["TensorStore"]
-
-_NUMPY = {
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.float16: np.float16,
-    torch.int64: np.int64,
-}
 
 
 class TensorStore:
@@ -49,7 +43,7 @@ class TensorStore:
         self.budget = budget
         self.in_memory = self.peak = self.on_disk = 0
         self._directory: tempfile.TemporaryDirectory[str] | None = None
-        self._files: dict[int, Path] = {}
+        self._files: dict[int, tuple[Path, mmap.mmap]] = {}
         self._sizes: dict[int, int] = {}
 
     def __enter__(self) -> TensorStore:
@@ -62,17 +56,18 @@ class TensorStore:
 
     def allocate(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Uninitialised tensor of ``shape``; on the CPU and mapped to a file if the budget is used up."""
-        size = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()
-        if self.budget is not None and self.in_memory + size > self.budget and dtype in _NUMPY and size > 0:
+        size = math.prod(shape) * torch.empty((), dtype=dtype).element_size()
+        if self.budget is not None and self.in_memory + size > self.budget and size > 0:
             if self._directory is None:
                 self._directory = tempfile.TemporaryDirectory(prefix="cat_plugin_")
             path = Path(self._directory.name) / f"{len(self._files)}_{self.on_disk}.bin"
             with write_errors(QuantizationError, f"activations to {path}"), path.open("wb") as stream:
                 # All of it at once: a page that finds no space later would end the process with a bus error.
                 os.posix_fallocate(stream.fileno(), 0, size)
-            mapped = np.memmap(path, dtype=_NUMPY[dtype], mode="r+", shape=shape)
-            tensor = torch.from_numpy(mapped)
-            self._files[id(tensor)] = path
+            with path.open("r+b") as stream:
+                mapped = mmap.mmap(stream.fileno(), size)
+            tensor = torch.frombuffer(mapped, dtype=dtype).reshape(shape)
+            self._files[id(tensor)] = (path, mapped)
             self.on_disk += size
             return tensor
         tensor = torch.empty(shape, dtype=dtype, device=device)
@@ -84,6 +79,11 @@ class TensorStore:
     def release(self, tensor: Tensor) -> None:
         """Say that ``tensor`` is no longer needed."""
         self.in_memory -= self._sizes.pop(id(tensor), 0)
-        path = self._files.pop(id(tensor), None)
+        path, _ = self._files.pop(id(tensor), (None, None))
         if path is not None:
             path.unlink(missing_ok=True)  # the mapping stays valid until the tensor goes
+
+    def settle(self) -> None:
+        """Let the pages of mapped files go from the process's memory; what is in them stays in the files."""
+        for _, mapped in self._files.values():
+            mapped.madvise(mmap.MADV_DONTNEED)

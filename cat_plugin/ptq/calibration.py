@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cat_plugin.batches import ModelCall, as_calls, stacked
 from cat_plugin.errors import CalibrationError, no_calibration_batch
+from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.torch_compat import pytree
 
@@ -38,7 +39,61 @@ def _fixed(call: ModelCall) -> tuple[list[Any], pytree.TreeSpec]:
     return [None if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
 
 
-def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Inputs:
+class _Rows:
+    """One of the inputs, gathered batch by batch.
+
+    Portions of one tensor stay a view of it.  Of others a copy is needed, which the store keeps within its budget, so that
+    of batches that are made one by one no more than two are held.
+    """
+
+    def __init__(self, store: TensorStore | None, most: int) -> None:
+        self._store, self._most = store, most
+        self._batches: list[Tensor] = []
+        self._kept: Tensor | None = None
+        self._count = 0
+
+    def add(self, batch: Tensor) -> None:
+        if self._kept is None:
+            if self._store is None or not self._batches or self._goes_on(batch):
+                self._batches.append(batch)
+                return
+            self._grow(stacked(self._batches), len(batch), self._store)
+            self._batches = []
+        assert self._kept is not None
+        assert self._store is not None
+        if self._count + len(batch) > len(self._kept):
+            self._grow(self._kept, len(batch), self._store)
+        self._kept[self._count : self._count + len(batch)] = batch
+        self._count += len(batch)
+        self._store.settle()
+
+    def _grow(self, rows: Tensor, more: int, store: TensorStore) -> None:
+        """Move rows to a place for twice as many; how many there will be is not known."""
+        count = self._count or len(rows)
+        room = min(self._most, max(2 * count, count + more))
+        kept = store.allocate((room, *rows.shape[1:]), rows.dtype, rows.device)
+        kept[:count] = rows[:count]
+        store.release(rows)
+        self._kept, self._count = kept, count
+
+    def _goes_on(self, batch: Tensor) -> bool:
+        """Whether a batch lies behind the one before it in one storage."""
+        last = self._batches[-1]
+        return (
+            batch.untyped_storage().data_ptr() == last.untyped_storage().data_ptr()
+            and batch.storage_offset() == last.storage_offset() + last.numel()
+            and batch.is_contiguous()
+            and batch.dtype == last.dtype
+        )
+
+    def whole(self) -> Tensor:
+        """All rows."""
+        return stacked(self._batches) if self._kept is None else self._kept[: self._count]
+
+
+def gather_inputs(
+    calibration: Iterable[Any] | Tensor, num_samples: int, store: TensorStore | None = None
+) -> Inputs:
     """Collect at most ``num_samples`` inputs.
 
     Parameters
@@ -48,6 +103,8 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Inpu
         from N_i, in arguments of one structure.
     num_samples : int
         Inputs wanted; fewer are used when there are no more.
+    store : TensorStore or None
+        Where copies are kept; None is in memory.
 
     Returns
     -------
@@ -61,7 +118,8 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Inpu
     CATTypeError
         If `calibration` or a batch cannot be read.
     """
-    batches: list[list[Tensor]] = []
+    gathered: list[_Rows] = []
+    shapes: list[torch.Size] = []
     example: ModelCall | None = None
     count = 0
     for index, call in enumerate(as_calls(calibration)):
@@ -73,20 +131,25 @@ def gather_inputs(calibration: Iterable[Any] | Tensor, num_samples: int) -> Inpu
                 f"calibration batch {index} gives the model {call}, batch 0 {example}; expected the same arguments in "
                 "every batch."
             )
-        for tensor, first in zip(inputs, batches[0] if batches else inputs, strict=True):
-            if tensor.shape[1:] != first.shape[1:]:
+        if not gathered:
+            gathered = [_Rows(store, num_samples) for _ in inputs]
+            shapes = [tensor.shape[1:] for tensor in inputs]
+        for tensor, shape in zip(inputs, shapes, strict=True):
+            if tensor.shape[1:] != shape:
                 raise CalibrationError(
                     f"calibration batch {index} holds inputs of shape {tuple(tensor.shape[1:])}, batch 0 of shape "
-                    f"{tuple(first.shape[1:])}; expected one shape. Resize the inputs, or calibrate on one size."
+                    f"{tuple(shape)}; expected one shape. Resize the inputs, or calibrate on one size."
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CalibrationError(
                     f"calibration batch {index} has NaN or infinite values; remove or repair these inputs."
                 )
-        batches.append([tensor[: num_samples - count] for tensor in inputs])
-        count += len(batches[-1][0])
+        left = num_samples - count
+        for rows, tensor in zip(gathered, inputs, strict=True):
+            rows.add(tensor[:left])
+        count += min(left, len(inputs[0]))
         if count >= num_samples:
             break
     if example is None or count == 0:
         raise no_calibration_batch()
-    return Inputs([stacked(parts) for parts in zip(*batches, strict=True)], example)
+    return Inputs([rows.whole() for rows in gathered], example)

@@ -89,14 +89,14 @@ def quantize(
     if calibration is None:
         calibration, note = _without_data(model, spec, input_shape)
         notes.append(note)
-    inputs = gather_inputs(calibration, spec.num_samples)
-    inputs = inputs.mapped(lambda x: x.float() if x.is_floating_point() else x)
-    home = device_of(model) or inputs.device
     with contextlib.ExitStack() as stack:
+        store = stack.enter_context(TensorStore(None if spec.memory_mb is None else spec.memory_mb << 20))
+        inputs = gather_inputs(calibration, spec.num_samples, None if spec.memory_mb is None else store)
+        inputs = inputs.mapped(lambda x: x.float() if x.is_floating_point() else x)
+        home = device_of(model) or inputs.device
         stack.enter_context(evaluating(model, warn=True))
         stack.enter_context(torch.no_grad())
         stack.enter_context(full_float32())
-        store = stack.enter_context(TensorStore(None if spec.memory_mb is None else spec.memory_mb << 20))
         checkpoint = None
         if resume is not None:
             checkpoint = Checkpoint(

@@ -21,6 +21,16 @@ def test_quiet_prints_nothing(workspace: Path, capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr() == ("", "")
 
 
+def test_threads_that_wait_sleep(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless somebody says otherwise."""
+    for said, found in ((None, "passive"), ("active", "active")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if said is not None:
+            monkeypatch.setenv("OMP_WAIT_POLICY", said)
+        assert main(["recipe", "check", str(workspace / "recipe.yaml"), "--quiet"]) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == found
+
+
 def test_damaged_bundle(workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (workspace / "bundle").iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -39,7 +39,7 @@ def work(state: Path, result: Path, reported: Path, preset: str) -> None:
     known = {stage.name for stage in STAGES} - {"model", "refinement"}
 
     def note(event: Progress) -> None:
-        if event.stage not in known and (preset == "fast" or event.loss_after is not None):
+        if event.stage.partition(",")[0] not in known and (preset == "fast" or event.loss_after is not None):
             with reported.open("ab") as stream:
                 stream.write(b".")
 

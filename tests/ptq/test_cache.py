@@ -9,6 +9,7 @@ from torch import nn
 from benchmarks.memory import STATUS, PeakMemory
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.calibration import gather_inputs
 from tests.ptq.models import SmallResNet, assert_same, randomise, small_inputs
 
 
@@ -48,6 +49,48 @@ def test_a_memory_budget_bounds_what_the_process_takes():
     grown = tight.anonymous - tight.before
     assert grown < (free.anonymous - free.before) / 2
     assert grown < (8 + 12 + 48) << 20  # the budget, a copy of the inputs, single batches
+
+
+def test_inputs_that_come_one_by_one_are_not_held(tmp_path):
+    """Batches of a generator go to the store as they come; portions of one tensor stay a view of it."""
+    x = small_inputs(64, 3, 16, 16)
+    with TensorStore(1000) as store:
+        made = (x[start : start + 8].clone() for start in range(0, 64, 8))
+        gathered = gather_inputs(made, 60, store)
+        assert torch.equal(gathered.tensors[0], x[:60])
+        assert store.in_memory == 0
+        written = store.on_disk
+        assert 60 * 3 * 16 * 16 * 4 <= written <= 2 * 64 * 3 * 16 * 16 * 4
+        view = gather_inputs(x.split(8), 60, store)
+        assert view.tensors[0].data_ptr() == x.data_ptr()
+        assert len(view) == 60
+        assert store.on_disk == written
+        short = gather_inputs([x[:8].clone(), x[8:10].clone()], 60, store)
+        assert torch.equal(short.tensors[0], x[:10])
+
+
+def test_what_is_settled_is_still_there():
+    with TensorStore(0) as store:
+        tensor = store.allocate((1 << 20,), torch.float32, torch.device("cpu"))
+        tensor.copy_(torch.arange(1 << 20))
+        store.settle()
+        assert torch.equal(tensor, torch.arange(1 << 20, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("memory_mb", [None, 1])
+def test_the_peak_is_foreseen(caplog, memory_mb):
+    model, x = randomise(SmallResNet()), small_inputs(256, 3, 24, 24)
+    stages = []
+    spec = QuantSpec(preset="fast", memory_mb=memory_mb)
+    with caplog.at_level("INFO", "cat_plugin"):
+        _, report = quantize(model, spec, x, progress=lambda event: stages.append(event.stage))
+    (line,) = [text for text in caplog.messages if "fitting the units takes" in text]
+    (told,) = [stage for stage in stages if stage.startswith("units, about")]
+    assert told.removeprefix("units, ") in line
+    assert ("of files" in line) == (memory_mb is not None)
+    if memory_mb is None:
+        foreseen = int(line.partition("about ")[2].partition(" MiB")[0]) << 20
+        assert report.cache["peak_bytes"] / 2 < foreseen < 4 * report.cache["peak_bytes"]
 
 
 def test_the_store_counts_what_it_holds():

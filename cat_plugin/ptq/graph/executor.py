@@ -107,6 +107,7 @@ class Executor:
             # A view of what dies (a transpose of it, say) is read whole before its place is written.
             shared = part.untyped_storage().data_ptr() == kept.untyped_storage().data_ptr()
             kept[rows] = part.clone() if shared else part
+            self.store.settle()
         assert kept is not None
         for other in [n for n, value in self.values.items() if value is kept]:
             del self.values[other]

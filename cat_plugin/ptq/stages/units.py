@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 
 from torch import Tensor, fx
@@ -15,6 +16,7 @@ from cat_plugin.ptq.learned.descent import Outcome, held_out_rows
 from cat_plugin.ptq.learned.losses import Tail, curvature_weights, fisher_weights, prediction_difference
 from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct, rows_of_a_step
 from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates
+from cat_plugin.ptq.memory import expected
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
@@ -22,6 +24,8 @@ from cat_plugin.ptq.stages.stage import CLOSED_FORM_WORK, Stage, Step
 from cat_plugin.ptq.state import State
 
 __all__ = ["ChoosePacks", "FitUnits"]
+
+_log = logging.getLogger("cat_plugin")
 
 _PASS = 16  # inputs in a pass with gradients through the whole model
 _ROWS = 128  # calibration inputs that blocks are scored on
@@ -70,6 +74,9 @@ class FitUnits(Stage):
 
     def run(self, state: State) -> Iterator[Step]:
         count, steps = len(state.inputs), state.plan.unit_steps
+        foreseen = expected(state.module.graph, count, state.spec.batch_size, state.store.budget)
+        state.reporter.enter(f"{self.name}, {foreseen}")
+        _log.info("fitting the units takes %s beside the model and its inputs", foreseen)
         fit = SequentialFit(
             state.prepared,
             state.inputs,
