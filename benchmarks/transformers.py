@@ -2,7 +2,7 @@
 
 Rows are measured in the order of their importance, each merged into one JSON as soon as it is there::
 
-    python -m benchmarks.transformers --model vit_s --device cuda --jobs 6
+    python -m benchmarks.transformers --model vit_s --device cuda
     python -m benchmarks.transformers --rows 'vit_s/w4a4/*' --calibration 64 --evaluation 200
 
 Rows are named ``model/bits/method``: the methods are those of ``METHODS``, and ``w4`` alone means that activations stay in
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibration", type=int, default=256, help="images, sentences or windows of tokens")
     parser.add_argument("--evaluation", type=int, default=1000, help="images, sentences or windows of tokens")
-    parser.add_argument("--jobs", type=int, default=1, help="rows measured at a time (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, help="rows measured at a time (default: 6 on a GPU, else 1)")
     parser.add_argument("--minutes", type=float, help="no row is begun after so many")
     options = parser.parse_args()
     patterns = [*options.rows]
@@ -153,7 +153,8 @@ def main() -> None:
     if options.list or not names:
         print("\n".join(all_rows()))
         return
-    if options.jobs > 1:
+    options.jobs = options.jobs or (1 if options.device == "cpu" else 6)
+    if options.jobs > 1 and len(names) > 1:
         _side_by_side(names, options)
     else:
         _one_by_one(names, options)

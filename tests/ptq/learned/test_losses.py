@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.graph.insert import insert_quantizers
+from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.graph.units import find_units
-from cat_plugin.ptq.learned.losses import Tail, fisher_weights
+from cat_plugin.ptq.learned.losses import Tail, curvature_weights, fisher_weights
 from cat_plugin.ptq.learned.quality import Quality, divergence
 from cat_plugin.ptq.learned.soft_unit import run_float
 from cat_plugin.ptq.rows import Rows
 from tests.ptq.learned.prepared import prepare
-from tests.ptq.models import small_inputs
+from tests.ptq.models import randomise, small_inputs
+from tests.zoo import ZOO
 
 
 def test_fisher_weights_are_mean_squared_gradients():
@@ -47,3 +52,39 @@ def test_divergence_is_kullback_leibler():
     p, q = torch.softmax(z_fp / 3, 1), torch.softmax(z_q / 3, 1)
     expected = 9 * (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(divergence(z_q, z_fp, 3.0), expected)
+
+
+def test_blocks_of_a_vision_transformer_are_trained_by_the_curvature():
+    network = ZOO["vit"]
+    model, x = network.build(), network.inputs(32)
+    options = {"w_bits": 3, "a_bits": 4, "attention_bits": 4, "smoothing": "searched", "num_samples": 32}
+    spec = QuantSpec(
+        preset="balanced", loss="curvature", unit_steps=40, refinement_steps=4, batch_size=16, **options
+    )
+    module, report = quantize(model, spec, x)
+    trained = [unit for unit in report.units if unit.kind == "unit"]
+    assert len(trained) == 2
+    assert all(unit.loss_after <= unit.loss_before for unit in trained)
+    assert sum(unit.loss_after for unit in trained) < 0.95 * sum(unit.loss_before for unit in trained)
+    assert torch.isfinite(module(x)).all()
+
+
+def test_curvature_weights_follow_what_is_read():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.second(torch.relu(self.first(x)))[:, 1])
+
+    model, x = randomise(Tokens()), small_inputs(12, 3, 4)
+    module = trace(model, x[:2])
+    insert_quantizers(module, QuantSpec(preset="fast"))
+    unit = find_units(module, (), "layer")[1]
+    tail = Tail(module, unit, Quality(), {})
+    y = Rows([torch.randn(12, 3, 6, generator=torch.Generator().manual_seed(0))])
+    (weights,) = curvature_weights(tail, y, 5, 2.0).tensors
+    assert weights.shape == (1, 3, 6)
+    assert torch.equal(weights[0, [0, 2]], torch.full((2, 6), 0.01))  # nobody reads these tokens
+    torch.testing.assert_close(weights[0, 1].mean(), torch.tensor(3.0), rtol=1e-4, atol=0)
