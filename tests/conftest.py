@@ -58,6 +58,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "tvm_backend/test_inverted_residuals.py": ("torch",),
     "tvm_backend/test_library.py": ("torch",),
     "tvm_backend/test_neural_compressor.py": ("torch", "neural_compressor.torch"),
+    "tvm_backend/test_outputs.py": ("torch",),
     "tvm_backend/test_runtime.py": ("torch",),
     "tvm_backend/test_zoo.py": ("torch",),
     "zoo/*": ("torch",),

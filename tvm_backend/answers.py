@@ -99,7 +99,7 @@ class Answer:
             manifest = cache.fetch(self._entry, staging)
             if manifest is None:
                 return None
-            manifest = install(manifest | of_the_user(self._bundle), staging, path)
+            manifest = install(of_the_user(manifest, self._bundle.manifest), staging, path)
         return report_of(manifest, path, self._target, time.perf_counter() - start, cached=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +18,11 @@ import tvm
 from cat_plugin.errors import CATError, CATTypeError, CompileError
 from cat_plugin.files import sha256_of, staged_files, write_errors
 from cat_plugin.graph.checks import Checks
+from cat_plugin.graph.inspect import signature
 from tvm_backend import answers, compat, dialect, linker
 from tvm_backend import cache as cache_of
 from tvm_backend.checking import checked_manifest, checks_of, expected
+from tvm_backend.description import FORMAT, VERSION
 from tvm_backend.executable import build_library
 from tvm_backend.importer import batch_variable, function_inputs, import_program
 from tvm_backend.installing import install, of_the_user, report_of
@@ -27,7 +30,7 @@ from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.pipeline import integer_kernels
 from tvm_backend.report import CompileReport, KernelEntry
-from tvm_backend.runtime import FORMAT, VERSION, Library
+from tvm_backend.runtime import Library
 from tvm_backend.target import is_cuda, machine_of, required_features, resolve
 
 __all__ = ["Progress", "compile"]
@@ -145,7 +148,8 @@ def compile(
             if not cached:  # what is found wrong is not kept
                 cache_of.store(name, staging, manifest)
             answers.note(source, target, batch_sizes, name)
-        manifest = install(manifest | of_the_user(source), staging, path)
+        described = source.manifest if hasattr(source, "manifest") else signature(program)
+        manifest = install(of_the_user(manifest, described), staging, path)
     step(total, total, "done")
     return report_of(manifest, path, target, time.perf_counter() - start, cached)
 
@@ -202,7 +206,7 @@ def _locate(
                 manifest = _signatures(imported, [], batch_sizes)
                 variant = _describe("", targets[number], built, kernels)
                 right = expected(make_checks(part, rows), manifest, part)
-                return right.fault(Library(built, manifest, variant, variant["device"])) is not None
+                return right.fault(Library(built, manifest, variant, variant["device"]).flat) is not None
             except CATError:
                 return None
 
@@ -250,7 +254,8 @@ def _describe(name: str, target: Any, built: Path, kernels: list[KernelEntry]) -
 def _signature(kind: Any, name: str) -> dict[str, Any]:
     shape: list[int | str] = []
     for size in kind.shape.values:
-        shape.append(int(size) if hasattr(size, "value") else "batch")
+        # A symbolic size is the batch, or a multiple of it.
+        shape.append(int(size) if hasattr(size, "value") else re.sub(r"[A-Za-z_]\w*", "batch", str(size)))
     return {"name": name, "shape": shape, "dtype": str(kind.dtype)}
 
 

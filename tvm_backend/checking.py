@@ -133,7 +133,7 @@ def _check(
         return f"not checked: {reason}"
     file = folder / variant["file"]
     try:
-        fault = wanted.fault(Library(file, manifest, variant, str(variant["device"])))
+        fault = wanted.fault(Library(file, manifest, variant, str(variant["device"])).flat)
     except LibraryError as error:
         if variant["device"] == "cuda":  # the driver, or the runtime, is not one that TVM can use
             return f"not checked: {error}"

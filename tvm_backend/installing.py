@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cat_plugin.files import locked, sync
 from cat_plugin.graph.preparation import preparation_of
+from cat_plugin.graph.results import result_of
 from tvm_backend.report import CompileReport, KernelEntry
 
 __all__ = ["CHECKS", "install", "of_the_user", "report_of"]
@@ -16,13 +18,33 @@ __all__ = ["CHECKS", "install", "of_the_user", "report_of"]
 CHECKS = "checks.safetensors"
 
 
-def of_the_user(source: Any) -> dict[str, Any]:
-    """What a bundle says of its inputs and classes, for the library's description; nothing where `source` is none."""
-    known = getattr(source, "manifest", {})
+def of_the_user(manifest: dict[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what the model's user calls its inputs, outputs and classes; the same code may serve models that differ in these.
+
+    Parameters
+    ----------
+    manifest : dict
+        The description of a library.
+    known : mapping
+        That of its bundle, or what :func:`cat_plugin.graph.inspect.signature` says of its program.
+
+    Returns
+    -------
+    dict
+        The description with names, the structure of the results, how inputs are prepared, and which output is the logits.
+    """
     how = preparation_of(known)
+    named = {
+        key: [{**mine, "name": other["name"]} for mine, other in zip(manifest[key], known[key], strict=True)]
+        for key in ("inputs", "outputs")
+    }
     return {
+        **manifest,
+        **named,
+        "result": result_of(known),
         "preparation": None if how is None else how.to_dict(),
         "class_names": known.get("class_names"),
+        "classified": (known.get("cluster_affine") or {}).get("output"),
     }
 
 

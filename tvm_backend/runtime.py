@@ -13,24 +13,23 @@ from typing import Any
 import numpy as np
 
 from cat_plugin.errors import LibraryError
-from cat_plugin.files import checked, read_json
-from cat_plugin.graph.preparation import Preparation, are_class_names, is_preparation, preparation_of
+from cat_plugin.files import checked
+from cat_plugin.graph.preparation import Preparation, preparation_of
+from cat_plugin.graph.results import filled, result_of
 from tvm_backend import pieces
 from tvm_backend import threads as pool
+from tvm_backend.arguments import in_order
 from tvm_backend.cuda_runtime import load_cuda_runtime
+from tvm_backend.description import read_manifest
 from tvm_backend.elf import missing_part
 from tvm_backend.images import prepared, top_of
 from tvm_backend.tensors import as_numpy, check, check_finite, like
 from tvm_backend.variants import choose
-from tvm_backend.verify import is_entry
 from tvm_backend.verify import verify as compare
 
-__all__ = ["FORMAT", "VERSION", "Library", "import_tvm", "load", "read_manifest"]
+__all__ = ["Library", "import_tvm", "load"]
 
-FORMAT = "cat-library"
-VERSION = 1
 _ALIGNMENT = 64
-_LIMIT = 2 * 2**20
 _KEPT_SIZES = 16
 _REMEDY = "copy both files of the library again, or compile the model again"
 _log = logging.getLogger("cat_plugin")
@@ -53,60 +52,6 @@ def import_tvm() -> Any:
         if hide:
             del sys.modules["torch"]
     return tvm
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """What the ``.json`` beside a library says: inputs, outputs, variants, kernels.  Nothing of the library is loaded.
-
-    Raises
-    ------
-    LibraryError
-        It is missing, damaged or of another format.
-    """
-    manifest = path.with_suffix(".json")
-    parsed = read_json(manifest, _LIMIT, LibraryError, _REMEDY)
-    if not isinstance(parsed, dict) or parsed.get("format") != FORMAT or parsed.get("version") != VERSION:
-        raise LibraryError(
-            f"{manifest} does not describe a library of format {FORMAT} {VERSION}; compile the model again"
-        )
-    for key, right in (("inputs", _is_tensor), ("outputs", _is_tensor), ("variants", _is_variant)):
-        if not isinstance(parsed.get(key), list) or not parsed[key] or not all(map(right, parsed[key])):
-            raise LibraryError(
-                f"{manifest}: {key!r} is missing or not what belongs there; compile the model again"
-            )
-    batches = parsed.setdefault("batch_sizes", [])
-    if not isinstance(batches, list) or not all(type(size) is int for size in batches):
-        raise LibraryError(f"{manifest}: 'batch_sizes' is no list of integers; compile the model again")
-    for key, fits in (
-        ("preparation", is_preparation),
-        ("class_names", are_class_names),
-        ("checks", is_entry),
-    ):
-        if not fits(parsed.get(key)):
-            raise LibraryError(f"{manifest}: {key!r} is not what belongs there; compile the model again")
-    return parsed
-
-
-def _is_tensor(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("dtype"), str)
-        and isinstance(entry.get("shape"), list)
-        and all(isinstance(size, str) or (type(size) is int and 0 <= size < 2**63) for size in entry["shape"])
-    )
-
-
-def _is_variant(entry: Any) -> bool:
-    features = entry.get("features", []) if isinstance(entry, dict) else None
-    return (
-        isinstance(features, list)
-        and all(isinstance(name, str) for name in features)
-        and all(isinstance(entry.get(key), str) for key in ("file", "target", "sha256"))
-        and type(entry.get("size")) is int
-        and isinstance(entry.get("machine", ""), str)
-        and entry.get("device", "cpu") in ("cpu", "cuda")
-    )
 
 
 _loaded: dict[str, list[str]] = {}
@@ -163,6 +108,7 @@ class Library:
             load_cuda_runtime(self._tvm)
         self._device = self._tvm.cuda(0) if device == "cuda" else self._tvm.cpu()
         self._inputs: list[dict[str, Any]] = manifest["inputs"]
+        self._result = result_of(manifest)
         self._batches = frozenset(manifest["batch_sizes"])
         self._rows = (
             pieces.rows_at_once(self._inputs) if device == "cpu" and pieces.splits(manifest) else None
@@ -209,23 +155,26 @@ class Library:
         Parameters
         ----------
         *inputs : numpy.ndarray or DLPack tensor
-            One for each input of the model.  Contiguous memory at a 64-byte boundary is used in place, other memory is
-            copied.
+            One for each input of the model, or a mapping of all of them by name.  Contiguous memory at a 64-byte boundary is
+            used in place, other memory is copied.
         **named : numpy.ndarray or DLPack tensor
             Further inputs, by the names that :attr:`manifest` lists.
 
         Returns
         -------
-        numpy.ndarray or tensor
-            Of the kind of the first input; a tuple when the model has several outputs.
+        numpy.ndarray or tensor, or a structure of these
+            Of the kind of the first input; a tuple, list or dict where the model returns one.
 
         Raises
         ------
         LibraryError
             The number, dtype or shape of the inputs is not the model's, or one is not finite where that is checked.
         """
-        if named:
-            inputs = self._in_order(inputs, named)
+        names = [entry["name"] for entry in self._inputs]
+        return filled(self._result, self.flat(*in_order(names, inputs, named)))
+
+    def flat(self, *inputs: Any) -> list[Any]:
+        """Outputs in the order in which :attr:`manifest` lists them, of inputs in that order; see :meth:`__call__`."""
         if len(inputs) != len(self._inputs):
             raise LibraryError(f"the model takes {len(self._inputs)} input(s), not {len(inputs)}")
         sizes: dict[str, int] = {}
@@ -237,20 +186,8 @@ class Library:
         if batch == 0:
             return self._empty(inputs[0])
         if batch is not None and self._rows is not None and batch > self._rows and batch not in self._batches:
-            results = self._in_pieces(inputs, batch, self._rows)
-        else:
-            results = [like(inputs[0], result) for result in self._run(inputs, batch)]
-        return results[0] if len(results) == 1 else tuple(results)
-
-    def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
-        names = [entry["name"] for entry in self._inputs]
-        left = names[len(inputs) :]
-        if set(named) != set(left):
-            raise LibraryError(
-                f"after {len(inputs)} input(s) in order, {', '.join(sorted(named))} were given by name; the model's inputs are "
-                f"{', '.join(names)}: give each of them once"
-            )
-        return (*inputs, *(named[name] for name in left))
+            return self._in_pieces(inputs, batch, self._rows)
+        return [like(inputs[0], result) for result in self._run(inputs, batch)]
 
     def _run(self, inputs: Sequence[Any], batch: int | None) -> list[Any]:
         """The outputs as TVM's tensors."""
@@ -314,16 +251,34 @@ class Library:
         LibraryError
             These are no images of the model's size, or the library does not say how to prepare them.
         """
-        result = self(prepared(images, self.preparation))
-        return result if top is None else top_of(result, top, self.class_names)
+        inputs = prepared(images, self.preparation)
+        if top is None:
+            return self(inputs)
+        return top_of(self.flat(inputs)[self.classified], top, self.class_names)
 
-    def _empty(self, example: Any) -> Any:
+    @property
+    def classified(self) -> int:
+        """Which output is the logits: the one that was corrected, else the only one.
+
+        Raises
+        ------
+        LibraryError
+            There are several, and none was corrected.
+        """
+        names, chosen = [entry["name"] for entry in self.manifest["outputs"]], self.manifest.get("classified")
+        if len(names) > 1 and chosen not in names:
+            raise LibraryError(
+                f"the model returns {', '.join(names)}, and the library does not say which of them is the logits; call the "
+                "library itself"
+            )
+        return names.index(chosen) if chosen in names else 0
+
+    def _empty(self, example: Any) -> list[Any]:
         outputs = [
             np.empty([0 if isinstance(d, str) else d for d in entry["shape"]], entry["dtype"])
             for entry in self.manifest["outputs"]
         ]
-        results = [like(example, self._tvm.runtime.tensor(output)) for output in outputs]
-        return results[0] if len(results) == 1 else tuple(results)
+        return [like(example, self._tvm.runtime.tensor(output)) for output in outputs]
 
     def _convert(self, value: Any) -> Any:
         """A checked input as a TVM tensor, in place where its memory allows."""

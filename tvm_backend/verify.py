@@ -65,7 +65,7 @@ def verify(library: Library) -> None:
     LibraryError
         They differ by more than rounding explains, or there is nothing to compare with.
     """
-    fault = read_checks(library.manifest, library.path).fault(library)
+    fault = read_checks(library.manifest, library.path).fault(library.flat)
     if fault is not None:
         raise LibraryError(
             f"{library.path} does not compute what its model computes on this machine: {fault}. Compile the model here, "

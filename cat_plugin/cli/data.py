@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cat_plugin.errors import CATValueError
 from cat_plugin.graph.preparation import Preparation, square
 
-__all__ = ["Samples", "load_samples"]
+__all__ = ["NamedArrays", "Samples", "load_arrays", "load_samples"]
 
 _INPUT_KEYS = ("inputs", "images", "x")
 _LABEL_KEYS = ("labels", "y")
@@ -52,25 +54,95 @@ class Samples:
         return [self.inputs[start : start + size] for start in range(0, len(self), size)]
 
 
-def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+@dataclass(frozen=True)
+class NamedArrays:
+    """Inputs of a model that takes several, and their labels where known.
+
+    Attributes
+    ----------
+    inputs : tuple of ndarray of shape (n, ...)
+        In the model's order.
+    labels : ndarray of shape (n, ...), int64, or None
+        Class indices.
+    """
+
+    inputs: tuple[np.ndarray, ...]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    def batches(self, size: int) -> list[tuple[np.ndarray, ...]]:
+        """Cut the inputs into batches of at most `size`."""
+        starts = range(0, len(self), size)
+        return [tuple(array[start : start + size] for array in self.inputs) for start in starts]
+
+
+def load_arrays(source: str | Path, described: Sequence[Mapping[str, Any]]) -> NamedArrays:
+    """Load the inputs of a model that takes several.
+
+    Parameters
+    ----------
+    source : path
+        An ``.npz`` file with an array for each input, under its name, and labels (``labels``/``y``) where there are any.
+    described : sequence of mapping
+        The ``inputs`` of the model's manifest: name and dtype of each.
+
+    Raises
+    ------
+    CATValueError
+        When it is no such file, or the arrays do not have a row for each sample.
+    """
+    path, names = Path(source), [str(entry["name"]) for entry in described]
+    if path.suffix != ".npz" or not path.is_file():
+        raise CATValueError(
+            f"{source} is no .npz file; the model takes {', '.join(names)}: give an .npz file with an array for each"
+        )
+    *found, labels = _arrays(path, [*((name,) for name in names), _LABEL_KEYS])[0]
+    inputs: list[np.ndarray] = []
+    for array, entry in zip(found, described, strict=True):
+        if array is None or not array.ndim:
+            raise CATValueError(
+                f"{path} has no array {entry['name']!r} with a row for each sample; the model takes {', '.join(names)}: give "
+                "an array for each"
+            )
+        dtype = np.dtype(str(entry["dtype"]))
+        inputs.append(array.astype(dtype, copy=False) if array.dtype.kind == dtype.kind else array)
+    if len({len(array) for array in (*inputs, *([] if labels is None else [labels]))}) != 1 or not len(
+        inputs[0]
+    ):
+        counts = ", ".join(f"{name} of {len(array)} rows" for name, array in zip(names, inputs, strict=True))
+        raise CATValueError(
+            f"{path} holds {counts}; expected a row of each for every sample, a label where there are labels, and at least one "
+            "sample"
+        )
+    return NamedArrays(tuple(inputs), None if labels is None else labels.astype(np.int64))
+
+
+def _arrays(path: Path, wanted: Iterable[Sequence[str]]) -> tuple[list[np.ndarray | None], list[str]]:
+    """Of each group of names the first array that an ``.npz`` file has, and the names of all that it has."""
     try:
         with zipfile.ZipFile(path):
             pass  # numpy would try to read anything else as a single array, or as a pickle
         with np.load(path, allow_pickle=False) as archive:
-            inputs = next((archive[key] for key in _INPUT_KEYS if key in archive.files), None)
-            labels = next((archive[key] for key in _LABEL_KEYS if key in archive.files), None)
             names = archive.files
+            found = [next((archive[key] for key in keys if key in names), None) for keys in wanted]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise CATValueError(f"{path} cannot be read as .npz: {error}; write it with numpy.savez") from error
-    if inputs is None:
-        raise CATValueError(f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}")
-    for array in (inputs, labels):
+    for array in found:
         # What is in the archive and is no array, numpy returns as bytes.
         if array is not None and (not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf"):
             raise CATValueError(
                 f"{path} holds a {getattr(array, 'dtype', type(array).__name__)}; expected numbers, "
                 "write it with numpy.savez"
             )
+    return found, names
+
+
+def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    (inputs, labels), names = _arrays(path, [_INPUT_KEYS, _LABEL_KEYS])
+    if inputs is None:
+        raise CATValueError(f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}")
     return inputs, labels
 
 

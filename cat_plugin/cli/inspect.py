@@ -45,6 +45,14 @@ def _of_the_user(manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _tensors(manifest: dict[str, Any]) -> dict[str, str]:
+    """What goes in and comes out: name, dtype and shape of each."""
+    return {
+        key: "; ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest[key])
+        for key in ("inputs", "outputs")
+    }
+
+
 def _inspect_bundle(path: Path) -> None:
     from cat_plugin.graph.bundle import read_bundle
     from cat_plugin.report.figures import size
@@ -63,10 +71,11 @@ def _inspect_bundle(path: Path) -> None:
         shapes = {} if step is None else step["shapes"]
         facts = {
             "bundle": path,
-            "inputs": "; ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest["inputs"]),
+            **_tensors(manifest),
             "correction": "none"
             if step is None
-            else f"{step['op']}, alpha {step['alpha']:g}, {shapes.get('beta', ['?'])[0]} clusters",
+            else f"{step['op']}, alpha {step['alpha']:g}, {shapes.get('beta', ['?'])[0]} clusters"
+            + (f", of {step['output']} along axis {step['class_axis']}" if step.get("output") else ""),
             "files": ", ".join(f"{name} {size(f['size'])}" for name, f in manifest["files"].items()),
             "calibration": ", ".join(
                 f"{k} {v}" for k, v in manifest["calibration"].items() if k != "preparation"
@@ -82,7 +91,7 @@ def _inspect_bundle(path: Path) -> None:
 
 def _inspect_library(path: Path) -> None:
     from cat_plugin.report.figures import size
-    from tvm_backend.runtime import read_manifest
+    from tvm_backend.description import read_manifest
 
     manifest = read_manifest(path)
 
@@ -100,8 +109,7 @@ def _inspect_library(path: Path) -> None:
             table.add_row(escape(kernel["name"]), kernel["kind"], output, kernel["variant"], weights)
         facts: dict[str, Any] = {
             "library": path,
-            "inputs": "; ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest["inputs"]),
-            "outputs": "; ".join(f"{x['name']} {x['dtype']} {x['shape']}" for x in manifest["outputs"]),
+            **_tensors(manifest),
             "batch sizes with code of their own": ", ".join(map(str, manifest.get("batch_sizes", ())))
             or "none",
             "left in float": ", ".join(sorted(set(manifest.get("float_ops", ())))) or "nothing",

@@ -62,7 +62,7 @@ def measured_latencies(
     jobs: list[tuple[str, dict[str, Any]]] = []
     signature: list[dict[str, Any]] | None = None
     if library is not None:
-        from tvm_backend.runtime import read_manifest
+        from tvm_backend.description import read_manifest
 
         signature = read_manifest(library)["inputs"]
         jobs.append(("compiled library", {"runtime": "library", "path": str(library)}))

@@ -75,7 +75,7 @@ def _is_library(path: Path) -> bool:
     described = path if path.suffix == ".json" else path.with_suffix(".json")
     if path.suffix == ".so" and not described.exists():
         described = path.with_name(f"{path.stem.rpartition('.')[0]}.json")  # of a variant: name.variant.so
-    from tvm_backend.runtime import FORMAT
+    from tvm_backend.description import FORMAT
 
     try:
         manifest = read_json(described, _LIMIT, CATValueError, "")
@@ -106,7 +106,8 @@ def _is_onnx(path: Path) -> bool:
 def _is_logits(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.comment == _NOTE and archive.namelist() == ["logits.npy"]
+            arrays = archive.namelist()
+            return archive.comment == _NOTE and bool(arrays) and all(name.endswith(".npy") for name in arrays)
     except (OSError, ValueError, zipfile.BadZipFile):
         return False
 

@@ -191,7 +191,7 @@ def _time(
 ) -> None:
     """Fill in what the library's description says and, where it can be run here, its latency."""
     from cat_plugin.cli.latencies import conditions, measured_latencies
-    from tvm_backend.runtime import read_manifest
+    from tvm_backend.description import read_manifest
 
     manifest = read_manifest(library)
     content.library = {"name": library.name, "bytes": library.stat().st_size, "manifest": manifest}

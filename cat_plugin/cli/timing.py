@@ -70,12 +70,13 @@ def _library(job: dict[str, Any]) -> tuple[Callable[..., Any], list[dict[str, An
     return library, library.manifest["inputs"]
 
 
-def _torch_call(model: Any) -> Callable[..., Any]:
+def _torch_call(model: Any, count: int | None = None, names: Sequence[str] = ()) -> Callable[..., Any]:
+    """The model as a function of tensors, of which the first `count` are given by place and the others by name."""
     import torch
 
     def call(*arrays: Any) -> Any:
         with torch.inference_mode():
-            return model(*arrays)
+            return model(*arrays[:count], **dict(zip(names, arrays[count:], strict=True) if names else ()))
 
     return call
 
@@ -84,7 +85,10 @@ def _bundle(job: dict[str, Any]) -> tuple[Callable[..., Any], list[dict[str, Any
     from cat_plugin.graph.bundle import read_bundle
 
     bundle = read_bundle(job["path"])
-    return _torch_call(bundle.program().module()), bundle.manifest["inputs"]
+    program = bundle.program()
+    by_place, by_name = program.call_spec.in_spec.children()
+    count = len(by_place.children())
+    return _torch_call(program.module(), count, by_name.context), bundle.manifest["inputs"]
 
 
 def _float(job: dict[str, Any]) -> tuple[Callable[..., Any], list[dict[str, Any]]]:

@@ -161,6 +161,8 @@ def measured(
     if step is not None and inner is not None and not step.n_features:
         progress("measuring the clusters")
         plain = logits_of(inner, inputs, batch_size)
+        if plain.ndim != 2:  # of pixels; the page shows samples
+            return found
         with torch.no_grad():
             after = step(torch.from_numpy(plain)).numpy()
         labels = step.to_parameters().assign(plain)

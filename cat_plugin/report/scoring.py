@@ -128,7 +128,7 @@ class Scorer:
             return self._metric(logits, self.samples.labels)
         plain = self._plain_logits(inner)
         with torch.no_grad():
-            logits = step(torch.from_numpy(plain)).numpy()
+            logits = getattr(model, "corrected", step)(torch.from_numpy(plain)).numpy()
         self._classes[id(model)] = plain.argmax(1), logits.argmax(1)
         self._uncorrected[id(model)] = self._metric(plain, self.samples.labels)
         return self._metric(logits, self.samples.labels)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import tvm
 from torch import fx
+from torch.export.graph_signature import ConstantArgument
 from tvm import relax
 
 from cat_plugin.errors import CompileError
@@ -96,7 +97,23 @@ def _prepared(program: Any) -> tuple[Any, dict[str, torch.Tensor]]:
         # torch 2.13 copies its own pytrees through a class that it deprecates.
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
         program = program.run_decompositions(rewrites.table())
-    return program, constants.fold(program)
+    known = constants.fold(program)
+    _drop_constants(program)
+    return program, known
+
+
+def _drop_constants(program: Any) -> None:
+    """Leave out, in place, arguments and results that are no tensors: they are part of the graph, or of its description."""
+    signature, graph = program.graph_signature, program.graph
+    nodes = {node.name: node for node in graph.nodes}
+    for spec in [each for each in signature.input_specs if isinstance(each.arg, ConstantArgument)]:
+        signature.input_specs.remove(spec)
+        graph.erase_node(nodes[spec.arg.name])
+    signature.output_specs[:] = [
+        each for each in signature.output_specs if not isinstance(each.arg, ConstantArgument)
+    ]
+    output = next(node for node in graph.nodes if node.op == "output")
+    output.args = (tuple(leaf for leaf in output.args[0] if isinstance(leaf, fx.Node)),)
 
 
 def import_program(program: Any) -> Any:
