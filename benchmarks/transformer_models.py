@@ -17,7 +17,6 @@ from benchmarks.models import data_root, labelled_images, top1
 
 __all__ = ["CASES", "Case"]
 
-_LENGTH = 1024  # tokens of a window
 _SENTENCE = 64  # tokens that sentences are padded or cut to
 
 
@@ -112,32 +111,8 @@ def minilm(data: str | None, calibration: int, evaluation: int, device: torch.de
     )
 
 
-def smollm2(data: str | None, calibration: int, evaluation: int, device: torch.device) -> Case:
-    """Perplexity on windows of WikiText-2's test text, calibrated on windows of its validation text."""
-    from cat_plugin import perplexity
-
-    folder = data_root(data) / "smollm2"
-    model, tokenizer = _module(folder, "load_smollm2").load_smollm2()
-
-    def windows(name: str, count: int) -> Tensor:
-        text = (folder / name).read_text()[: 8 * count * _LENGTH]
-        tokens = torch.tensor(tokenizer.encode(text).ids)[: count * _LENGTH]
-        return tokens.view(count, _LENGTH).to(device)
-
-    test = windows("wikitext2_test.txt", evaluation)
-    return Case(
-        model.to(device),
-        list(windows("wikitext2_valid.txt", calibration).split(1)),
-        lambda one: round(perplexity(one, test), 3),
-        "perplexity",
-        {"calibration": calibration, "evaluation": evaluation},
-        {"batch_size": 1, "first_bits": None},
-    )
-
-
 #: By the name that the rows have.
 CASES: dict[str, Callable[[str | None, int, int, torch.device], Case]] = {
     "vit_s": vit_s,
     "minilm": minilm,
-    "smollm2": smollm2,
 }

@@ -1,4 +1,6 @@
-"""Accuracy of transformers at low bits: vision transformer and sentence encoder by top-1, language model by perplexity.
+"""Accuracy of transformers at low bits: vision transformer and sentence encoder by top-1.
+
+A language model's perplexity has a script of its own, which ``--model smollm2`` calls (:mod:`benchmarks.language_model`).
 
 Rows are measured in the order of their importance, each merged into one JSON as soon as it is there::
 
@@ -60,7 +62,6 @@ METHODS: dict[str, dict[str, Any]] = {
 BITS = {
     "vit_s": ("w4a4", "w3a4", "w6a6", "w8a8"),
     "minilm": ("w8a8", "w4a8", "w4a4"),
-    "smollm2": ("w8a8", "w4a8", "w4", "w3"),
 }
 _FIRST = ("fast+searched", "trained")  # of every bit-width, before any other method
 
@@ -132,6 +133,11 @@ def merge(path: Path, row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Command line."""
+    if "smollm2" in sys.argv:
+        from benchmarks import language_model
+
+        language_model.main([each for each in sys.argv[1:] if each not in ("--model", "smollm2")])
+        return
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", choices=list(BITS), help="rows of one model (default: of all)")
     parser.add_argument(
@@ -142,8 +148,8 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the data (default: ../shared/data beside the checkout)")
     parser.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calibration", type=int, default=256, help="images, sentences or windows of tokens")
-    parser.add_argument("--evaluation", type=int, default=1000, help="images, sentences or windows of tokens")
+    parser.add_argument("--calibration", type=int, default=256, help="images or sentences")
+    parser.add_argument("--evaluation", type=int, default=1000, help="images or sentences")
     parser.add_argument("--jobs", type=int, help="rows measured at a time (default: 6 on a GPU, else 1)")
     parser.add_argument("--minutes", type=float, help="no row is begun after so many")
     options = parser.parse_args()
