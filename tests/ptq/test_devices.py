@@ -8,6 +8,7 @@ import torch
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.ptq.models import Attention, GroupedNet, SmallResNet, Uneven, randomise, small_inputs
 from tests.ptq.other_device import other_device
+from tests.zoo import ZOO
 
 TRAINED = {"unit_steps": 4, "model_steps": 4, "refinement_steps": 4, "preset": "best"}
 CASES = [
@@ -44,3 +45,23 @@ def test_the_engine_keeps_to_one_device(make, shape, options):
     # Optimizers sum in another order there: trained scales differ in their last digits.
     near = float((theirs - ours).square().mean() / (ours - expected).square().mean())
     assert near < (0.5 if "unit_steps" in options or "smoothing_epochs" in options else 1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_only": True, "weight_groups": 8},
+        {"a_granularity": "token", "rotation": "online", "a_bits": 4},
+    ],
+)
+def test_language_models_keep_to_one_device(options):
+    network = ZOO["llama"]
+    model, x = network.build(), network.inputs(16)
+    spec = QuantSpec(preset="fast", batch_size=4, **options)
+    here, _ = quantize(model, spec, x)
+    with other_device() as device:
+        there, _ = quantize(model, spec, x, device=device)
+    with torch.no_grad():
+        expected, ours, theirs = model(x), here(x), there(x)
+    # Sums in another order there: a weight half way between two integers may fall to either side.
+    assert float((theirs - ours).square().mean() / (ours - expected).square().mean()) < 0.05

@@ -38,7 +38,7 @@ class Network:
 
     def build(self) -> nn.Module:
         """The same weights at every call, in evaluation mode, with running statistics that are not the identity's."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = self.make().eval()
             for module in model.modules():
