@@ -19,9 +19,13 @@ import json
 import os
 import re
 import resource
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,12 +183,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--cat", nargs="*", default=["*/fast", "*/rotated", "*/rtn"], help="rows that get a map as well"
     )
+    parser.add_argument("--jobs", type=int, help="rows measured at a time (default: 5 on a GPU, else 1)")
     parser.add_argument("--minutes", type=float, help="no row is begun after so many")
     options = parser.parse_args(arguments)
     names = [row for row in ROWS if any(fnmatch.fnmatchcase(row, p) for p in options.rows)]
     if options.list or not names:
         print("\n".join(ROWS))
         return
+    options.jobs = options.jobs or (1 if options.device == "cpu" else 5)
+    if options.jobs > 1 and len(names) > 1:
+        side_by_side(names, options)
+    else:
+        one_by_one(names, options)
+
+
+def one_by_one(names: list[str], options: argparse.Namespace) -> None:
+    """Measure rows in this process, where the model is loaded once."""
     import torch
 
     from cat_plugin import perplexity
@@ -209,6 +223,30 @@ def main(arguments: list[str] | None = None) -> None:
         merge(options.out, rows, full)
         for row in rows:
             print("  ".join(f"{k} {row.get(k)}" for k in ("row", "score", "seconds", "peak_mib")), flush=True)
+
+
+def side_by_side(names: list[str], options: argparse.Namespace) -> None:
+    """Measure rows in processes of their own, some at a time: on a GPU they wait for Python more than for each other."""
+    lock, started = threading.Lock(), time.perf_counter()
+
+    def run(name: str) -> None:
+        if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / "row.json"
+            command = [sys.executable, "-m", "benchmarks.language_model", "--rows", name, "--out", str(part)]
+            for key in ("device", "threads", "windows", "evaluation"):
+                command += [f"--{key}", str(getattr(options, key))]
+            for key in ("data", "weights"):
+                command += [f"--{key}", getattr(options, key)] if getattr(options, key) else []
+            subprocess.run([*command, "--cat", *options.cat], check=False)
+            if part.exists():
+                with lock:
+                    rows = json.loads(part.read_text())["rows"]
+                    merge(options.out, rows, rows[0]["fp"])
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(run, names))
 
 
 if __name__ == "__main__":
