@@ -12,7 +12,18 @@ from tvm.target import Target
 
 from cat_plugin.errors import CompileError
 from tvm_backend.kernels import cuda
-from tvm_backend.kernels.cpu import border, concat, conv2d, elementwise, isa, linear, pool, product, subsample
+from tvm_backend.kernels.cpu import (
+    border,
+    concat,
+    conv2d,
+    elementwise,
+    isa,
+    linear,
+    pool,
+    product,
+    rows,
+    subsample,
+)
 from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
 from tvm_backend.kernels.cpu.depthwise import Depthwise
 from tvm_backend.kernels.cpu.depthwise_dot import DepthwiseDot
@@ -39,6 +50,7 @@ from tvm_backend.kernels.spec import (
     PoolSpec,
     ProductSpec,
     QuantizeSpec,
+    RowsSpec,
     SubsampleSpec,
 )
 
@@ -78,6 +90,7 @@ KERNELS: dict[type[KernelSpec], Entry] = {
     LinearSpec: Entry(linear.reference, cpu=(AmxLinear, linear.Linear), cuda=(MmaProduct, Dp4aProduct)),
     PoolSpec: Entry(pool.reference, cpu=(pool.Pool,), cuda=(CudaPool,)),
     ProductSpec: Entry(product.reference, cpu=(product.Product,)),
+    RowsSpec: Entry(rows.reference, cpu=(rows.Rows,)),
     ElementwiseSpec: Entry(elementwise.reference, cpu=(elementwise.Elementwise,), cuda=(CudaElementwise,)),
     ConcatSpec: Entry(concat.reference, cpu=(concat.Concat,), cuda=(CudaConcat,)),
     SubsampleSpec: Entry(subsample.reference, cpu=(subsample.Subsample,), cuda=(CudaSubsample,)),

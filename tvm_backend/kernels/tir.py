@@ -45,6 +45,7 @@ __all__ = [
     "select",
     "shuffle",
     "smaller",
+    "sqrt",
     "store",
     "unrolled",
     "vector",
@@ -268,6 +269,11 @@ def least(a: Expr, b: Expr) -> Expr:
 def exp(value: Expr) -> Expr:
     """The exponential function."""
     return T.exp(value)
+
+
+def sqrt(value: Expr) -> Expr:
+    """The square root."""
+    return T.sqrt(value)
 
 
 def is_nan(value: Expr) -> Expr:

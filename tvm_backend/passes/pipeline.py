@@ -18,6 +18,7 @@ from tvm_backend.passes.fold_elementwise import FoldElementwise
 from tvm_backend.passes.fold_linear import FoldLinear
 from tvm_backend.passes.fold_pooling import FoldPooling
 from tvm_backend.passes.fold_product import FoldProduct
+from tvm_backend.passes.fold_rows import FoldRows
 from tvm_backend.passes.fold_subsample import FoldSubsample
 from tvm_backend.passes.fuse_clip import FuseClip
 from tvm_backend.passes.fuse_outputs import FuseOutputs
@@ -58,7 +59,7 @@ INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
 )
 """From the imported QDQ graph to symbolic kernels."""
 
-PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct,)
+PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct, FoldRows)
 """What only processors have kernels for."""
 
 

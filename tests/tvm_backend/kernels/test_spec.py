@@ -20,6 +20,7 @@ from tvm_backend.kernels.spec import (
     ProductSpec,
     QParams,
     QuantizeSpec,
+    RowsSpec,
     SubsampleSpec,
 )
 
@@ -75,6 +76,18 @@ FACTS: dict[str, tuple[KernelSpec, str, list[Any], int]] = {
             ("output1", ("n", 4, 5, 3), "int8"),
         ],
         60 * (4 + 2),
+    ),
+    "rows": (
+        RowsSpec(None, 6, "layer_norm", Epilogue(outputs=("float32", U8)), 1e-5),
+        "layer_norm_6",
+        [
+            ("data", ("n", 6), "float32"),
+            ("scale", (6,), "float32"),
+            ("bias", (6,), "float32"),
+            ("output0", ("n", 6), "float32"),
+            ("output1", ("n", 6), "uint8"),
+        ],
+        6 * (4 + 4 + 1),
     ),
     "dequantize": (
         DequantizeSpec(None, (4, 5, 3), S8, to_channels_first=True),
