@@ -10,7 +10,7 @@ After::
     lv1 = cat.kernel(q, k, ProductSpec(transposed=True, ...))
 
 Where both are integers that are dequantized, the kernel takes the integers.  Leading axes beyond the first, the heads of attention, are
-merged with it and split again.
+merged with it and split again; one matrix for all rows is taken as well.
 """
 
 from __future__ import annotations
@@ -30,27 +30,32 @@ class _Fold(Rewriter):
     def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) != "matmul":
             return None
-        shapes = [dialect.shape_of(arg) for arg in expr.args]
-        if len({len(shape) for shape in shapes}) != 1 or len(shapes[0]) < 3 or not self._fits(*shapes):
+        first, second = (dialect.shape_of(arg) for arg in expr.args)
+        shared = len(second) == 2
+        if len(first) < (2 if shared else 3) or not self._fits(first, second, shared):
             return None
         if any(str(compat.type_of(arg).dtype) != "float32" for arg in (*expr.args, self.current)):
             return None
-        (*leading, rows, inner), (*_, columns) = shapes
+        *leading, rows, inner = first
+        columns = second[-1]
+        if shared:
+            leading, rows = [*leading, rows], 1
+        result = [*leading, columns] if shared else [*leading, rows, columns]
         left, right = expr.args
         kinds: tuple[TensorKind, TensorKind] = ("float32", "float32")
-        first, second = self._integers(left), self._integers(right)
-        if first is not None and second is not None:
-            (left, one), (right, other) = first, second
+        read = self._integers(left), self._integers(right)
+        if read[0] is not None and read[1] is not None:
+            (left, one), (right, other) = read[0], read[1]
             kinds = (one, other)
         right, transposed = self._untransposed(right)
         batch = leading[0]
         for size in leading[1:]:
             batch = batch * size
         if len(leading) > 1:
-            left, right = (
-                self.emit(relax.op.reshape(part, [batch, *dialect.shape_of(part)[-2:]]))
-                for part in (left, right)
-            )
+            shape = [batch, inner] if shared else [batch, rows, inner]
+            left = self.emit(relax.op.reshape(left, shape))
+            if not shared:
+                right = self.emit(relax.op.reshape(right, [batch, *dialect.shape_of(right)[-2:]]))
         spec = ProductSpec(
             batch=dialect.static_batch(left),
             rows=rows,
@@ -59,20 +64,23 @@ class _Fold(Rewriter):
             inputs=kinds,
             epilogue=Epilogue(),
             transposed=transposed,
+            shared=shared,
         )
         out = dialect.kernel(spec, [left, right], dialect.shape_of(left)[0])
         if len(leading) == 1:
             return out
-        return relax.op.reshape(self.emit(out), [*leading, rows, columns])
+        return relax.op.reshape(self.emit(out), result)
 
     @staticmethod
-    def _fits(left: list[Any], right: list[Any]) -> bool:
-        """Whether the matrices are of known size and go together pair by pair."""
-        if not all(isinstance(size, int) for size in (*left[-2:], *right[-2:])):
+    def _fits(left: list[Any], right: list[Any], shared: bool) -> bool:
+        """Whether the matrices are of known size and go together pair by pair, or all with one."""
+        if not all(isinstance(size, int) for size in (*left[-1 if shared else -2 :], *right[-2:])):
             return False
         if left[-1] > (1 << 31) // (255 * 255):
             return False
-        return all(compat.same_size(one, other) for one, other in zip(left[:-2], right[:-2], strict=True))
+        return shared or all(
+            compat.same_size(one, other) for one, other in zip(left[:-2], right[:-2], strict=True)
+        )
 
     def _untransposed(self, right: relax.Expr) -> tuple[relax.Expr, bool]:
         """The matrix before its axes were exchanged, and whether they were."""

@@ -66,18 +66,45 @@ def test_fold_product_of_reals_merges_heads():
     check(FoldProduct, Before, After)
 
 
+def test_fold_product_of_rows_with_one_matrix():
+    spec = ProductSpec(None, 1, 8, 4, REAL, Epilogue(), shared=True)
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor(("n", "m", 8), "float32"), w: R.Tensor((8, 4), "float32")):
+            with R.dataflow():
+                gv = R.matmul(x, w)
+                R.output(gv)
+            return gv
+
+    @I.ir_module
+    class After:
+        @R.function
+        def main(x: R.Tensor(("n", "m", 8), "float32"), w: R.Tensor((8, 4), "float32")):
+            n, m = T.int64(), T.int64()
+            with R.dataflow():
+                lv = R.reshape(x, R.shape([n * m, 8]))
+                lv1 = kernel(spec, lv, w)
+                gv = R.reshape(lv1, R.shape([n, m, 4]))
+                R.output(gv)
+            return gv
+
+    check(FoldProduct, Before, After)
+
+
 def test_fold_product_declines():
     @I.ir_module
     class Module:
         @R.function
         def main(
             x: R.Tensor(("n", 5, 8), "float32"),
-            w: R.Tensor((8, 4), "float32"),
-            y: R.Tensor((1, 4, "m"), "float32"),
+            y: R.Tensor((1, 8, 4), "float32"),
+            z: R.Tensor((1, 4, "m"), "float32"),
         ):
             with R.dataflow():
-                lv = R.matmul(x, w)  # one matrix for all
-                gv = R.matmul(lv, y)  # repeated, and of a size that is not known
+                lv = R.matmul(x, y)  # repeated
+                gv = R.matmul(lv, z)  # of a size that is not known
                 R.output(gv)
             return gv
 

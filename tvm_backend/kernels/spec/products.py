@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from tvm_backend.kernels.spec.base import EpilogueSpec, Operand
+from tvm_backend.kernels.spec.base import Argument, EpilogueSpec, Operand
 from tvm_backend.kernels.spec.values import (
     Epilogue,
     QParams,
@@ -40,6 +40,8 @@ class ProductSpec(EpilogueSpec):
         Clip and outputs; `residual` must be None.
     transposed : bool
         Whether the second matrix lies as (N, columns, inner).
+    shared : bool
+        Whether the first matrices are rows (N, inner), `rows` being 1, and the second is one for all of them.
     """
 
     operation: ClassVar[str] = "product"
@@ -51,6 +53,7 @@ class ProductSpec(EpilogueSpec):
     inputs: tuple[TensorKind, TensorKind]
     epilogue: Epilogue
     transposed: bool = False
+    shared: bool = False
 
     def __post_init__(self) -> None:
         check_batch(self.batch)
@@ -61,6 +64,7 @@ class ProductSpec(EpilogueSpec):
             len({isinstance(kind, QParams) for kind in self.inputs}) == 1,
             f"both matrices are quantized or none is, not {self.inputs!r}",
         )
+        require(not self.shared or self.rows == 1, f"rows={self.rows} of each batch cannot share a matrix")
         require(self.epilogue.residual is None, "nothing is added to a product of matrices")
         require(
             self.inner <= (1 << 31) // (255 * 255),
@@ -90,14 +94,19 @@ class ProductSpec(EpilogueSpec):
         """The matrices."""
         right = (self.columns, self.inner) if self.transposed else (self.inner, self.columns)
         return (
-            Operand("left", (self.rows, self.inner), self.inputs[0]),
+            Operand("left", (self.inner,) if self.shared else (self.rows, self.inner), self.inputs[0]),
             Operand("right", right, self.inputs[1]),
         )
 
+    def arguments(self, batch: Any) -> list[Argument]:
+        """The arguments, in order."""
+        left, (name, shape, dtype), *outputs = super().arguments(batch)
+        return [left, (name, shape[1:] if self.shared else shape, dtype), *outputs]
+
     @property
-    def out_shape(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return (self.rows, self.columns)
+    def out_shape(self) -> tuple[int, ...]:
+        """(rows, columns), or (columns,) of a shared one."""
+        return (self.columns,) if self.shared else (self.rows, self.columns)
 
     @property
     def macs(self) -> int:

@@ -33,15 +33,19 @@ Q, K = QParams(0.02, 120, 0, 255, "uint8"), QParams(0.03, -3, -128, 127, "int8")
     inputs=st.tuples(qparams(), qparams()),
     epilogue=epilogues(residual=False),
     transposed=st.booleans(),
+    shared=st.booleans(),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_products_of_integers_equal_the_reference_to_the_bit(
-    target, sizes, count, inputs, epilogue, transposed, seed
+    target, sizes, count, inputs, epilogue, transposed, shared, seed
 ):
     batch, known = count
-    spec = ProductSpec(batch if known else None, *sizes, inputs, epilogue, transposed)
+    sizes = (1, *sizes[1:]) if shared else sizes
+    batch = 3 * batch if shared else batch
+    spec = ProductSpec(batch if known else None, *sizes, inputs, epilogue, transposed, shared)
     rng = np.random.default_rng(seed)
     given_ = [random_tensor(item.kind, (batch, *item.shape), rng) for item in spec.reads]
+    given_[1] = given_[1][0] if shared else given_[1]
     check(spec, target, given_, reference(spec, *given_))
 
 
@@ -61,6 +65,17 @@ def test_products_of_reals_are_as_exact_as_sums_of_float32(target, sizes, transp
     exact = right.astype(float).swapaxes(1, 2) if transposed else right.astype(float)
     bound = sizes[1] * 2.0**-23 * (np.abs(left.astype(float)) @ np.abs(exact)) + 1e-30
     assert (np.abs(found - left.astype(float) @ exact) <= bound).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_products_of_many_rows_with_one_matrix_of_reals(target):
+    spec = ProductSpec(None, 1, 33, 70, ("float32", "float32"), Epilogue(), shared=True)
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(19, 33)).astype(np.float32), rng.normal(size=(33, 70)).astype(np.float32)
+    blank = [np.full((19, 70), 77, np.float32)]
+    (found,) = execute(lower(spec, Target(TARGETS[target])), Target(TARGETS[target]), [left, right], blank)
+    bound = 33 * 2.0**-23 * (np.abs(left.astype(float)) @ np.abs(right.astype(float)))
+    assert (np.abs(found - left.astype(float) @ right.astype(float)) <= bound).all()
 
 
 @pytest.mark.parametrize("target", TARGETS)
