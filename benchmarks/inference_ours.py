@@ -157,7 +157,7 @@ def _layer_rows(library: Any, x: np.ndarray, threads: int, runs: int, isa: str) 
     bandwidth = measured_bandwidth() * threads
     rows = []
     for entry, symbol, us in layers(library, x, runs):
-        row: dict[str, Any] = {"layer": re.sub(r"_b\d+", "", symbol), "us": round(us, 2)}
+        row: dict[str, Any] = {"layer": re.sub(r"(_b\d+)?_[0-9a-f]{8}$", "", symbol), "us": round(us, 2)}
         if entry is not None:
             weight = entry["weight_bytes"]
             moved = (entry["bytes"] - weight) * len(x) + weight
