@@ -9,6 +9,7 @@ from torch import nn
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.closed_form import layer_fit
 from tests.ptq.models import randomise, small_inputs
+from tests.zoo import ZOO
 
 
 def test_a_layer_behind_a_shortcut_takes_up_what_the_shortcut_has_lost(monkeypatch):
@@ -120,3 +121,22 @@ def test_a_number_added_to_a_layer_is_no_shortcut():
     module, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", batch_size=8), x)
     with torch.no_grad():
         assert float((module(x) - model(x)).abs().max()) < 0.1
+
+
+def test_vocabularies_of_many_weights_are_rounded_to_nearest(monkeypatch):
+    network = ZOO["llama"]
+    model, x = network.build(), network.inputs(16)
+    spec = QuantSpec(w_bits=3, weight_only=True, preset="fast", batch_size=4)
+    names = {}
+    for limit in (1 << 24, 700):  # the output layer has 800 weights, the next largest 384
+        monkeypatch.setattr("cat_plugin.ptq.closed_form.layer_fit._VOCABULARY", limit)
+        module, report = quantize(model, spec, x)
+        names[limit] = dict(module.named_buffers())
+        assert report.layers[-1].w_bits == 8
+    head = report.layers[-1].name
+    stored = [names[700][f"{head}.{part}"] for part in ("weight", "weight_scale", "weight_zero_point")]
+    nearest = (model.embedding.weight / stored[1][:, None]).round() + stored[2][:, None]
+    assert torch.equal(stored[0], nearest.clamp(-128, 127).to(torch.int8))
+    assert f"{head}.bias" not in names[700]
+    assert f"{head}.bias" in names[1 << 24]
+    assert all(torch.equal(v, names[1 << 24][k]) for k, v in names[700].items() if k.startswith("blocks"))
