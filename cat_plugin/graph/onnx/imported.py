@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from cat_plugin.errors import CATError, CATValueError
 from cat_plugin.graph.onnx import onnx_elementwise, onnx_known, onnx_layers, onnx_shapes  # noqa: F401
-from cat_plugin.graph.onnx.onnx_idioms import whole_activations
 from cat_plugin.graph.onnx.onnx_quantized import WEIGHT, integer_weights, is_weight, with_ranges
 from cat_plugin.graph.onnx.onnx_recurrent import parameter_names, recurrent_layers
 from cat_plugin.graph.onnx.operators import KNOWN_ONLY, OPERATORS, Known, Step, Value, to_tensor
@@ -59,8 +58,7 @@ class OnnxModule(nn.Module):
         self.input_names, self.output_names = list(inputs), list(outputs)
         steps, constants = with_ranges(steps, constants)
         known = {name: Known(array) for name, array in constants.items()}
-        steps = whole_activations(_fold(steps, known), known, set(outputs))
-        steps = recurrent_layers(integer_weights(steps, known), known)
+        steps = recurrent_layers(integer_weights(_fold(steps, known), known), known)
         self._steps = _as_linear(steps, known, set(outputs))
         self._known = {name: value.array for name, value in known.items()}
         self._paths: dict[str, str] = {}

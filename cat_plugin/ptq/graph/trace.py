@@ -22,6 +22,7 @@ from cat_plugin.models import without_autocast
 from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.ops import output_leaves
 from cat_plugin.ptq.graph.plain import fold_constants, functional, plain
+from cat_plugin.ptq.graph.spelled_out import join_pieces
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.structures import as_structure, leaves_of
 
@@ -113,6 +114,7 @@ def trace(model: nn.Module, example: Tensor | Inputs) -> fx.GraphModule:
         found = _first_that_works(model, example)
     module = plain(found)
     fold_constants(module)
+    join_pieces(module)
     module.meta["interface"] = Interface.of(example, result, found.graph)
     return module
 
