@@ -233,7 +233,11 @@ _MOVES = frozenset(
 
 def _float_operators(symbolic: Any) -> list[str]:
     """Operators of ``main`` that compute in float, by name."""
-    names = [compat.op_name(expr) for expr in compat.bound_values(symbolic["main"])]
+    names = [
+        compat.op_name(expr)
+        for expr in compat.bound_values(symbolic["main"])
+        if str(getattr(compat.type_of(expr), "dtype", "float32")).startswith("float")
+    ]
     return [name for name in names if name and name not in _MOVES and name != "call_pure_packed"]
 
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from cat_plugin.cluster_affine._typing import FloatArray
 from cat_plugin.cluster_affine.families import FAMILIES, Budget, Candidate
 from cat_plugin.cluster_affine.metrics import agreement, divergence, natural_temperature, softmax
-from cat_plugin.cluster_affine.parameters import AffineParameters
 from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.workbench import Workbench
 
@@ -120,16 +120,19 @@ def cross_validate(rows: Rows, listed: list[Candidate], seed: int) -> dict[str, 
     dict
         In the layout of scikit-learn's ``cv_results_``: ``params`` and ``param_*``, and for each of the metrics
         ``kl``, ``agreement``, ``confidence`` and ``mse`` the arrays ``split{i}_test_*``, ``mean_test_*`` and
-        ``std_test_*``.
+        ``std_test_*``, and ``error_test_*``, the standard error of the mean's difference from the identity's.
     """
     fold = fold_of_rows(rows, seed)
     count = int(fold.max()) + 1
     names = ("kl", "agreement", "confidence", "mse")
     unit = natural_temperature(rows.z_fp)
     table = np.full((len(names), max(count, 1), len(listed)), np.nan)
+    groups = np.arange(len(rows)) if rows.groups is None else np.unique(rows.groups, return_inverse=True)[1]
+    change = np.zeros((len(names), len(listed), int(groups.max(initial=-1)) + 1))
     weights = np.array([float((fold == i).sum()) for i in range(max(count, 1))])
     for split in range(count):
-        test = rows.take(fold == split)
+        test, home = rows.take(fold == split), groups[fold == split]
+        unchanged = _judge(test.z_q, test, unit)
         away = fold != split
         if rows.groups is not None and test.groups is not None:
             away &= ~np.isin(rows.groups, np.unique(test.groups))
@@ -140,42 +143,62 @@ def cross_validate(rows: Rows, listed: list[Candidate], seed: int) -> dict[str, 
                 if head.tuned_rows != tuned_rows:
                     continue
                 fitted = bench.fit(head)
+                inputs = test.inputs()[:, : fitted.mean.shape[0]]
                 for index in members:
-                    table[:, split, index] = _judge(fitted, listed[index].alpha, test, unit)
+                    scores = _judge(fitted.replace(alpha=listed[index].alpha).apply(inputs), test, unit)
+                    table[:, split, index] = scores.mean(axis=1)
+                    for metric, difference in enumerate(scores - unchanged):
+                        change[metric, index] += np.bincount(home, difference, minlength=change.shape[2])
     weights = weights / max(weights.sum(), 1.0)
     results: dict[str, Any] = {"params": [asdict(c) for c in listed]}
     for key in asdict(listed[0]):
         results[f"param_{key}"] = np.array([asdict(c)[key] for c in listed], dtype=object)
-    for name, values in zip(names, table, strict=True):
+    for name, values, sums in zip(names, table, change, strict=True):
         for split in range(count):
             results[f"split{split}_test_{name}"] = values[split]
         mean = weights @ values
         results[f"mean_test_{name}"] = mean
         results[f"std_test_{name}"] = np.sqrt(weights @ (values - mean) ** 2)
+        results[f"error_test_{name}"] = _standard_error(sums, groups[fold >= 0])
     return results
 
 
-def _judge(fitted: AffineParameters, alpha: float, test: Rows, unit: float) -> tuple[float, ...]:
-    inputs = test.inputs()[:, : fitted.mean.shape[0]]
-    z = fitted.replace(alpha=alpha).apply(inputs)
+def _standard_error(sums: NDArray[np.float64], groups: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Of the mean over rows of differences whose sums over groups are given, (candidates, groups); groups are independent."""
+    sizes = np.bincount(groups, minlength=sums.shape[1])
+    held_out = np.flatnonzero(sizes)
+    count = len(held_out)
+    if count < 2:
+        return np.full(len(sums), np.inf)
+    mean = sums.sum(axis=1, keepdims=True) / len(groups)
+    apart = sums[:, held_out] - mean * sizes[held_out]
+    error: NDArray[np.float64] = np.sqrt((apart**2).sum(axis=1) * count / (count - 1)) / len(groups)
+    return error
+
+
+def _judge(z: FloatArray, test: Rows, unit: float) -> FloatArray:
+    """(metrics, rows) scores of logits."""
     temperature = SCORE_TEMPERATURE * unit
-    same = agreement(test.z_fp, z)
-    distance = divergence(test.z_fp, z, temperature)
     confidence = softmax(test.z_fp / temperature)[np.arange(len(test)), z.argmax(axis=1)]
-    return (
-        float(distance.mean()),
-        float(same.mean()),
-        float(confidence.mean()),
-        float(np.mean((z - test.z_fp) ** 2)),
+    scores: FloatArray = np.stack(
+        [
+            divergence(test.z_fp, z, temperature),
+            agreement(test.z_fp, z).astype(np.float64),
+            confidence,
+            np.mean((z - test.z_fp) ** 2, axis=1),
+        ]
     )
+    return scores
 
 
 def best_candidate(results: dict[str, Any]) -> int:
     """Return the index of the winner and add the ranking to the table.
 
-    A candidate that is worse than the identity on the rows held out, in divergence or in agreement, is out.
+    A candidate must bring the rows held out closer to full precision than the identity does, by more than the standard error
+    of that gain, and choose no worse classes: neither fewer of full precision's, nor less likely ones.
     """
-    agree, kl, mse = (results[f"mean_test_{name}"] for name in ("agreement", "kl", "mse"))
+    agree, kl, sure, mse = (results[f"mean_test_{name}"] for name in ("agreement", "kl", "confidence", "mse"))
+    error = results["error_test_kl"]
     if not np.isfinite(mse).all():
         # Too few rows to hold any out: nothing is known, so nothing is changed.
         score = np.where(np.arange(len(mse)) == _IDENTITY, 0.0, -np.inf)
@@ -183,7 +206,9 @@ def best_candidate(results: dict[str, Any]) -> int:
         # One class only: every distribution is the same, what is left to judge by is the logit.
         score = -mse
     else:
-        score = np.where((agree >= agree[_IDENTITY]) & (kl <= kl[_IDENTITY]), -kl, -np.inf)
+        kept = (kl[_IDENTITY] - kl > error) & (agree >= agree[_IDENTITY]) & (sure >= sure[_IDENTITY])
+        kept[_IDENTITY] = True
+        score = np.where(kept, -kl, -np.inf)
     results["mean_test_score"] = score
     # Maps that are the same but for rounding (a cluster's shrunk onto the global one) are level: the first,
     # which is the simplest, wins.

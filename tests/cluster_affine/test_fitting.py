@@ -123,7 +123,8 @@ def test_folds_are_numbers_of_folds(logits):
 
 def test_among_level_candidates_the_first_wins():
     kl = np.array([1.0, 0.5 * (1 + 1e-12), 0.5, 0.7])
-    results = {"mean_test_agreement": np.ones(4), "mean_test_kl": kl, "mean_test_mse": kl}
+    level = {f"mean_test_{name}": np.ones(4) for name in ("agreement", "confidence")}
+    results = {**level, "mean_test_kl": kl, "mean_test_mse": kl, "error_test_kl": np.zeros(4)}
     assert best_candidate(results) == 1
     assert results["rank_test_score"].tolist() == [4, 1, 2, 3]
 

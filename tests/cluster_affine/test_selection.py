@@ -8,7 +8,7 @@ import pytest
 from cat_plugin.cluster_affine import ClusterAffine
 from cat_plugin.cluster_affine.metrics import divergence, natural_temperature
 from cat_plugin.cluster_affine.rows import Rows
-from cat_plugin.cluster_affine.selection import N_FOLDS, fold_of_rows
+from cat_plugin.cluster_affine.selection import N_FOLDS, _standard_error, best_candidate, fold_of_rows
 from tests.cluster_affine.conftest import distorted
 
 
@@ -26,6 +26,8 @@ def test_the_table_has_the_conventional_layout(fitted):
         assert splits.shape == (N_FOLDS, count)
         np.testing.assert_allclose(results[f"mean_test_{metric}"], splits.mean(axis=0))
         np.testing.assert_allclose(results[f"std_test_{metric}"], splits.std(axis=0), atol=1e-12)
+        assert results[f"error_test_{metric}"][0] == 0
+        assert (results[f"error_test_{metric}"][1:] >= 0).all()
     assert sorted(results["rank_test_score"])[0] == 1
     assert fitted[0].best_params_ == results["params"][fitted[0].best_index_]
     assert results["rank_test_score"][fitted[0].best_index_] == 1
@@ -41,8 +43,34 @@ def test_settings_bound_the_candidates(fitted):
 
 def test_the_winner_is_no_worse_than_the_identity_on_held_out_folds(fitted):
     results, best = fitted[0].cv_results_, fitted[0].best_index_
-    assert results["mean_test_kl"][best] <= results["mean_test_kl"][0]
+    gain = results["mean_test_kl"][0] - results["mean_test_kl"][best]
+    assert gain > results["error_test_kl"][best] > 0
     assert results["mean_test_agreement"][best] >= results["mean_test_agreement"][0]
+    assert results["mean_test_confidence"][best] >= results["mean_test_confidence"][0]
+
+
+@pytest.mark.parametrize(
+    ("worse", "error", "winner"),
+    [(None, 0.01, 1), (None, 0.04, 0), ("agreement", 0.01, 0), ("confidence", 0.01, 0)],
+)
+def test_a_gain_within_its_standard_error_or_of_worse_classes_is_none(worse, error, winner):
+    results = {f"mean_test_{name}": np.array([0.8, 0.8]) for name in ("agreement", "confidence")}
+    results |= {"mean_test_kl": np.array([0.5, 0.47]), "mean_test_mse": np.array([2.0, 1.0])}
+    results["error_test_kl"] = np.array([0.0, error])
+    if worse is not None:
+        results[f"mean_test_{worse}"][1] -= 0.001
+    assert best_candidate(results) == winner
+
+
+def test_the_standard_error_is_that_of_paired_differences_of_groups():
+    difference = np.random.default_rng(0).normal(size=(2, 50))
+    expected = difference.std(axis=1, ddof=1) / np.sqrt(50)
+    np.testing.assert_allclose(_standard_error(difference, np.arange(50)), expected)
+    # Rows that are copies of each other say nothing more; groups that are never held out say nothing.
+    groups = np.repeat(np.arange(50), 3)
+    padded = np.concatenate([3 * difference, np.zeros((2, 4))], axis=1)
+    np.testing.assert_allclose(_standard_error(padded, groups), expected)
+    assert np.isinf(_standard_error(difference[:, :1], np.zeros(1, dtype=np.intp))).all()
 
 
 def test_scores_of_the_identity_are_those_of_the_raw_logits(fitted):

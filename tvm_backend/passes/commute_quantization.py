@@ -25,7 +25,9 @@ from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["HoistQuantize", "SinkDequantize"]
 
-_MOVES = ("reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "strided_slice")
+_MOVES = (
+    "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "strided_slice", "take", "broadcast_to", "flip",
+)  # fmt: skip
 
 
 def _moved(call: relax.Expr, tensor: relax.Expr, q: QParams) -> relax.Expr | None:

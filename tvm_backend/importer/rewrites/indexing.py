@@ -1,12 +1,18 @@
-"""Indices counted from the front and inside their bounds: TVM's ``take`` reads whatever memory an index points to."""
+"""Indices counted from the front and inside their bounds: TVM's ``take`` reads whatever memory an index points to.
+
+What is read at known places is read by slices, which move integers as well as the numbers they stand for, where the passes
+know neither ``take`` nor ``split``; what is broadcast to the shape that it has stays as it is.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = ["along", "rewrites"]
 
@@ -20,9 +26,7 @@ def along(x: Any, dim: int, indices: Any) -> Any:
 
 def _select(x: Any, dim: int, index: Any) -> Any:
     size = x.shape[dim]
-    if isinstance(index, int) and isinstance(size, int):
-        return aten.select(x, dim, index + size) if index < 0 else NotImplemented
-    # The batch dimension, or an index that depends on it.
+    # The size of the batch dimension, and an index that depends on it, are no numbers.
     start = index + size if isinstance(index, int) and index < 0 else index
     return torch.squeeze(aten.slice(x, dim, start, start + 1), dim)
 
@@ -51,6 +55,22 @@ def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int =
     if all(a is b or (isinstance(a, int) and a == b) for a, b in ((low, start), (high, end))):
         return NotImplemented
     return aten.slice(x, dim, low, high, step)
+
+
+def _split(x: Any, sizes: Any, dim: int = 0) -> Any:
+    if not all(isinstance(size, int) for size in sizes):
+        return NotImplemented
+    ends = list(itertools.accumulate(sizes))
+    return [aten.slice(x, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _expand(x: Any, sizes: Any, *, implicit: bool = False) -> Any:
+    del implicit
+    same = len(sizes) == x.dim() and all(
+        (isinstance(size, int) and size == -1) or statically_known_true(size == own)
+        for size, own in zip(sizes, x.shape, strict=True)
+    )
+    return x.clone() if same else NotImplemented
 
 
 def _narrow(x: Any, dim: int, start: Any, length: Any) -> Any:
@@ -148,6 +168,8 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.select.int: _select,
         aten.slice.Tensor: _slice,
         aten.narrow.default: _narrow,
+        aten.split_with_sizes.default: _split,
+        aten.expand.default: _expand,
         aten.index.Tensor: _index,
         aten._unsafe_index.Tensor: _index,  # noqa: SLF001
         aten.index_put.default: _index_put,
