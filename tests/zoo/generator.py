@@ -7,7 +7,6 @@ twentieth.  A failure prints the smallest network that shows it, which becomes a
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,12 @@ from torch import Tensor, nn
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.zoo.idioms import ARITHMETIC, INDEXING, MUTATION
+from tests.zoo.noise import expected_noise
 
 __all__ = ["Composed", "Plan", "Step", "check", "plans"]
 
 _SIZE, _CHANNELS = 8, 8
+_FACTOR = 3.0  # of fifty networks the worst was 1.6 times what rounding at random makes
 # Drawn anew at every call or by the batch: no function of one row, which is what the comparisons below suppose.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing": lambda y: y,
@@ -204,10 +205,9 @@ def check(plan: Plan, *, library: bool = False) -> None:
             found = run(inputs[:rows])
             assert found.shape == expected[:rows].shape
             assert torch.allclose(found, quantized(inputs[:rows]), rtol=1e-4, atol=1e-5)
-        if plan.bits == 8:
-            noise = (quantized(inputs) - expected).square().mean().sqrt() / expected.std().clamp_min(1e-3)
-            assert math.isfinite(noise)
-            assert noise < 0.5, float(noise)
+        noise = float((quantized(inputs) - expected).square().mean().sqrt())
+    allowed = _FACTOR * expected_noise(run, inputs) + 1e-4 * float(expected.std())
+    assert noise <= allowed, f"outputs are {noise:.3g} off, rounding explains {allowed:.3g}"
     if library:
         _compare_library(program, inputs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 from tests.zoo.generator import Plan, Step, check, plans
@@ -30,6 +31,55 @@ def test_hundreds_of_composed_networks_come_out_as_they_are(plan: Plan) -> None:
 @given(plans())
 def test_composed_networks_are_compiled(plan: Plan) -> None:
     check(plan, library=True)
+
+
+def _first(module: torch.fx.GraphModule, name: str) -> torch.fx.Node:
+    return next(node for node in module.graph.nodes if name in str(node.target))
+
+
+def _coarser(module: torch.fx.GraphModule) -> None:
+    """The step of 4 bits where 8 were asked for."""
+    first = _first(module, "quantize_per_tensor")
+    for node in (first, *first.users):
+        node.args = (node.args[0], 17 * node.args[1], *node.args[2:])
+
+
+def _shifted(module: torch.fx.GraphModule) -> None:
+    """A zero point from elsewhere: a quarter of the range is clipped."""
+    first = _first(module, "quantize_per_tensor")
+    for node in (first, *first.users):
+        node.args = (*node.args[:2], node.args[2] + 60, *node.args[3:])
+
+
+def _stretched(module: torch.fx.GraphModule) -> None:
+    """The scale of one channel's weights is half too large."""
+    scale = module.get_buffer(str(_first(module, "dequantize_per_channel").args[1].target))
+    scale[0] *= 1.5
+
+
+def _stuck(module: torch.fx.GraphModule) -> None:
+    """One weight of a layer at zero."""
+    module.get_buffer(str(_first(module, "dequantize_per_channel").args[0].target))[0, 0] = 0
+
+
+@pytest.mark.parametrize("fault", [_coarser, _shifted, _stretched, _stuck])
+def test_a_wrong_scale_zero_point_or_weight_is_found(fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rounding makes is so little that faults which half of the spread would hide are seen."""
+    from tests.zoo import generator
+
+    real = generator.quantize
+
+    def faulty(*args, **kwargs):
+        module, report = real(*args, **kwargs)
+        fault(module)
+        module.recompile()
+        return module, report
+
+    plan = Plan((Step("nothing"),))
+    check(plan)
+    monkeypatch.setattr(generator, "quantize", faulty)
+    with pytest.raises(AssertionError, match="rounding explains"):
+        check(plan)
 
 
 def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ def along(x: Any, dim: int, indices: Any) -> Any:
 
 
 def _select(x: Any, dim: int, index: Any) -> Any:
+    dim %= x.dim()
     size = x.shape[dim]
     # The size of the batch dimension, and an index that depends on it, are no numbers.
     start = index + size if isinstance(index, int) and index < 0 else index
@@ -60,6 +61,7 @@ def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int =
 def _split(x: Any, sizes: Any, dim: int = 0) -> Any:
     if not all(isinstance(size, int) for size in sizes):
         return NotImplemented
+    dim %= x.dim()
     ends = list(itertools.accumulate(sizes))
     return [aten.slice(x, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
