@@ -158,10 +158,8 @@ HONOURED: dict[str, str] = {
     "repeat.default": "self repeats",
     "scatter.src": "self dim index src",
     "scatter.value": "self dim index value",
-    "select.int": "self dim index",
     "slice.Tensor": "self dim start end step",
     "slice_scatter.default": "self src dim start end step",
-    "split_with_sizes.default": "self split_sizes dim",
     "unsqueeze.default": "self dim",
     "view.default": "self size",
     # Tensors made.

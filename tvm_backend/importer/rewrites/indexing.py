@@ -59,8 +59,6 @@ def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int =
 
 
 def _split(x: Any, sizes: Any, dim: int = 0) -> Any:
-    if not all(isinstance(size, int) for size in sizes):
-        return NotImplemented
     dim %= x.dim()
     ends = list(itertools.accumulate(sizes))
     return [aten.slice(x, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
