@@ -198,16 +198,20 @@ def fold_weights(program: ExportedProgram) -> ExportedProgram:
         args, kwargs = torch.fx.node.map_arg((item.args, item.kwargs), value)
         return item.target(*args, **kwargs)
 
-    def constant(node: Node) -> bool:
+    constant: set[Node] = set()
+    for node in graph.nodes:
         if node.op == "placeholder":
-            return node.name in specs and specs[node.name].target not in written
-        schema = schema_of(node.target)
-        pure = node.op == "call_function" and schema is not None and not schema.is_mutable
-        return pure and bool(node.all_input_nodes) and all(constant(each) for each in node.all_input_nodes)
+            known = node.name in specs and specs[node.name].target not in written
+        else:
+            schema = schema_of(node.target)
+            pure = node.op == "call_function" and schema is not None and not schema.is_mutable
+            known = pure and bool(node.all_input_nodes) and constant.issuperset(node.all_input_nodes)
+        if known:
+            constant.add(node)
 
     found: list[tuple[Node, Node, Tensor]] = []
     for node in list(graph.nodes):
-        if not str(node.target).startswith(_QUANTIZE) or not constant(node):
+        if not str(node.target).startswith(_QUANTIZE) or node not in constant:
             continue
         source = node
         while source.op != "placeholder":

@@ -125,3 +125,19 @@ def test_a_graph_of_our_own_needs_no_folding():
     names = {str(spec.target) for spec in program.graph_signature.input_specs if spec.target}
     assert names == set(program.state_dict) | set(program.constants)
     assert not [name for name in names if "integers" in name]
+
+
+def test_a_graph_deeper_than_python_recurses_is_exported():
+    register_quantized_decomposed()
+    qd = torch.ops.quantized_decomposed
+
+    class Deep(nn.Module):
+        def forward(self, x):
+            for _ in range(600):
+                x = x + 0.001
+            grid = (0.1, 0, 0, 255, torch.uint8)
+            return qd.dequantize_per_tensor(qd.quantize_per_tensor(x, *grid), *grid)
+
+    x = torch.rand(4, 3)
+    program = export_program(Deep(), x)
+    torch.testing.assert_close(program.module()(x), Deep()(x))
