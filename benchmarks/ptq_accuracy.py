@@ -95,7 +95,12 @@ def all_rows() -> list[str]:
 
 
 def measure(
-    name: str, data: str | None, threads: int, logits: Path | None = None, device: str = "cpu"
+    name: str,
+    data: str | None,
+    threads: int,
+    logits: Path | None = None,
+    device: str = "cpu",
+    memory_mb: int = 1000,
 ) -> dict[str, Any]:
     """Quantize one model and count its right answers; runs in a process of its own."""
     import torch
@@ -121,7 +126,7 @@ def measure(
             "preset": preset,
             "num_samples": 64 if convention in ("few", "none") else SAMPLES[model_name],
             "batch_size": 64 if model_name == "resnet20" else 16,
-            "memory_mb": None if model_name == "resnet20" else 1000,
+            "memory_mb": None if model_name == "resnet20" else memory_mb,
             **options,
         }
     )
@@ -303,6 +308,7 @@ def main() -> None:
         "--peer", action="append", default=[], metavar="NAME=PYTHON", help="a peer's interpreter"
     )
     parser.add_argument("--device", default="cpu", help="where the engine computes")
+    parser.add_argument("--memory-mb", type=int, default=1000, help="of activations of 224 x 224 images")
     parser.add_argument("--logits", type=Path, help="folder to store each row's logits in")
     parser.add_argument(
         "--correct",
@@ -312,7 +318,18 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one, options.data, options.threads, options.logits, options.device)))
+        print(
+            json.dumps(
+                measure(
+                    options.one,
+                    options.data,
+                    options.threads,
+                    options.logits,
+                    options.device,
+                    options.memory_mb,
+                )
+            )
+        )
         return
     names = [row for row in all_rows() if any(fnmatch.fnmatchcase(row, p) for p in options.rows)]
     if options.list or not names:
@@ -342,6 +359,8 @@ def main() -> None:
                 str(options.threads),
                 "--device",
                 options.device,
+                "--memory-mb",
+                str(options.memory_mb),
             ]
             command += ["--data", options.data] if options.data else []
             command += ["--logits", str(options.logits)] if options.logits else []
