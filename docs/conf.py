@@ -55,6 +55,7 @@ NAVIGATION = {
         "quickstart",
         "examples/digits",
         "examples/cifar_resnet20",
+        "examples/vision_transformer",
         "examples/text_encoder",
         "examples/serving",
         "examples/tour",

@@ -40,6 +40,18 @@ def test_resnet20_at_two_bits(tmp_path: Path) -> None:
     assert abs(row["library"] - row["corrected"]) < 0.05
 
 
+@pytest.mark.slow
+def test_a_vision_transformer_at_four_bits(tmp_path: Path) -> None:
+    pytest.importorskip("tvm", reason="TVM is not installed")
+    from examples.vision_transformer import run
+
+    assert run.main(["--epochs", "8", "--rows", "W4A4", "--output", str(tmp_path)]) == 0
+    full, row, library = json.loads((tmp_path / "results.json").read_text())
+    assert full["top1"] > 50
+    assert row["top1"] > full["top1"] - 12
+    assert abs(library["top1"] - row["top1"]) < 0.4
+
+
 def test_sentences_are_divided() -> None:
     split, again = load_split(), load_split()
     parts = (split.train, split.calibration, split.test)
