@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from cat_plugin import correct
 from cat_plugin.calls import ModelCall, collect_logits
 from cat_plugin.cluster_affine import ClusterAffine
 from cat_plugin.correction import CorrectedModule
-from cat_plugin.errors import CalibrationError
+from cat_plugin.errors import CalibrationError, HostError
 from cat_plugin.hosts.pipeline import quantize_and_correct
 from cat_plugin.hosts.recording import calibrated
 from cat_plugin.logits import LogitsOf
@@ -179,6 +180,39 @@ def test_saved_and_loaded_it_gives_the_same_to_the_bit(make: Any, tmp_path: Any)
         assert all(map(torch.equal, leaves_of(found), leaves_of(wanted)))
 
 
+@dataclass
+class Heads:
+    """Registered with the exporter, so that it is returned as it is."""
+
+    logits: Tensor
+    rest: Tensor
+
+
+class Registered(nn.Module):
+    """Returns its results as a registered class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Heads:
+        return Heads(self.head(x), x)
+
+
+def test_registered_classes_come_back_from_the_disk_as_dicts(tmp_path: Any) -> None:
+    torch.export.register_dataclass(Heads)
+    x = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    model = Registered().eval()
+    quantized, _ = quantize(model, QuantSpec(w_bits=4, a_bits=4, preset="fast"), x)
+    corrected = correct(quantized, model, x, ClusterAffine(**ONE_MAP), logits="logits")
+    wanted, plain = corrected(x), quantized(x)
+    assert type(wanted) is type(plain) is Heads
+    assert not torch.equal(wanted.logits, plain.logits)
+    found = cat_plugin.load(cat_plugin.save(corrected, tmp_path / "saved"))(x)
+    assert list(found) == ["logits", "rest"]
+    assert torch.equal(found["logits"], wanted.logits)
+
+
 class Nested(nn.Module):
     """Takes a dict and a list in one argument, beside a flag, and returns no tensor among tensors."""
 
@@ -239,6 +273,10 @@ def test_dict_batches_go_through_the_host_and_its_tuning(tmp_path: Any) -> None:
     recipe.write_text(
         "cat: {w_bits: 3, a_bits: 4, preset: fast, mode: diagonal, num_clusters: 2, num_samples: 32, logits: 1}"
     )
+    static = tmp_path / "static.yaml"
+    static.write_text("cat: {base: static_quant, logits: 1}")
+    with pytest.raises(HostError, match=r"gives it image=float32.*takes tensors by place"):
+        cat_plugin.load_recipe(static).run(model, batches)
     ran = cat_plugin.load_recipe(recipe).run(model, batches)
     assert torch.equal(ran(**batch)["logits"], alone(**batch)["logits"])
 

@@ -10,6 +10,7 @@ from neural_compressor.torch import quantization as host
 from torch import nn
 
 from cat_plugin.calls import ModelCall
+from cat_plugin.errors import HostError
 from cat_plugin.hosts import is_registered
 from cat_plugin.hosts.inc3 import CATConfig, attach
 from cat_plugin.hosts.recording import Replay
@@ -23,6 +24,11 @@ def _exported(model: nn.Module, calls: list[ModelCall]) -> nn.Module:
     from neural_compressor.torch.export import export
 
     args = calls[0].args
+    if calls[0].kwargs or not all(isinstance(arg, torch.Tensor) for arg in args):
+        raise HostError(
+            f"static_quant exports the model, and the calibration gives it {calls[0]}; the host takes tensors by place there: "
+            "give tuples of them, or quantize with the plugin's own engine"
+        )
     batch = torch.export.Dim("batch", min=1)
     # An example of one sample would make the batch size a constant of the graph.
     example = tuple(torch.cat([arg, arg]) if len(arg) == 1 else arg for arg in args)
