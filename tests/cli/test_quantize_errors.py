@@ -67,21 +67,24 @@ def test_bad_calibration(
     assert [entry.name for entry in tmp_path.iterdir()] == ["x.npz"]
 
 
-def test_model_whose_output_is_no_matrix(
-    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "headless.py").write_text(
+@pytest.mark.parametrize(("end", "code"), [("nn.Flatten(0)", 2), ("nn.Identity()", 0)])
+def test_model_whose_output_has_no_classes(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    end: str, code: int,
+) -> None:  # fmt: skip
+    """An output without an axis of classes is refused; a map of classes, (N, C, H, W), is quantized and corrected as a vector is."""
+    (tmp_path / f"headless{code}.py").write_text(
         "from torch import nn\n"
         "def build():\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))\n"
+        f"    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), {end})\n"
     )
     monkeypatch.chdir(tmp_path)
-    words = quantize_words(workspace, model="headless:build", out=str(tmp_path / "out"))
+    words = quantize_words(workspace, model=f"headless{code}:build", out=str(tmp_path / "out"))
     del words[words.index("--weights") : words.index("--weights") + 2]
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert "(N, C)" in error
-    assert not (tmp_path / "out").exists()
+    assert main(words) == code
+    if code:
+        assert "expected" in capsys.readouterr().err
+    assert (tmp_path / "out").exists() == (code == 0)
 
 
 @pytest.mark.parametrize(

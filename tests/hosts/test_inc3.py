@@ -320,3 +320,15 @@ def test_expansion_of_the_lists_of_a_base():
     config = CATConfig(base=RTNConfig(bits=[3, 4], group_size=[16, 32]), alpha=[0.4, 0.3])
     seen = [(c.base.bits, c.base.group_size, c.alpha) for c in config.expand()]
     assert sorted(seen) == [(b, g, a) for b in (3, 4) for g in (16, 32) for a in (0.3, 0.4)]
+
+
+def test_a_package_that_an_algorithm_of_the_host_lacks_is_named(task, monkeypatch):
+    """GPTQ imports tqdm, which the host does not declare."""
+    from cat_plugin.hosts.inc3 import algorithm
+
+    def lacking(*args, **kwargs):
+        raise ModuleNotFoundError("No module named 'tqdm'", name="tqdm")
+
+    monkeypatch.setattr(algorithm, "_host_function", lambda name: lacking)
+    with pytest.raises(HostError, match=r"rtn needs the package tqdm, .*pip install tqdm"):
+        quantize(copy.deepcopy(task.net), CATConfig(base=RTNConfig(bits=4)), run_fn=task.run_fn)
