@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cat_plugin._lazy import attach
 
 if TYPE_CHECKING:
+    from cat_plugin.ptq.adaptation import adapt
     from cat_plugin.ptq.engine import quantize
     from cat_plugin.ptq.report import LayerReport, QuantReport
     from cat_plugin.ptq.sensitivity_analysis import Sensitivity, sensitivity
@@ -22,6 +23,7 @@ __all__ = [
     "QuantReport",
     "QuantSpec",
     "Sensitivity",
+    "adapt",
     "quantize",
     "sensitivity",
     "synthetic_inputs",
@@ -32,6 +34,7 @@ _LAZY = {
     "QuantReport": "cat_plugin.ptq.report",
     "QuantSpec": "cat_plugin.ptq.spec",
     "Sensitivity": "cat_plugin.ptq.sensitivity_analysis",
+    "adapt": "cat_plugin.ptq.adaptation",
     "quantize": "cat_plugin.ptq.engine",
     "sensitivity": "cat_plugin.ptq.sensitivity_analysis",
     "synthetic_inputs": "cat_plugin.ptq.synthetic",

@@ -49,6 +49,12 @@ class TwoBranches:
     def __init__(self) -> None:
         self.means: list[Tensor] = []
 
+    @staticmethod
+    def running(means: list[Tensor], terms: list[Tensor]) -> list[Tensor]:
+        """The running means of terms, () each, with these in them; none yet are these alone."""
+        now = [term.detach().clamp(min=1e-12) for term in terms]
+        return [_MOMENTUM * a + (1 - _MOMENTUM) * b for a, b in zip(means or now, now, strict=True)]
+
     def terms(self, y: Tensor, accumulated: Tensor, own: Tensor) -> list[Tensor]:
         """Both terms against both targets."""
         return [
@@ -57,9 +63,7 @@ class TwoBranches:
 
     def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor:
         terms = self.terms(y, accumulated, own)
-        now = [term.detach().clamp(min=1e-12) for term in terms]
-        old = self.means or now
-        self.means = [_MOMENTUM * a + (1 - _MOMENTUM) * b for a, b in zip(old, now, strict=True)]
+        self.means = self.running(self.means, terms)
         return torch.stack([term / mean for term, mean in zip(terms, self.means, strict=True)]).sum()
 
 
