@@ -6,7 +6,8 @@ of four rows within 128-bit lanes gives four vectors that hold a column of the k
 output pixel that sees the column, each with weights of its own, and are never written to memory.  Narrowing within lanes
 takes the results out of this order again, so nothing ever crosses lanes.
 
-A vector holds 64 channels of one pixel; where fewer are left over, 32 channels of two pixels or 16 of four.
+A vector of 64 bytes holds 64 channels of one pixel; where fewer are left over, 32 channels of two pixels or 16 of four.  One of 32
+bytes holds 32 channels, or 16 of two pixels.
 """
 
 from __future__ import annotations
@@ -40,23 +41,21 @@ _TASK_MACS = 200_000
 _GROUPS = 14
 """Most vectors of pixels that are unrolled: neighbours share the columns of the input that both see."""
 
-_UNIT = 64
-"""Bytes of a vector."""
-
 
 @dataclass(frozen=True)
 class _Slice:
-    """Channels that are worked on alike: `count` times `channels`, of `pixels` pixels, behind `first` channels."""
+    """Channels that are worked on alike: `count` times `channels`, of `pixels` pixels in `unit` bytes, behind `first` channels."""
 
     first: int
     count: int
     channels: int
     chunk: int
+    unit: int
 
     @property
     def pixels(self) -> int:
         """Pixels in a vector."""
-        return _UNIT // self.channels
+        return self.unit // self.channels
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,11 @@ class DepthwiseDot(Weighted[ConvSpec]):
 
     @classmethod
     def takes(cls, spec: ConvSpec, isa: Machine) -> bool:
-        """Whether channels are convolved on their own, sixteen or a multiple, on vectors of 64 bytes."""
+        """Whether channels are convolved on their own, sixteen or a multiple, on vectors of 32 or 64 bytes."""
         if not (spec.depthwise and isinstance(isa, InstructionSet)):
             return False
         isa = vectors_for(spec, isa)
-        return isa.narrows and isa.group == 4 and isa.lanes == 16 and spec.out_channels % 16 == 0
+        return isa.narrows and isa.group == 4 and isa.lanes >= 8 and spec.out_channels % 16 == 0
 
     @classmethod
     def make(cls, spec: ConvSpec, isa: InstructionSet) -> Self:
@@ -83,13 +82,14 @@ class DepthwiseDot(Weighted[ConvSpec]):
 
     @property
     def slices(self) -> tuple[_Slice, ...]:
-        """The channels, as vectors of 64 and what is left over."""
+        """The channels, as full vectors and what is left over."""
         found: list[_Slice] = []
         first = chunk = 0
-        for channels in (64, 32, 16):
+        unit = self.isa.unit
+        for channels in [size for size in (64, 32, 16) if size <= unit]:
             count = (self.spec.out_channels - first) // channels
             if count:
-                found.append(_Slice(first, count, channels, chunk))
+                found.append(_Slice(first, count, channels, chunk, unit))
             first, chunk = first + count * channels, chunk + count
         return tuple(found)
 
@@ -101,7 +101,7 @@ class DepthwiseDot(Weighted[ConvSpec]):
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the weights of a chunk."""
-        return self.quads * self.spec.kernel[1] * 4 * _UNIT
+        return self.quads * self.spec.kernel[1] * 4 * self.isa.unit
 
     @property
     def weight_length(self) -> int:
@@ -118,8 +118,8 @@ class DepthwiseDot(Weighted[ConvSpec]):
 
     @property
     def order(self) -> NDArray[np.intp]:
-        """The channel in each lane, shape (chunks, 4, 16)."""
-        vector, lane = np.arange(4)[:, None], np.arange(16)
+        """The channel in each lane, shape (chunks, 4, lanes)."""
+        vector, lane = np.arange(4)[:, None], np.arange(self.isa.lanes)
         order = [
             piece.first + i * piece.channels + (16 * (lane // 4) + 4 * vector + lane % 4) % piece.channels
             for piece in self.slices
@@ -156,14 +156,16 @@ class _Emitter:
 
     def constants(self, source: Any) -> Any:
         """Values by channel, in the order of the lanes."""
-        target = tir.allocate((self.kernel.chunks * _UNIT,), source.dtype)
+        width = self.isa.lanes
+        target = tir.allocate((self.kernel.chunks * self.isa.unit,), source.dtype)
         for piece in self.kernel.slices:
             with tir.loop(piece.count) as i:
                 for vector in range(4):
                     channel = piece.first + i * piece.channels + 4 * vector
-                    lanes = [tir.load(source, [channel + 16 * lane % piece.channels], 4) for lane in range(4)]
-                    place = ((piece.chunk + i) * 4 + vector) * 16
-                    tir.store(target, tir.shuffle(lanes, range(16)), [place], 16)
+                    places = [channel + 16 * lane % piece.channels for lane in range(width // 4)]
+                    lanes = [tir.load(source, [place], 4) for place in places]
+                    place = ((piece.chunk + i) * 4 + vector) * width
+                    tir.store(target, tir.shuffle(lanes, range(width)), [place], width)
         return target
 
 
@@ -177,6 +179,7 @@ class _Row:
         self.kernel, self.spec, self.isa = emitter.kernel, emitter.spec, emitter.isa
         self.channel, self.chunk = piece.first + index * piece.channels, piece.chunk + index
         self.compensation, self.scale, self.bias = constants
+        self.unit = emitter.isa.unit
 
     def emit(self) -> None:
         """Write all pixels, tile by tile; those at the borders know which columns are padding, the others have none."""
@@ -216,9 +219,9 @@ class _Row:
                     held[group] = self.begin()
                 for quad, vectors in enumerate(taps):
                     for vector in range(4):
-                        place = ((quad * spec.kernel[1] + kx) * 4 + vector) * _UNIT
+                        place = ((quad * spec.kernel[1] + kx) * 4 + vector) * self.unit
                         place = self.chunk * self.kernel.chunk_bytes + place
-                        weights = tir.load(self.emitter.operands.weight, [place], _UNIT)
+                        weights = tir.load(self.emitter.operands.weight, [place], self.unit)
                         held[group].add(vector, vectors[vector], weights)
             for group in [group for group in held if group * pixels * stride + reach == column]:
                 left = pixels if known is None else min(pixels, spec.out_width - known - group * pixels)
@@ -227,7 +230,10 @@ class _Row:
 
     def begin(self) -> Sums:
         """Four vectors of sums, the zero point taken out."""
-        begin = [tir.load(self.compensation, [(self.chunk * 4 + vector) * 16], 16) for vector in range(4)]
+        lanes = self.isa.lanes
+        begin = [
+            tir.load(self.compensation, [(self.chunk * 4 + vector) * lanes], lanes) for vector in range(4)
+        ]
         held = Sums(self.isa, begin, 1, self.kernel.quads * self.spec.kernel[1])
         held.open()
         return held
@@ -237,18 +243,18 @@ class _Row:
         spec, result = self.spec, []
         for quad in range(self.kernel.quads):
             rows = [
-                ir.hold(self.places(ky, x, column, known), self.emitter.dtype, _UNIT)
+                ir.hold(self.places(ky, x, column, known), self.emitter.dtype, self.unit)
                 for ky in range(quad * 4, min(quad * 4 + 4, spec.kernel[0]))
             ]
             # Rows beyond the kernel meet zero weights: any value will do.
             rows += [rows[-1]] * (4 - len(rows))
             pairs = [
-                ir.hold(_unpack(a, b, 1, high), self.emitter.dtype, _UNIT)
+                ir.hold(_unpack(a, b, 1, high, self.unit), self.emitter.dtype, self.unit)
                 for a, b in ((rows[0], rows[1]), (rows[2], rows[3]))
                 for high in (False, True)
             ]
-            vectors = [_unpack(pairs[v // 2], pairs[2 + v // 2], 2, v % 2 == 1) for v in range(4)]
-            result.append([ir.hold(vector, self.emitter.dtype, _UNIT) for vector in vectors])
+            vectors = [_unpack(pairs[v // 2], pairs[2 + v // 2], 2, v % 2 == 1, self.unit) for v in range(4)]
+            result.append([ir.hold(vector, self.emitter.dtype, self.unit) for vector in vectors])
         return result
 
     def places(self, ky: int, x: Expr, column: int, known: int | None) -> Expr:
@@ -270,10 +276,10 @@ class _Row:
             if self.kernel.flip:
                 value = ir.flip_sign(value, spec.input.dtype, piece.channels)
             pixels.append(value)
-        value = pixels[0] if len(pixels) == 1 else tir.shuffle(pixels, range(_UNIT))
+        value = pixels[0] if len(pixels) == 1 else tir.shuffle(pixels, range(self.unit))
         if not padded:
             return value
-        outside = tir.broadcast(zero, _UNIT)
+        outside = tir.broadcast(zero, self.unit)
         return tir.select(tir.all_of(row >= 0, row < spec.height), value, outside)
 
     def finish(self, held: Sums, x: Expr, pixels: int) -> None:
@@ -283,7 +289,7 @@ class _Row:
         channels = self.piece.channels
         values = []
         for vector in range(4):
-            place = [(self.chunk * 4 + vector) * 16]
+            place = [(self.chunk * 4 + vector) * lanes]
             total = tir.cast(held[vector], "float32", lanes)
             value = ir.fma(
                 total, tir.load(self.scale, place, lanes), tir.load(self.bias, place, lanes), lanes
@@ -296,10 +302,10 @@ class _Row:
                 assert isinstance(kind, Quantity)
                 wide = [integers(value, kind, lanes, self.isa) for value in values]
                 packed = self.isa.narrow(wide, kind.dtype, in_order=False)
-                if channels < _UNIT:
-                    packed = ir.hold(packed, kind.dtype, _UNIT)
+                if channels < self.unit:
+                    packed = ir.hold(packed, kind.dtype, self.unit)
                 for p in range(pixels):
-                    part = packed if channels == _UNIT else ir.part(packed, p * channels, channels)
+                    part = packed if channels == self.unit else ir.part(packed, p * channels, channels)
                     tir.store(output, part, [self.image, self.y, x + p, self.channel], channels)
             return
         for vector in range(4):
@@ -310,11 +316,11 @@ class _Row:
                 finish(value, epilogue, operands.residual, operands.outputs, where, 4)
 
 
-def _unpack(a: Expr, b: Expr, size: int, high: bool) -> Expr:
-    """Elements of `size` bytes of two 64-byte vectors in turn, from the low or the high half of each lane."""
+def _unpack(a: Expr, b: Expr, size: int, high: bool, unit: int) -> Expr:
+    """Elements of `size` bytes of two vectors of `unit` in turn, from the low or the high half of each 16 bytes."""
     order = []
-    for lane in range(4):
+    for lane in range(unit // 16):
         for element in range(8 // size):
             begin = lane * 16 + (8 if high else 0) + element * size
-            order += [*range(begin, begin + size), *range(64 + begin, 64 + begin + size)]
+            order += [*range(begin, begin + size), *range(unit + begin, unit + begin + size)]
     return tir.shuffle([a, b], order)
