@@ -1,7 +1,7 @@
 """Depthwise convolution with dot-product instructions.
 
 Such an instruction adds four products to each sum, so four places under the kernel have to lie side by side for every
-channel.  They are taken from up to four rows above each other: channels lie side by side in memory, and unpacking bytes
+channel (two, where it multiplies words: bytes are then unpacked with zeros).  They are taken from up to four rows above each other: channels lie side by side in memory, and unpacking bytes
 of four rows within 128-bit lanes gives four vectors that hold a column of the kernel for each channel.  They serve every
 output pixel that sees the column, each with weights of its own, and are never written to memory.  Narrowing within lanes
 takes the results out of this order again, so nothing ever crosses lanes.
@@ -39,7 +39,7 @@ _TASK_MACS = 200_000
 """Work that is worth handing to a thread."""
 
 _GROUPS = 14
-"""Most vectors of pixels that are unrolled: neighbours share the columns of the input that both see."""
+"""Most vectors of pixels that are unrolled, half of it with shorter ones: neighbours share the columns of the input that both see."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DepthwiseDot(Weighted[ConvSpec]):
         if not (spec.depthwise and isinstance(isa, InstructionSet)):
             return False
         isa = vectors_for(spec, isa)
-        return isa.narrows and isa.group == 4 and isa.lanes >= 8 and spec.out_channels % 16 == 0
+        return isa.narrows and isa.group in (2, 4) and isa.lanes >= 8 and spec.out_channels % 16 == 0
 
     @classmethod
     def make(cls, spec: ConvSpec, isa: InstructionSet) -> Self:
@@ -76,16 +76,26 @@ class DepthwiseDot(Weighted[ConvSpec]):
         return cls(spec, vectors_for(spec, isa))
 
     @property
-    def quads(self) -> int:
+    def flip(self) -> bool:
+        """Whether the data are signed: bytes become words by unpacking them with zeros."""
+        return self.spec.input.dtype != (self.isa.takes or "uint8")
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a vector of data."""
+        return 4 * self.isa.lanes
+
+    @property
+    def steps(self) -> int:
         """Instructions for one kernel column."""
-        return -(-self.spec.kernel[0] // 4)
+        return -(-self.spec.kernel[0] // self.isa.group)
 
     @property
     def slices(self) -> tuple[_Slice, ...]:
         """The channels, as full vectors and what is left over."""
         found: list[_Slice] = []
         first = chunk = 0
-        unit = self.isa.unit
+        unit = self.unit
         for channels in [size for size in (64, 32, 16) if size <= unit]:
             count = (self.spec.out_channels - first) // channels
             if count:
@@ -101,7 +111,7 @@ class DepthwiseDot(Weighted[ConvSpec]):
     @property
     def chunk_bytes(self) -> int:
         """Bytes of the weights of a chunk."""
-        return self.quads * self.spec.kernel[1] * 4 * self.isa.unit
+        return self.steps * self.spec.kernel[1] * 4 * self.isa.unit
 
     @property
     def weight_length(self) -> int:
@@ -109,11 +119,13 @@ class DepthwiseDot(Weighted[ConvSpec]):
         return self.chunks * self.chunk_bytes
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """Lay weights of shape (C, 1, kernel height, kernel width) out as [chunk][quad][column][vector][lane][4]."""
+        """Lay weights of shape (C, 1, kernel height, kernel width) out as [chunk][step][column][vector][lane][group]."""
         rows, columns = self.spec.kernel
-        padded = np.zeros((weight.shape[0], self.quads * 4, columns), np.int8)
+        padded = np.zeros((weight.shape[0], self.steps * self.isa.group, columns), np.int8)
         padded[:, :rows] = as_int8(weight)[:, 0]
-        ordered = padded.reshape(-1, self.quads, 4, columns)[self.order].transpose(0, 3, 5, 1, 2, 4)
+        ordered = padded.reshape(-1, self.steps, self.isa.group, columns)[self.order].transpose(
+            0, 3, 5, 1, 2, 4
+        )
         return np.ascontiguousarray(ordered.reshape(-1))
 
     @property
@@ -157,7 +169,7 @@ class _Emitter:
     def constants(self, source: Any) -> Any:
         """Values by channel, in the order of the lanes."""
         width = self.isa.lanes
-        target = tir.allocate((self.kernel.chunks * self.isa.unit,), source.dtype)
+        target = tir.allocate((self.kernel.chunks * self.kernel.unit,), source.dtype)
         for piece in self.kernel.slices:
             with tir.loop(piece.count) as i:
                 for vector in range(4):
@@ -179,12 +191,13 @@ class _Row:
         self.kernel, self.spec, self.isa = emitter.kernel, emitter.spec, emitter.isa
         self.channel, self.chunk = piece.first + index * piece.channels, piece.chunk + index
         self.compensation, self.scale, self.bias = constants
-        self.unit = emitter.isa.unit
+        self.unit = emitter.kernel.unit
 
     def emit(self) -> None:
         """Write all pixels, tile by tile; those at the borders know which columns are padding, the others have none."""
         groups = -(-self.spec.out_width // self.piece.pixels)
-        size = -(-groups // -(-groups // _GROUPS))
+        most = _GROUPS if self.unit == 64 else _GROUPS // 2
+        size = -(-groups // -(-groups // most))
         step = size * self.piece.pixels
         starts = range(0, groups * self.piece.pixels, step)
         inner = [start for start in starts if self.inside(start, step)]
@@ -217,11 +230,11 @@ class _Row:
             for group, kx in uses[column]:
                 if group not in held:
                     held[group] = self.begin()
-                for quad, vectors in enumerate(taps):
+                for step, vectors in enumerate(taps):
                     for vector in range(4):
-                        place = ((quad * spec.kernel[1] + kx) * 4 + vector) * self.unit
+                        place = ((step * spec.kernel[1] + kx) * 4 + vector) * self.isa.unit
                         place = self.chunk * self.kernel.chunk_bytes + place
-                        weights = tir.load(self.emitter.operands.weight, [place], self.unit)
+                        weights = self.isa.weights(self.emitter.operands.weight, [place])
                         held[group].add(vector, vectors[vector], weights)
             for group in [group for group in held if group * pixels * stride + reach == column]:
                 left = pixels if known is None else min(pixels, spec.out_width - known - group * pixels)
@@ -234,28 +247,40 @@ class _Row:
         begin = [
             tir.load(self.compensation, [(self.chunk * 4 + vector) * lanes], lanes) for vector in range(4)
         ]
-        held = Sums(self.isa, begin, 1, self.kernel.quads * self.spec.kernel[1])
+        held = Sums(self.isa, begin, 1, self.kernel.steps * self.spec.kernel[1])
         held.open()
         return held
 
     def column(self, x: Expr, column: int, known: int | None) -> list[list[Expr]]:
-        """The places under a kernel column for the pixels from `x` on: for each quad of rows four vectors."""
-        spec, result = self.spec, []
-        for quad in range(self.kernel.quads):
+        """The places under a kernel column for the pixels from `x` on: for each step four vectors."""
+        spec, group, result = self.spec, self.isa.group, []
+        for step in range(self.kernel.steps):
             rows = [
-                ir.hold(self.places(ky, x, column, known), self.emitter.dtype, self.unit)
-                for ky in range(quad * 4, min(quad * 4 + 4, spec.kernel[0]))
+                self.held(self.places(ky, x, column, known))
+                for ky in range(step * group, min(step * group + group, spec.kernel[0]))
             ]
             # Rows beyond the kernel meet zero weights: any value will do.
-            rows += [rows[-1]] * (4 - len(rows))
+            rows += [rows[-1]] * (group - len(rows))
             pairs = [
-                ir.hold(_unpack(a, b, 1, high, self.unit), self.emitter.dtype, self.unit)
-                for a, b in ((rows[0], rows[1]), (rows[2], rows[3]))
+                self.held(_unpack(a, b, 1, high, self.unit))
+                for a, b in zip(rows[::2], rows[1::2], strict=True)
                 for high in (False, True)
             ]
-            vectors = [_unpack(pairs[v // 2], pairs[2 + v // 2], 2, v % 2 == 1, self.unit) for v in range(4)]
-            result.append([ir.hold(vector, self.emitter.dtype, self.unit) for vector in vectors])
+            if group == 4:
+                vectors = [
+                    _unpack(pairs[v // 2], pairs[2 + v // 2], 2, v % 2 == 1, self.unit) for v in range(4)
+                ]
+                result.append([self.held(vector) for vector in vectors])
+                continue
+            zeros, words = tir.constant(0, self.emitter.dtype, self.unit), self.unit // 2
+            vectors = [_unpack(pairs[v // 2], zeros, 1, v % 2 == 1, self.unit) for v in range(4)]
+            wide = [tir.reinterpret(tir.vector("int16", words), vector) for vector in vectors]
+            result.append([ir.hold(vector, "int16", words) for vector in wide])
         return result
+
+    def held(self, value: Expr) -> Expr:
+        """A vector of data, computed once."""
+        return ir.hold(value, self.emitter.dtype, self.unit)
 
     def places(self, ky: int, x: Expr, column: int, known: int | None) -> Expr:
         """One input place for each pixel and channel of a vector; the zero point outside of the image."""
