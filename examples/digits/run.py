@@ -128,7 +128,7 @@ def elsewhere(network: nn.Module, split: Split, bits: int) -> dict[str, Any]:
     rough = rounded(network, bits)
     repaired = cat_plugin.correct(rough, network, split.calibration[0].split(BATCH))
     return {
-        "name": f"W{bits}, somebody else's",
+        "name": f"W{bits} RTN",
         "quantized_top1": top1(logits_of(rough, images), labels),
         "corrected_top1": top1(logits_of(repaired, images), labels),
     }
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     others = [elsewhere(network, split, bits) for bits in (3, 2)]
     console.print(table_of(fp, rows, others))
     console.print(
-        "Rows of somebody else's: every weight rounded to nearest, without care; corrected, not compiled."
+        "RTN: every weight rounded to nearest by somebody else, on one scale a tensor; corrected, not compiled."
     )
     for row in rows:
         if row["library_differs_on"]:
