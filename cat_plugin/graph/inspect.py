@@ -149,8 +149,10 @@ def quantized_layers(program: ExportedProgram) -> list[QuantizedLayer]:
             continue
         at = _WEIGHT_POSITION.get(target, 1)
         weight, data = node.args[at], node.args[at - 1]
+        shape = weight.meta["val"].shape
         source = _source_name(weight, program)
-        if source is None:
+        # a product of two activations; to make an integer of its batch axis would fix the program's batch size
+        if source is None or not all(isinstance(extent, int) for extent in shape):
             continue
         stem = source.rstrip("_").removesuffix("weight").rstrip("._") or source
         layers.append(
@@ -159,7 +161,7 @@ def quantized_layers(program: ExportedProgram) -> list[QuantizedLayer]:
                 kind=_LAYER_OPS[target],
                 w_bits=_dequantized_bits(weight),
                 a_bits=_dequantized_bits(data),
-                weight_shape=tuple(int(extent) for extent in weight.meta["val"].shape),
+                weight_shape=tuple(shape),
             )
         )
     return layers

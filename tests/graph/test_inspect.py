@@ -15,6 +15,7 @@ from cat_plugin.graph.inspect import find_correction, quantized_layers
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.cluster_affine.reference import random_parameters
 from tests.ptq.models import small_inputs
+from tests.zoo import ZOO
 
 
 def _correction() -> ClusterAffineModule:
@@ -42,6 +43,17 @@ def test_layers_in_float_are_listed_and_products_of_activations_are_not() -> Non
         ("mixing", "matmul", None, None),
     ]
     assert [layer.weight_bytes for layer in layers] == [4 * 36, 4 * 24]
+
+
+def test_attention_with_scales_for_heads_is_no_layer_and_the_batch_stays_free() -> None:
+    network = ZOO["vit"]
+    x = network.inputs(8)
+    module, _ = quantize(network.build(), QuantSpec(preset="fast"), x)
+    program = export_program(module, x[:2])
+    layers = quantized_layers(program)
+    assert {layer.kind for layer in layers} == {"conv2d", "linear"}
+    result = next(node for node in program.graph.nodes if node.op == "output").args[0][0]
+    assert not isinstance(result.meta["val"].shape[0].node.maybe_as_int(), int)
 
 
 def test_packed_weights_are_counted_in_bits() -> None:
