@@ -205,7 +205,7 @@ def check(plan: Plan, *, library: bool = False) -> None:
             found = run(inputs[:rows])
             assert found.shape == expected[:rows].shape
             assert torch.allclose(found, quantized(inputs[:rows]), rtol=1e-4, atol=1e-5)
-            noise = float((quantized(inputs) - expected).square().mean().sqrt())
+        noise = float((quantized(inputs) - expected).square().mean().sqrt())
     allowed = _FACTOR * expected_noise(run, inputs) + 1e-4 * float(expected.std())
     assert noise <= allowed, f"outputs are {noise:.3g} off, rounding explains {allowed:.3g}"
     if library:

@@ -104,6 +104,8 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
             continue
         elif is_call(node, _IDENTITY) or _is_copy(node) or _is_whole_slice(node) or _is_same_type(node):
             env[node] = env[node.args[0]]
+        elif is_call(node, {_aten.copy.default}):
+            env[node] = _copied(graph, node, env)
         elif node.op == "get_attr":
             env[node] = _attribute(module, node, root, graph, names)
         elif is_call(node, {_NORM}):
@@ -121,6 +123,19 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
     result.graph.eliminate_dead_code()
     result.recompile()
     return result.eval()
+
+
+def _copied(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """What is assigned, in the shape and of the type of what it is assigned to; `copy` itself has no gradient."""
+    given, source = (operand(node, i).meta["val"] for i in (0, 1))
+    result = env[operand(node, 1)]
+    if source.dtype != given.dtype:
+        result = graph.call_function(_aten.to.dtype, (result, given.dtype))
+        result.meta = {**node.meta, "val": source.to(given.dtype)}
+    if source.shape != given.shape:
+        result = graph.call_function(_aten.expand_as.default, (result, env[operand(node, 0)]))
+        result.meta = dict(node.meta)
+    return result
 
 
 def _is_copy(node: fx.Node) -> bool:
