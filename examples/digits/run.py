@@ -151,7 +151,7 @@ def trial_table(recipe: cat_plugin.Recipe) -> Table:
 def table_of(fp: dict[str, Any], rows: list[dict[str, Any]], others: list[dict[str, Any]]) -> Table:
     """One row of results for the full-precision network and each bit-width."""
     table = Table(title="600 test images; top-1 in %, sizes in KiB, microseconds per image")
-    for heading in ("", "top-1", "+CAT", "library", "diff", "weights", ".so", "batch 1", "batch 64"):
+    for heading in ("", "top-1", "+CAT", "library", "diff", "weights", ".so", "n = 1", "n = 64"):
         table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     table.add_row(
         "FP32", f"{fp['top1']:.2f}", "", "", "", f"{fp['weight_bytes'] / 1024:.0f}", "",
