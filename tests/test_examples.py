@@ -47,8 +47,8 @@ def test_a_vision_transformer_at_four_bits(tmp_path: Path) -> None:
 
     assert run.main(["--epochs", "8", "--rows", "W4A4", "--output", str(tmp_path)]) == 0
     full, row, library = json.loads((tmp_path / "results.json").read_text())
-    assert full["top1"] > 50
-    assert row["top1"] > full["top1"] - 12
+    assert full["top1"] > 15  # so few epochs leave a poor network; what matters here is that the bits keep it
+    assert row["top1"] > full["top1"] - 5
     assert abs(library["top1"] - row["top1"]) < 0.4
 
 
