@@ -36,6 +36,7 @@ __all__ = [
     "staged_directory",
     "staged_files",
     "sync",
+    "write_bytes",
     "write_errors",
     "write_text",
 ]

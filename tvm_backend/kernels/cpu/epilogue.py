@@ -17,6 +17,7 @@ from tvm_backend.kernels.tir import Expr
 __all__ = [
     "branched",
     "chunks",
+    "defined",
     "dequantized",
     "finish",
     "finish_row",

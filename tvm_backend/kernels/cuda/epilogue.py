@@ -12,7 +12,7 @@ from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["dequantized", "finish", "finish_sum", "quantized"]
+__all__ = ["defined", "dequantized", "finish", "finish_sum", "quantized"]
 
 
 def dequantized(raw: Expr, kind: TensorKind, onto: Expr | None = None) -> Expr:
