@@ -203,7 +203,7 @@ def test_unknown_options_name_the_nearest():
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([], "no inputs"),
+        ([], "yielded no batch"),
         ([small_inputs(4, 3, 12, 12) * float("nan")], "batch 0"),
         ([small_inputs(4, 3, 12, 12), small_inputs(4, 3, 10, 10)], "batch 1"),
     ],

@@ -64,7 +64,9 @@ def test_units_are_found_on_both_branches_and_all_stages_train_them() -> None:
 
 def test_the_errors_of_the_results_that_are_named_add_up() -> None:
     model, given = Network(ImageAndText).build(), _batches(128)
+    # With weights for positions the closed form itself depends on what counts.
     options = {"w_bits": 2, "a_bits": 4, "num_samples": 128, "preset": "fast", "model_steps": 1}
+    options["position_weights"] = False
     before = {}
     for counted in ("0", "1", "*"):
         _, report = quantize(model, QuantSpec(**options, outputs=(counted,)), given)

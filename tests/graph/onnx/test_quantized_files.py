@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -93,7 +94,9 @@ def test_it_is_corrected_exported_and_compiled_to_integer_kernels(tmp_path):
     again = cat_plugin.export_onnx(bundle, tmp_path / "again.onnx")
     assert np.allclose(as_it_stands(again, x), expected, atol=1e-5)
     library = tvm_backend.compile(bundle, out=tmp_path / "model.so")
-    assert {"conv2d_3x3_12_8", "linear_20_5", "cluster_affine"} <= set(str(library).replace(":", " ").split())
+    # the names of kernels end in digits of what they are made of
+    for kernel in (r"conv2d_3x3_12_8_[0-9a-f]+:", r"linear_20_5_[0-9a-f]+:", r"cluster_affine_[0-9a-f]+:"):
+        assert re.search(kernel, str(library))
     result = np.asarray(tvm_backend.load(tmp_path / "model.so")(x.numpy()))
     assert np.allclose(result, expected, atol=1e-4 * float(np.abs(expected).max()))
 
