@@ -108,8 +108,8 @@ KINDS = {
     Sequence: {"quantize", "conv", "pool", "linear"},
     Mobile: {"quantize", "conv", "pool", "linear"},
     Inception: {"quantize", "conv", "pool", "concat", "linear"},
-    Tokens: {"quantize", "linear"},
-    Odd: {"quantize", "conv", "linear"},
+    Tokens: {"quantize", "linear", "rows"},
+    Odd: {"quantize", "conv", "linear", "rows"},
 }
 FLOAT = {
     Sequence: set(),
