@@ -218,7 +218,6 @@ def run(options: argparse.Namespace) -> None:
     facts = _machine(torch, tvm)
     bandwidth = _bandwidth(torch) if torch else None
     facts["copy_bytes_per_second"] = bandwidth
-    results: list[dict[str, Any]] = []
     kept: list[dict[str, Any]] = []
 
     def keep(row: dict[str, Any]) -> None:
@@ -264,12 +263,11 @@ def run(options: argparse.Namespace) -> None:
                 row[f"torch_{label}_microseconds"] = median(
                     _torch_launcher(function, tensors, sets), torch.cuda.synchronize, options.repeats
                 )
-        results.append(row)
         keep(row)
         _print_row(row)
-    results += _run_models(described, options, tvm, device, keep)
-    wrong = [row["name"] for row in results if not row.get("correct", True)]
-    print(f"{len(results) - len(wrong)} correct, {len(wrong)} wrong {wrong}")
+    _run_models(described, options, tvm, device, keep)
+    wrong = [row["name"] for row in kept if not row["correct"]]
+    print(f"{len(kept) - len(wrong)} correct, {len(wrong)} wrong {wrong}")
 
 
 def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -335,13 +333,13 @@ def _run_models(
     tvm: Any,
     device: Any,
     keep: Callable[[dict[str, Any]], None],
-) -> list[dict[str, Any]]:
+) -> None:
     """Whole models, inputs and results on the device: verified on the rows that travel with them, then timed."""
     import tvm_backend
     from cat_plugin.errors import LibraryError
     from tvm_backend.verify import verify
 
-    rows, torch = [], _torch()
+    torch = _torch()
     for entry in described["entries"]:
         if entry["kind"] != "model" or options.only not in entry["name"]:
             continue
@@ -367,14 +365,12 @@ def _run_models(
             )
             if torch:
                 row |= _torch_model(torch, entry["name"], data, options.repeats)
-            rows.append(row)
             keep(row)
             cells = "".join(
                 f" {row.get(f'torch_{label}_microseconds', float('nan')):>9.1f}"
                 for label in ("eager", "half", "compile")
             )
             print(f"{row['name']:<44} {row['microseconds']:>9.1f}{cells}  {fault or 'verified'}", flush=True)
-    return rows
 
 
 def _torch_model(torch: Any, name: str, data: np.ndarray, repeats: int) -> dict[str, float]:

@@ -15,21 +15,16 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import importlib
-import json
 import os
 import re
 import resource
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine, versions
+from benchmarks import rows
 from benchmarks.models import data_root
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "language_model.json"
@@ -148,20 +143,9 @@ def measure(row: str, model: Any, windows: Any, test: Any, cat: bool) -> list[di
     return rows
 
 
-def merge(path: Path, rows: list[dict[str, Any]], full: float) -> None:
-    """Replace rows of these names in the JSON."""
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    names = [row["row"] for row in rows]
-    kept = [other for other in known if other["row"] not in names] + [{**row, "fp": full} for row in rows]
-    order = {name: 2 * i for i, name in enumerate(ROWS)}
-    order |= {f"{name}+cat": number + 1 for name, number in order.items()}
-    kept.sort(key=lambda each: order.get(each["row"], len(order)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".part")
-    staged.write_text(
-        json.dumps({"machine": machine(), "versions": versions(), "rows": kept}, indent=1) + "\n"
-    )
-    os.replace(staged, path)
+def _order() -> list[str]:
+    """Names of rows as they stand in the JSON, each followed by that with a map."""
+    return [name for row in ROWS for name in (row, f"{row}+cat")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -192,7 +176,13 @@ def main(arguments: list[str] | None = None) -> None:
         return
     options.jobs = options.jobs or (1 if options.device == "cpu" else 5)
     if options.jobs > 1 and len(names) > 1:
-        side_by_side(names, options)
+        rows.side_by_side(
+            names,
+            lambda name, part: _command(name, part, options),
+            lambda measured: rows.merge(options.out, measured, _order()),
+            options.jobs,
+            options.minutes,
+        )
     else:
         one_by_one(names, options)
 
@@ -215,38 +205,24 @@ def one_by_one(names: list[str], options: argparse.Namespace) -> None:
             break
         try:
             cat = any(fnmatch.fnmatchcase(name, pattern) for pattern in options.cat)
-            rows = measure(name, model, windows, test, cat)
+            measured = measure(name, model, windows, test, cat)
         except Exception:  # the other rows are worth having
             print(f"{name}: failed", file=sys.stderr)
             traceback.print_exc()
             continue
-        merge(options.out, rows, full)
-        for row in rows:
+        rows.merge(options.out, [{**row, "fp": full} for row in measured], _order())
+        for row in measured:
             print("  ".join(f"{k} {row.get(k)}" for k in ("row", "score", "seconds", "peak_mib")), flush=True)
 
 
-def side_by_side(names: list[str], options: argparse.Namespace) -> None:
-    """Measure rows in processes of their own, some at a time: on a GPU they wait for Python more than for each other."""
-    lock, started = threading.Lock(), time.perf_counter()
-
-    def run(name: str) -> None:
-        if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / "row.json"
-            command = [sys.executable, "-m", "benchmarks.language_model", "--rows", name, "--out", str(part)]
-            for key in ("device", "threads", "windows", "evaluation"):
-                command += [f"--{key}", str(getattr(options, key))]
-            for key in ("data", "weights"):
-                command += [f"--{key}", getattr(options, key)] if getattr(options, key) else []
-            subprocess.run([*command, "--cat", *options.cat], check=False)
-            if part.exists():
-                with lock:
-                    rows = json.loads(part.read_text())["rows"]
-                    merge(options.out, rows, rows[0]["fp"])
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(run, names))
+def _command(name: str, part: Path, options: argparse.Namespace) -> list[str]:
+    """What measures a row in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.language_model", "--rows", name, "--out", str(part)]
+    for key in ("device", "threads", "windows", "evaluation"):
+        command += [f"--{key}", str(getattr(options, key))]
+    for key in ("data", "weights"):
+        command += [f"--{key}", getattr(options, key)] if getattr(options, key) else []
+    return [*command, "--cat", *options.cat]
 
 
 if __name__ == "__main__":

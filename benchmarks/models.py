@@ -459,9 +459,22 @@ def labelled_images(
     return stacked, np.array([int(row["class_index"]) for row in rows], np.int64)
 
 
-def split_of(model: str, root: str | Path | None = None, **counts: int | None) -> Split:
-    """Return the images that belong to a model: CIFAR-10 to ResNet-20, ImageNet to the others (`imagenet`)."""
-    return cifar10(root) if model == "resnet20" else imagenet(model, root, **counts)
+def split_of(
+    model: str,
+    root: str | Path | None = None,
+    calibration: int | None = None,
+    evaluation: int | None = None,
+) -> Split:
+    """Return the first images that belong to a model: CIFAR-10 to ResNet-20, ImageNet to the others (`imagenet`)."""
+    if model != "resnet20":
+        return imagenet(model, root, calibration, evaluation)
+    whole = cifar10(root)
+    return Split(
+        whole.calibration[:calibration],
+        whole.calibration_labels[:calibration],
+        whole.evaluation[:evaluation],
+        whole.evaluation_labels[:evaluation],
+    )
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import machine, versions
+from benchmarks import rows
 from benchmarks.memory import PeakMemory
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "ptq_accuracy.json"
@@ -231,7 +231,7 @@ def correct(path: Path, logits: Path, names: list[str]) -> None:
             estimator.fit(stored["z_q"][:count], stored["z_fp"][:count], tuned_mask=tuned)
             row[key] = round(100.0 * float((estimator.predict(stored["e_q"]).argmax(1) == labels).mean()), 3)
             row[key.replace("top1", "rows")] = count
-        merge(path, [row], row["row"])
+        merge(path, [row])
         print(
             f"{row['row']}  top1 {row['top1']}  corrected {row['cat_top1']}  {row['cat_top1_all']}",
             flush=True,
@@ -265,17 +265,9 @@ def _labels(row: dict[str, Any]) -> dict[str, Any]:
     return labels | {"table": "peer" if parts[0] == "peer" else parts[0]}
 
 
-def merge(path: Path, rows: list[dict[str, Any]], fresh: str) -> None:
-    """Replace the rows called ``fresh`` in the JSON."""
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    order = {name: i for i, name in enumerate(all_rows())}
-    kept = [{**row, **_labels(row)} for row in [r for r in known if r["row"] != fresh] + rows]
-    kept.sort(key=lambda row: order.get(row["row"], len(order)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "versions": versions(), "rows": kept}
-    staged = path.with_name(path.name + ".part")
-    staged.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(staged, path)
+def merge(path: Path, measured: list[dict[str, Any]]) -> None:
+    """Put rows into the JSON in the place of those of the same names, with what the tables select them by."""
+    rows.merge(path, [{**row, **_labels(row)} for row in measured], all_rows())
 
 
 def table(path: Path) -> str:
@@ -347,7 +339,7 @@ def main() -> None:
             if peer not in pythons:
                 print(f"{name}: give --peer {peer}=PYTHON", file=sys.stderr)
                 continue
-            rows = run_peer(name, pythons[peer], options.data, options.threads)
+            measured = run_peer(name, pythons[peer], options.data, options.threads)
         else:
             command = [
                 sys.executable,
@@ -375,9 +367,9 @@ def main() -> None:
             if finished.returncode:
                 print(f"{name}: failed with exit code {finished.returncode}", file=sys.stderr)
                 continue
-            rows = [json.loads(finished.stdout.strip().splitlines()[-1])]
-        merge(options.out, rows, name)
-        for row in rows:
+            measured = [json.loads(finished.stdout.strip().splitlines()[-1])]
+        merge(options.out, measured)
+        for row in measured:
             print(
                 "  ".join(
                     f"{k} {row[k]}" for k in ("row", "method", "top1", "seconds", "reason") if k in row

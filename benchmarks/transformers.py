@@ -16,20 +16,15 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import os
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine, versions
+from benchmarks import rows
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "transformers.json"
 RTN: dict[str, Any] = {"compensation": False, "refit": False, "bias_correction": False}
@@ -117,20 +112,6 @@ def measure(name: str, case: Any, full: float) -> dict[str, Any]:
     }
 
 
-def merge(path: Path, row: dict[str, Any]) -> None:
-    """Replace the row of that name in the JSON."""
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    order = {name: i for i, name in enumerate(all_rows())}
-    rows = [other for other in known if other["row"] != row["row"]] + [row]
-    rows.sort(key=lambda each: order.get(each["row"], len(order)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".part")
-    staged.write_text(
-        json.dumps({"machine": machine(), "versions": versions(), "rows": rows}, indent=1) + "\n"
-    )
-    os.replace(staged, path)
-
-
 def main() -> None:
     """Command line."""
     if "smollm2" in sys.argv:
@@ -161,7 +142,13 @@ def main() -> None:
         return
     options.jobs = options.jobs or (1 if options.device == "cpu" else 6)
     if options.jobs > 1 and len(names) > 1:
-        _side_by_side(names, options)
+        rows.side_by_side(
+            names,
+            lambda name, part: _command(name, part, options),
+            lambda measured: rows.merge(options.out, measured, all_rows()),
+            options.jobs,
+            options.minutes,
+        )
     else:
         _one_by_one(names, options)
 
@@ -189,30 +176,16 @@ def _one_by_one(names: Sequence[str], options: argparse.Namespace) -> None:
             print(f"{name}: failed", file=sys.stderr)
             traceback.print_exc()
             continue
-        merge(options.out, row)
+        rows.merge(options.out, [row], all_rows())
         print("  ".join(f"{k} {row[k]}" for k in ("row", "score", "fp", "seconds", "load")), flush=True)
 
 
-def _side_by_side(names: Sequence[str], options: argparse.Namespace) -> None:
-    """Measure rows in processes of their own, some at a time: on a GPU they wait for Python more than for each other."""
-    lock, started = threading.Lock(), time.perf_counter()
-
-    def run(name: str) -> None:
-        if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            part = Path(folder) / "row.json"
-            command = [sys.executable, "-m", "benchmarks.transformers", "--rows", name, "--out", str(part)]
-            for key in ("device", "threads", "calibration", "evaluation"):
-                command += [f"--{key}", str(getattr(options, key))]
-            command += ["--data", options.data] if options.data else []
-            subprocess.run(command, check=False)
-            if part.exists():
-                with lock:
-                    merge(options.out, json.loads(part.read_text())["rows"][0])
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(run, names))
+def _command(name: str, part: Path, options: argparse.Namespace) -> list[str]:
+    """What measures a row in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.transformers", "--rows", name, "--out", str(part)]
+    for key in ("device", "threads", "calibration", "evaluation"):
+        command += [f"--{key}", str(getattr(options, key))]
+    return command + (["--data", options.data] if options.data else [])
 
 
 if __name__ == "__main__":

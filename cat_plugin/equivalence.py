@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from cat_plugin.batches import ModelCall
 from cat_plugin.errors import CATError, QuantizationError
-from cat_plugin.models import without_autocast
+from cat_plugin.models import device_of, full_float32, without_autocast
 from cat_plugin.structures import leaves_of
 
 __all__ = ["Equivalence"]
@@ -82,7 +82,7 @@ class Equivalence:
         CATError
             If outputs differ by more than rounding.
         """
-        device = next((t.device for t in module.buffers()), None)
+        device = device_of(module)
         for call, expected in zip(self.calls, self.expected, strict=True):
             with torch.no_grad():
                 found = _outputs(module, call.to(device), self.quantized)
@@ -111,8 +111,7 @@ class Equivalence:
                 hooks.append(child.register_forward_hook(_keep(outputs, name)))
         try:
             with torch.no_grad(), without_autocast():
-                home = next((t.device for t in (*self.model.parameters(), *self.model.buffers())), None)
-                _outputs(self.model, call.to(home), self.quantized)
+                _outputs(self.model, call.to(device_of(self.model)), self.quantized)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -145,10 +144,11 @@ def _outputs(module: nn.Module, call: ModelCall, quantized: bool) -> list[Any]:
     Graphs of the engine's own take the tensors alone, and some parts of one with quantizers compute otherwise once quantized.
     """
     call = call.copied()
-    if "interface" not in getattr(module, "meta", {}):
-        return leaves_of(module(*call.args, **call.kwargs))
-    differs = not quantized and any(hasattr(child, "full_precision") for child in module.modules())
-    return leaves_of((_Recorder(module).run if differs else module)(*call.tensors))
+    with full_float32():
+        if "interface" not in getattr(module, "meta", {}):
+            return leaves_of(module(*call.args, **call.kwargs))
+        differs = not quantized and any(hasattr(child, "full_precision") for child in module.modules())
+        return leaves_of((_Recorder(module).run if differs else module)(*call.tensors))
 
 
 def _farthest(found: list[Any], expected: list[Any]) -> float:

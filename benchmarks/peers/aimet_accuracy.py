@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of, timed
+from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, accuracy_split, bits_of, timed
 
 METHODS = ("rtn", "seq-mse", "adaround")
 NAMES = {"rtn": "rounding to nearest", "seq-mse": "sequential MSE", "adaround": "AdaRound"}
@@ -169,7 +169,7 @@ def main() -> None:
     rows = Rows(options.out, "aimet-torch")
     _import_torchvision()
     for name in options.models:
-        split = split_of(name, options.data, options.samples)
+        split = accuracy_split(name, options.data, options.samples)
         for bits in options.bits or ACCURACY_BITS[name]:
             w_bits, a_bits = bits_of(bits)
             for method in options.methods:

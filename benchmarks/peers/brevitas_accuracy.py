@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, Split, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of, timed
+from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, accuracy_split, bits_of, timed
 
 METHODS = {
     "rtn": "rounding to nearest, MSE ranges",
@@ -157,7 +157,7 @@ def main() -> None:
     equalize = options.equalize
     for name in options.models:
         options.equalize = equalize if equalize is not None else (20 if name == "mobilenet_v2" else 0)
-        measure(rows, name, split_of(name, options.data, options.samples), options)
+        measure(rows, name, accuracy_split(name, options.data, options.samples), options)
 
 
 if __name__ == "__main__":

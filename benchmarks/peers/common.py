@@ -22,21 +22,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import machine, versions
-from benchmarks.models import MODELS, Split
-from benchmarks.models import split_of as whole_split_of
+from benchmarks.models import MODELS, Split, split_of
 
 __all__ = [
     "ACCURACY_BITS",
     "BATCHES",
     "Rows",
     "accuracy_parser",
+    "accuracy_split",
     "bits_of",
     "images_of",
     "median_ms",
     "model_folder",
     "relative_error",
     "speed_parser",
-    "split_of",
     "timed",
 ]
 
@@ -58,19 +57,15 @@ def bits_of(name: str) -> tuple[int, int]:
     return int(weight), int(activation)
 
 
-def split_of(model: str, root: str | None, samples: int | None = None) -> Split:
+def accuracy_split(model: str, root: str | None, samples: int | None = None) -> Split:
     """Return the images that belong to a model, to calibrate as many as the tables use unless `samples` are asked."""
-    split = whole_split_of(model, root)
-    count = samples or CALIBRATION[model]
-    return Split(
-        split.calibration[:count], split.calibration_labels[:count], split.evaluation, split.evaluation_labels
-    )
+    return split_of(model, root, calibration=samples or CALIBRATION[model])
 
 
 def images_of(model: str, root: str | None, batch: int) -> Tensor:
     """Return the first evaluation images in the model's size: what speed is measured on, since an int8 model that is
     given noise would saturate and its error would say nothing."""
-    return whole_split_of(model, root, calibration=0, evaluation=batch).evaluation[:batch].clone()
+    return split_of(model, root, calibration=0, evaluation=batch).evaluation.clone()
 
 
 def _parser(description: str | None, models: tuple[str, ...]) -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import Rows, accuracy_parser, bits_of, split_of, timed
+from benchmarks.peers.common import Rows, accuracy_parser, accuracy_split, bits_of, timed
 
 METHODS = ("static",)
 
@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = Rows(options.out, "neural-compressor")
     for name in options.models:
-        split = split_of(name, options.data, options.samples)
+        split = accuracy_split(name, options.data, options.samples)
         for bits in options.bits or ("w8a8", "w4a4"):
             w_bits, a_bits = bits_of(bits)
             key = {"model": name, "w_bits": w_bits, "a_bits": a_bits, "method": "static, pt2e"}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, bits_of, split_of, timed
+from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, accuracy_split, bits_of, timed
 
 METHODS = ("fast",)
 
@@ -64,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = Rows(options.out, "nncf")
     for name in options.models:
-        split = split_of(name, options.data, options.samples)
+        split = accuracy_split(name, options.data, options.samples)
         for bits in options.bits or dict.fromkeys(("w8a8", *ACCURACY_BITS[name])):
             w_bits, a_bits = bits_of(bits)
             for method in options.methods:

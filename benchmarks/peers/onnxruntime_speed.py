@@ -42,7 +42,7 @@ def quantize(path: Path, name: str, root: str | None) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    images = split_of(name, root, calibration=IMAGES, evaluation=0).calibration[:IMAGES].numpy()
+    images = split_of(name, root, calibration=IMAGES, evaluation=0).calibration.numpy()
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:

@@ -32,7 +32,7 @@ def quantize(model: Any, name: str, root: str | None) -> Any:
     """Quantize an OpenVINO model to int8 by NNCF's default."""
     import nncf
 
-    images = split_of(name, root, calibration=IMAGES, evaluation=0).calibration[:IMAGES].numpy()
+    images = split_of(name, root, calibration=IMAGES, evaluation=0).calibration.numpy()
     dataset = nncf.Dataset([image[None] for image in images])
     return nncf.quantize(model, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=IMAGES)
 

@@ -25,7 +25,7 @@ from cat_plugin.models import evaluating
 from cat_plugin.ptq.calibration import gather_inputs
 from cat_plugin.ptq.closed_form.sequence import generator_for
 from cat_plugin.ptq.graph.ops import arguments
-from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
+from cat_plugin.ptq.learned.descent import Outcome, Schedule, TrainedInPlace, descend, split_rows
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.ptq.transforms.smoothing.losses import TwoBranches, negative_log_cosine
 
@@ -89,7 +89,8 @@ def adapt(
     with evaluating(reference), torch.no_grad():
         module = copy.deepcopy(model)
         soft = _LastBlock(module, layers)
-        targets = [reference(*given[i : i + _ROWS].call.args) for i in range(0, len(given), _ROWS)]
+        calls = [given[i : i + _ROWS].call for i in range(0, len(given), _ROWS)]
+        targets = [reference(*call.args, **call.kwargs) for call in calls]
         if not all(isinstance(target, Tensor) for target in targets):
             raise CATTypeError(
                 "the full-precision model returns several results; expected one tensor (N, ..., C)."
@@ -116,10 +117,8 @@ def _chosen(names: list[str], patterns: Sequence[str]) -> list[str]:
     return names[-2:-1] or names
 
 
-class _LastBlock(fx.Interpreter):
+class _LastBlock(fx.Interpreter, TrainedInPlace):
     """A QDQ graph that gradients pass, with the scales and biases that are trained."""
-
-    relaxed = False
 
     def __init__(self, module: fx.GraphModule, layers: Sequence[str]) -> None:
         super().__init__(module)
@@ -179,26 +178,6 @@ class _LastBlock(fx.Interpreter):
         """Adam's parameter groups."""
         groups = [{"params": list(self.scales.values()), "lr": _SCALE_RATE}]
         return groups + ([{"params": list(self.biases.values()), "lr": _BIAS_RATE}] if self.biases else [])
-
-    def regularizers(self, share: float) -> list[Tensor]:
-        return []
-
-    def _trained(self) -> list[Tensor]:
-        return [*self.scales.values(), *self.biases.values()]
-
-    def snapshot(self) -> list[Tensor]:
-        return [value.detach().clone() for value in self._trained()]
-
-    @torch.no_grad()
-    def load(self, snapshot: list[Tensor]) -> None:
-        for parameter, value in zip(self._trained(), snapshot, strict=True):
-            parameter.copy_(value)
-
-    def state(self) -> list[Tensor]:
-        return self.snapshot()
-
-    def restore(self, state: list[Tensor]) -> None:
-        self.load(state)
 
     @torch.no_grad()
     def harden(self) -> None:

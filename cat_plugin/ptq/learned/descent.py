@@ -8,6 +8,7 @@ in closed form, so that initial and trained values are compared on inputs that n
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +16,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Objective", "Outcome", "Schedule", "Trained", "descend", "held_out_rows", "split_rows"]
+__all__ = [
+    "Objective",
+    "Outcome",
+    "Schedule",
+    "Trained",
+    "TrainedInPlace",
+    "descend",
+    "held_out_rows",
+    "split_rows",
+]
 
 # Training that gains nothing goes on with the end of its schedule, which begins at this share of the steps: what rounding
 # gains, it gains while the rates fall to zero.
@@ -116,6 +126,36 @@ class Trained(Protocol):
 
     def harden(self) -> None:
         """Write everything trained into the modules."""
+
+
+class TrainedInPlace(ABC):
+    """What computes with its trained values as they will be written down: its state is those values."""
+
+    relaxed = False
+
+    @abstractmethod
+    def groups(self) -> list[dict[str, Any]]:
+        """Adam's parameter groups."""
+
+    def regularizers(self, share: float) -> list[Tensor]:
+        """Nothing is added to the loss."""
+        return []
+
+    def _trained(self) -> list[Tensor]:
+        return [value for group in self.groups() for value in group["params"]]
+
+    def snapshot(self) -> list[Tensor]:
+        """Copy of everything that is trained."""
+        return [value.detach().clone() for value in self._trained()]
+
+    @torch.no_grad()
+    def load(self, snapshot: list[Tensor]) -> None:
+        """Go back to a :meth:`snapshot`."""
+        for parameter, value in zip(self._trained(), snapshot, strict=True):
+            parameter.copy_(value)
+
+    state = snapshot
+    restore = load
 
 
 def held_out_rows(count: int) -> int:

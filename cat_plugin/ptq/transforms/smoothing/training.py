@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.insert import group_of, layer_widths
 from cat_plugin.ptq.graph.ops import PRODUCTS, arguments, is_call
-from cat_plugin.ptq.learned.descent import Outcome, Schedule, descend, split_rows
+from cat_plugin.ptq.learned.descent import Outcome, Schedule, TrainedInPlace, descend, split_rows
 from cat_plugin.ptq.learned.soft_unit import run_nodes
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_token_share, subsample
 from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
@@ -129,10 +129,8 @@ class _TokenRange:
         return quantizer.rounded(x, (self.first * self.ends[0].exp()).clamp(max=1.0))
 
 
-class _SmoothedBlock:
+class _SmoothedBlock(TrainedInPlace):
     """A block of the float graph, run with its places scaled and its weights and activations rounded."""
-
-    relaxed = False
 
     def __init__(
         self,
@@ -227,26 +225,6 @@ class _SmoothedBlock:
         clips = [share for shares in self.shares.values() for share in shares]
         clips += [end for each in self.ranges.values() for end in each.ends]
         return [{"params": moved, "lr": _SCALE_RATE}, {"params": clips, "lr": _CLIP_RATE}]
-
-    def _trained(self) -> list[Tensor]:
-        return [value for group in self.groups() for value in group["params"]]
-
-    def regularizers(self, share: float) -> list[Tensor]:
-        return []
-
-    def snapshot(self) -> list[Tensor]:
-        return [value.detach().clone() for value in self._trained()]
-
-    @torch.no_grad()
-    def load(self, snapshot: list[Tensor]) -> None:
-        for parameter, value in zip(self._trained(), snapshot, strict=True):
-            parameter.copy_(value)
-
-    def state(self) -> list[Tensor]:
-        return self.snapshot()
-
-    def restore(self, state: list[Tensor]) -> None:
-        self.load(state)
 
     def harden(self) -> None:
         """Nothing is written before the block is finished."""
