@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,11 @@ class Checkpoint:
     def _json(self) -> Path:
         return self.directory / "state.json"
 
+    @property
+    def _staging(self) -> Path:
+        """Where tensors are written: safetensors begins under a name of its own choice beside the one that it is given."""
+        return self.directory / f".tensors{PART}"
+
     def _read(self) -> None:
         """Take over what is there."""
         state = read_json(self._json, _LIMIT, QuantizationError, _REMEDY)
@@ -113,6 +120,7 @@ class Checkpoint:
 
     def _sweep(self) -> None:
         """Remove what a run that was killed left half-written, or had just replaced."""
+        shutil.rmtree(self._staging, ignore_errors=True)
         for pattern in ("state_*.safetensors", f".*{PART}"):
             for path in self.directory.glob(pattern):
                 if path.name not in self._files:
@@ -136,8 +144,10 @@ class Checkpoint:
         with write_errors(QuantizationError, f"a checkpoint to {self.directory}", SafetensorError):
             try:
                 if tensors:
-                    save_file(dict(tensors), self.directory / name)
-                    sync(self.directory / name)
+                    self._staging.mkdir(exist_ok=True)
+                    save_file(dict(tensors), self._staging / name)
+                    sync(self._staging / name)
+                    os.replace(self._staging / name, self.directory / name)
                 self._write(name, set(tensors))
             except BaseException:
                 # Interrupted right after the state was put in place, its tensors are needed.

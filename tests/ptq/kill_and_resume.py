@@ -117,9 +117,9 @@ def main(root: Path, kills: int, preset: str) -> dict[str, int]:
             continue
         assert status == 0
         assert (folder / "result").read_text() == wanted, "resumed to another result"
-        left = sorted(path.name for path in (folder / "state").iterdir())
-        referred = json.loads((folder / "state" / "state.json").read_text())["files"]
-        assert left == sorted(["state.json", *referred]), "a file that nothing refers to was left"
+        left = {path.name for path in (folder / "state").iterdir()}
+        referred = {"state.json", *json.loads((folder / "state" / "state.json").read_text())["files"]}
+        assert left == referred, f"files that nothing refers to were left: {left - referred}"
         whole += 1
     return {
         "kills": hit,

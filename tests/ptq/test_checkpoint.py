@@ -150,6 +150,23 @@ def test_a_save_interrupted_anywhere_leaves_a_whole_state(tmp_path, monkeypatch,
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
+def test_what_was_half_written_when_the_run_was_killed_is_swept_away(tmp_path, monkeypatch):
+    """Wherever the library that writes the tensors begins: beside the file that it is asked for, whatever the name."""
+    first = Checkpoint(tmp_path, "key")
+    first.save("one", {"a": torch.ones(3)}, {})
+
+    def killed(tensors, path):
+        (path.parent / ".tmpA1b2C3").write_bytes(b"half")
+        raise SystemExit
+
+    monkeypatch.setattr(checkpoint, "save_file", killed)
+    with pytest.raises(SystemExit):
+        first.save("two", {"a": torch.zeros(3)}, {})
+    first.close()
+    Checkpoint(tmp_path, "key").close()
+    assert {path.name for path in tmp_path.iterdir()} == {"state.json", "state_1.safetensors"}
+
+
 def test_a_step_writes_what_it_made_and_nothing_else(tmp_path):
     first = Checkpoint(tmp_path, "key", {"bits": 4})
     first.save("one", {"a": torch.ones(3), "b": torch.ones(1)}, {})
