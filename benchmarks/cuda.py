@@ -17,7 +17,6 @@ the rate given by ``--rate``.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -28,138 +27,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cuda_build import build
+
 MODEL_BATCHES = (1, 16, 128)
 CACHE_BYTES = 1 << 27
 """Buffers are taken in turn until they exceed this: twice the second-level cache of an H200."""
-
-
-# Building -----------------------------------------------------------------------------------------------------------------
-
-
-def _cluster_affine_cases() -> dict[str, Any]:
-    from tvm_backend.kernels.cluster_affine.kernel import OPS, ClusterAffineSpec
-
-    diagonal, lowrank, full = OPS
-    sizes = {"n_classes": 1000, "n_clusters": 64, "n_components": 50}
-    cases: dict[str, Any] = {}
-    for rows in (1, 64, 256, 4096):
-        cases[f"diagonal, float32, N {rows}"] = (ClusterAffineSpec(diagonal, **sizes), rows)
-    for dtype in ("float16",):
-        cases[f"diagonal, {dtype}, N 4096"] = (ClusterAffineSpec(diagonal, dtype=dtype, **sizes), 4096)
-    for finish in ("softmax", "topk"):
-        cases[f"diagonal, {finish}, N 4096"] = (ClusterAffineSpec(diagonal, finish=finish, **sizes), 4096)
-    cases["diagonal, d 0, N 4096"] = (ClusterAffineSpec(diagonal, 1000, 64, 0), 4096)
-    cases["lowrank 16, N 4096"] = (ClusterAffineSpec(lowrank, rank=16, **sizes), 4096)
-    cases["full, C 10, 64 features, N 4096"] = (ClusterAffineSpec(full, 10, 8, 0, n_features=64), 4096)
-    return cases
-
-
-def _integer_cases() -> dict[str, Any]:
-    """The convolutions of ResNet-18 at batch 1 and 16, a linear layer, a depthwise convolution."""
-    from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
-
-    kind = QParams(0.05, 7, 0, 255, "uint8")
-    relu = Epilogue((0.0, None), None, (kind,))
-    cases: dict[str, Any] = {}
-    for batch in (1, 16):
-        for size, channels in ((56, 64), (28, 128), (14, 256), (7, 512)):
-            for bits in (8, 4, 2):
-                spec = ConvSpec(
-                    batch,
-                    size,
-                    size,
-                    channels,
-                    channels,
-                    (3, 3),
-                    kind,
-                    relu,
-                    padding=(1, 1, 1, 1),
-                    weight_bits=bits,
-                )
-                cases[f"conv 3x3, {size}x{size}x{channels}, {bits} bits, N {batch}"] = (spec, batch)
-        cases[f"linear 512 -> 1000, N {batch}"] = (LinearSpec(batch, 512, 1000, kind, Epilogue()), batch)
-        stem = ConvSpec(batch, 224, 224, 3, 64, (7, 7), kind, relu, (2, 2), (3, 3, 3, 3))
-        cases[f"stem 7x7, N {batch}"] = (stem, batch)
-        depthwise = ConvSpec(batch, 56, 56, 144, 144, (3, 3), kind, relu, padding=(1, 1, 1, 1), groups=144)
-        cases[f"depthwise 3x3, 56x56x144, N {batch}"] = (depthwise, batch)
-    return cases
-
-
-def _integer_arrays(spec: Any, kernel: Any, rows: int) -> tuple[list[np.ndarray], np.ndarray]:
-    from tvm_backend.kernels.registry import reference
-
-    rng = np.random.default_rng(0)
-    data = rng.integers(0, 256, (rows, *spec.in_shape)).astype(np.uint8)
-    high = 2 ** (spec.weight_bits - 1)
-    weight = rng.integers(-high, high, spec.weight_shape).astype(np.int8)
-    channels = weight.shape[0]
-    scale = (rng.uniform(0.1, 2, channels) / (np.sqrt(weight[0].size) * high * 64)).astype(np.float32)
-    bias = rng.normal(size=channels).astype(np.float32)
-    (expected,) = reference(spec)(spec, data, weight, scale, bias)
-    return [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias], expected
-
-
-def build(options: argparse.Namespace) -> None:
-    """Compile all kernels and write them; integer ones with inputs and expected results."""
-    import tvm
-
-    import tvm_backend
-    from tvm_backend import cuda_build
-    from tvm_backend.kernels import registry
-    from tvm_backend.kernels.cluster_affine.kernel import lower
-
-    target = tvm.target.Target({"kind": "cuda", "arch": options.arch}, host={"kind": "llvm"})
-    options.out.mkdir(parents=True, exist_ok=True)
-    entries = []
-
-    def write(name: str, function: Any, facts: dict[str, Any]) -> str:
-        stem = f"kernel{len(entries):03d}"
-        module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-        executable = tvm.compile(module, target=target)
-        pack = cuda_build.pack_imports(options.arch)
-        executable.export_library(str(options.out / f"{stem}.so"), fpack_imports=pack)
-        (source,) = cuda_build.sources(executable)
-        resources = cuda_build.resources(source, options.arch)
-        entries.append({"name": name, "file": stem, "resources": resources, **facts})
-        print(f"built {name}", flush=True)
-        return stem
-
-    if not options.models_only:
-        for name, (spec, rows) in _cluster_affine_cases().items():
-            operations = 2 * rows * spec.width * (spec.n_components or spec.n_clusters)
-            facts = {"kind": "cluster_affine", "bytes": spec.floor_bytes(rows), "operations": operations}
-            write(name, lower(spec, target), facts | {"rows": rows, "spec": dataclasses.asdict(spec)})
-        for name, (spec, rows) in _integer_cases().items():
-            kernel = registry.lower(spec, target)
-            arrays, expected = _integer_arrays(spec, kernel, rows)
-            moved = sum(array.nbytes for array in arrays) + expected.nbytes
-            facts = {"kind": "integer", "bytes": moved, "operations": 2 * spec.macs * rows, "rows": rows}
-            stem = write(name, kernel.prim_func, facts)
-            np.savez_compressed(options.out / f"{stem}.npz", *arrays, expected)
-    for bundle in [*options.bundle, *_bundles(options)]:
-        path = options.out / f"{Path(bundle).name}.so"
-        report = tvm_backend.compile(bundle, target=target, out=path)
-        entries.append({"name": Path(bundle).name, "file": path.stem, "kind": "model"})
-        print(report)
-    (options.out / "cuda.json").write_text(
-        json.dumps({"arch": options.arch, "entries": entries}, indent=1) + "\n"
-    )
-
-
-def _bundles(options: argparse.Namespace) -> list[Path]:
-    """Bundles of the benchmark models that were asked for, such as ``resnet18_w8a8``; kept for the next time."""
-    from benchmarks.inference_ours import quantized_bundle
-
-    made = []
-    for name in options.model:
-        model, precision = name.rsplit("_", 1)
-        made.append(options.bundles / name)
-        if not made[-1].exists():
-            quantized_bundle(model, precision, options.data, made[-1])
-    return made
-
-
-# Running ------------------------------------------------------------------------------------------------------------------
 
 
 def _torch() -> Any:
