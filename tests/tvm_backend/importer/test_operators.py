@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import tvm
 from torch import nn
 
 from cat_plugin.errors import CompileError
@@ -102,7 +103,18 @@ def _function(name):
     return CASES[name] if name in CASES else _filled(MODULES[name])
 
 
-@pytest.mark.parametrize("name", [*CASES, *MODULES])
+#: What holds an operator that TVM 0.25 has no converter for, or lowers to another type.
+_SINCE_026 = ("batch", "binary", "borders", "order", "scatter", "shape")
+
+
+def _supported(name):
+    """The case, on a release that lacks one of its operators as one that is refused, never as one that is computed wrongly."""
+    lacking = name in _SINCE_026 and tvm.__version__.startswith("0.25.")
+    refused = pytest.mark.xfail(strict=True, raises=(CompileError, tvm.error.InternalError))
+    return pytest.param(name, marks=refused) if lacking else name
+
+
+@pytest.mark.parametrize("name", map(_supported, [*CASES, *MODULES]))
 def test_gives_what_torch_gives(name):
     errors = differences(_function(name), _input())
     assert max(errors) < 3e-5, {i: error for i, error in enumerate(errors) if error >= 3e-5}
