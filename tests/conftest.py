@@ -125,3 +125,18 @@ def digits_corrected(digits_network: DigitsResNet, digits_split: Split) -> Any:
     quantized, _ = quantize(digits_network, QuantSpec(w_bits=2, a_bits=2, preset="fast"), calibration)
     estimator = ClusterAffine(mode="diagonal", n_clusters=8, n_components=4, random_state=0)
     return correct(quantized, digits_network, calibration, estimator)
+
+
+@pytest.fixture(scope="session")
+def digits_library(
+    digits_corrected: Any, digits_split: Split, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The corrected network as a compiled library."""
+    pytest.importorskip("tvm", reason="TVM is not installed")
+    import cat_plugin
+    import tvm_backend
+
+    folder = tmp_path_factory.mktemp("library")
+    bundle = cat_plugin.export_bundle(digits_corrected, digits_split.test[0][:2], folder / "bundle")
+    tvm_backend.compile(bundle, out=folder / "model.so")
+    return folder / "model.so"

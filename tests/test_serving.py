@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import threading
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from cat_plugin.graph.preparation import Preparation
 from examples.serving import server
 from examples.serving.load import load
+from examples.serving.load import main as load_main
 
 RAW = {"Content-Type": "application/octet-stream"}
 SHAPE = (3, 4, 4)
@@ -165,16 +167,12 @@ def test_health_says_when_nothing_works() -> None:
     serve(FakeLibrary(), talk)
 
 
-def test_a_second_of_load(digits_corrected: Any, digits_split: Any, tmp_path: Any) -> None:
+def test_a_second_of_load(digits_library: Any, digits_split: Any) -> None:
     """A real library answers all that comes, with what it gives when it is asked directly."""
-    tvm_backend = pytest.importorskip("tvm_backend")
-    pytest.importorskip("tvm", reason="TVM is not installed")
-    import cat_plugin
+    import tvm_backend
 
     images = digits_split.test[0].numpy()
-    bundle = cat_plugin.export_bundle(digits_corrected, digits_split.test[0][:2], tmp_path / "bundle")
-    tvm_backend.compile(bundle, out=tmp_path / "model.so")
-    library = tvm_backend.load(tmp_path / "model.so", 1)
+    library = tvm_backend.load(digits_library, 1)
     expected = library(images[:20]).argmax(1).tolist()
 
     async def talk(client: Any) -> None:
@@ -183,9 +181,14 @@ def test_a_second_of_load(digits_corrected: Any, digits_split: Any, tmp_path: An
             for image in images[:20]
         ]
         assert [answer["classes"][0] for answer in answers] == expected
-        found = await load(str(client.make_url("")).rstrip("/"), images.shape[1:], rate=50, seconds=1)
+        url = str(client.make_url("")).rstrip("/")
+        found = await load(url, images.shape[1:], rate=50, seconds=1, every=0.2)
         assert found["sent"] == found["statuses"]["200"] == 50
-        assert found["p99_ms"] > 0
+        assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["most_ms"]
+        seconds, sizes = zip(*found["resident"], strict=True)
+        assert len(seconds) >= 3  # before, during and after
+        assert list(seconds) == sorted(seconds)
+        assert min(sizes) > 1e6
 
     serve(library, talk)
 
@@ -201,3 +204,21 @@ def test_the_program_says_what_it_takes(
     server.main()
     assert (seen.host, seen.port) == ("127.0.0.1", 8123)
     assert {str(route.resource.canonical) for route in seen.made.router.routes()} == {"/predict", "/health"}
+
+
+def test_the_load_test_brings_up_a_server_and_takes_it_down(
+    digits_library: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both from the command line, each in a process of its own."""
+    monkeypatch.setattr(
+        "sys.argv", ["load", "--serve", str(digits_library), "--rate", "20", "--seconds", "1"]
+    )
+    load_main()
+    found = json.loads(capsys.readouterr().out)
+    assert found["statuses"] == {"200": 20}
+
+
+def test_the_load_test_wants_a_shape_or_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["load", "http://127.0.0.1:1"])
+    with pytest.raises(SystemExit):
+        load_main()
