@@ -17,11 +17,12 @@ from cat_plugin.errors import CATError, QuantizationError
 from cat_plugin.models import device_of, full_float32, without_autocast
 from cat_plugin.structures import leaves_of
 
-__all__ = ["Equivalence"]
+__all__ = ["TOLERANCE", "Equivalence", "distance"]
 
 # Rounding of float32, reordered sums included, stays orders of magnitude below this share of the largest output; faults
 # in the reading of a graph are above it by as much.
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
+"""Largest difference of two outputs that compute the same, as a share of the largest output."""
 
 
 class Equivalence:
@@ -35,8 +36,6 @@ class Equivalence:
         (N, ...) inputs, or a call with a row for each sample in its tensors; one row and three rows of them are run.
     error : type of CATError
         What is raised where outputs differ.
-    quantized : bool
-        Whether the model's quantizers act: what computes otherwise once quantized then does so here as well.
 
     Raises
     ------
@@ -49,18 +48,16 @@ class Equivalence:
         model: nn.Module,
         inputs: Tensor | ModelCall,
         error: type[CATError] = QuantizationError,
-        *,
-        quantized: bool = False,
     ) -> None:
         call = inputs if isinstance(inputs, ModelCall) else ModelCall((inputs,))
-        self.model, self.error, self.quantized = model, error, quantized
+        self.model, self.error = model, error
         self.calls = [call.first(1), call.select(torch.arange(3) % call.rows)]
         with torch.no_grad(), without_autocast():
-            self.expected = [_outputs(model, rows, quantized) for rows in self.calls]
-            again = _outputs(model, self.calls[-1], quantized)
-        if (distance := _farthest(again, self.expected[-1])) > _TOLERANCE:
+            self.expected = [_outputs(model, rows) for rows in self.calls]
+            again = _outputs(model, self.calls[-1])
+        if (apart := _farthest(again, self.expected[-1])) > TOLERANCE:
             raise self.error(
-                f"the model gives different outputs for the same inputs ({distance:.2g} of the largest apart); expected "
+                f"the model gives different outputs for the same inputs ({apart:.2g} of the largest apart); expected "
                 "a function of its inputs. Remove what draws random numbers, or counts its calls, in evaluation mode."
             )
 
@@ -85,9 +82,9 @@ class Equivalence:
         device = device_of(module)
         for call, expected in zip(self.calls, self.expected, strict=True):
             with torch.no_grad():
-                found = _outputs(module, call.to(device), self.quantized)
-            distance = _farthest(found, expected)
-            if distance <= _TOLERANCE:
+                found = _outputs(module, call.to(device))
+            apart = _farthest(found, expected)
+            if apart <= TOLERANCE:
                 continue
             rows = call.rows
             place = (
@@ -96,9 +93,9 @@ class Equivalence:
                 else None
             )
             raise self.error(
-                f"after the step {stage!r} the model's outputs are {distance:.2g} of the largest output away from the "
+                f"after the step {stage!r} the model's outputs are {apart:.2g} of the largest output away from the "
                 f"original's on {rows} calibration row{'s' if rows > 1 else ''}{_shapes(found, expected)}; expected less than "
-                f"{_TOLERANCE:g}{f', and the first module whose output differs is {place!r}' if place else ''}. This is "
+                f"{TOLERANCE:g}{f', and the first module whose output differs is {place!r}' if place else ''}. This is "
                 "a fault of this package, not of the model: please report it with the model's code."
             )
 
@@ -111,7 +108,7 @@ class Equivalence:
                 hooks.append(child.register_forward_hook(_keep(outputs, name)))
         try:
             with torch.no_grad(), without_autocast():
-                _outputs(self.model, call.to(device_of(self.model)), self.quantized)
+                _outputs(self.model, call.to(device_of(self.model)))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -121,11 +118,7 @@ class Equivalence:
             values.run(*call.copied().tensors)
         for name, expected in outputs.items():  # in the order in which the modules finished
             found = values.kept.get(last[name]) if name in last else None
-            if (
-                found is not None
-                and found.shape == expected.shape
-                and _distance(found, expected) > _TOLERANCE
-            ):
+            if found is not None and found.shape == expected.shape and distance(found, expected) > TOLERANCE:
                 return name
         return None
 
@@ -138,8 +131,8 @@ def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
     return hook
 
 
-def _outputs(module: nn.Module, call: ModelCall, quantized: bool) -> list[Any]:
-    """Leaves of what a module returns for copies of a call's tensors, as full precision computes it unless quantized.
+def _outputs(module: nn.Module, call: ModelCall) -> list[Any]:
+    """Leaves of what a module returns for copies of a call's tensors, as full precision computes it.
 
     Graphs of the engine's own take the tensors alone, and some parts of one with quantizers compute otherwise once quantized.
     """
@@ -147,7 +140,7 @@ def _outputs(module: nn.Module, call: ModelCall, quantized: bool) -> list[Any]:
     with full_float32():
         if "interface" not in getattr(module, "meta", {}):
             return leaves_of(module(*call.args, **call.kwargs))
-        differs = not quantized and any(hasattr(child, "full_precision") for child in module.modules())
+        differs = any(hasattr(child, "full_precision") for child in module.modules())
         return leaves_of((_Recorder(module).run if differs else module)(*call.tensors))
 
 
@@ -155,10 +148,10 @@ def _farthest(found: list[Any], expected: list[Any]) -> float:
     """Largest of the distances of the leaves; infinity where there are more, fewer or other ones."""
     if len(found) != len(expected):
         return float("inf")
-    return max(map(_distance, found, expected), default=0.0)
+    return max(map(distance, found, expected), default=0.0)
 
 
-def _distance(found: Any, expected: Any) -> float:
+def distance(found: Any, expected: Any) -> float:
     """Largest difference as a share of the largest expected value; of what is no real number, whether it differs."""
     if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
         same = type(found) is type(expected) and found == expected

@@ -27,7 +27,7 @@ _aten = torch.ops.aten
 _qd = torch.ops.quantized_decomposed
 
 
-def lower(module: fx.GraphModule) -> fx.GraphModule:
+def lower(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:
     """Write the QDQ graph of a calibrated module.
 
     Parameters
@@ -37,8 +37,10 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
 
     Returns
     -------
-    fx.GraphModule
+    lowered : fx.GraphModule
         In evaluation mode, weights as int8 buffers, biases as float32.
+    counterparts : dict of str to str
+        Names of its nodes, and for each the first node of `module` that has the same value; in order of execution.
     """
     root = nn.Module()
     graph = fx.Graph()
@@ -98,6 +100,9 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
                     setattr(root, node.target, value)
             env[node] = graph.node_copy(node, lambda n: env[n])
             env[node].meta = {}
+    counterparts: dict[str, str] = {}
+    for node, lowered in env.items():
+        counterparts.setdefault(lowered.name, node.name)
     interface = module.meta.get("interface")
     if isinstance(interface, Interface):
         interface.restore(graph)
@@ -105,7 +110,7 @@ def lower(module: fx.GraphModule) -> fx.GraphModule:
     result.graph.eliminate_dead_code()
     result.graph.lint()
     result.recompile()
-    return result.eval()
+    return result.eval(), counterparts
 
 
 def _weight(graph: fx.Graph, layer: QuantOp, stored: tuple[fx.Node, ...]) -> fx.Node:

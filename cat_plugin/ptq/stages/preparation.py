@@ -12,6 +12,7 @@ from cat_plugin.errors import CalibrationError
 from cat_plugin.models import run_call
 from cat_plugin.ptq.graph.fold import fold_batch_norm, fold_factors
 from cat_plugin.ptq.graph.insert import insert_quantizers
+from cat_plugin.ptq.graph.lockstep import check_lowered
 from cat_plugin.ptq.graph.lower import lower
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.learned.quality import Quality
@@ -95,8 +96,8 @@ class Lower(_Always):
     name = "lower"
 
     def run(self, state: State) -> Iterable[Step]:
-        quantized = Equivalence(state.module, state.inputs.call, quantized=True)
-        state.module = lower(state.module)
-        quantized.check(self.name, state.module)
+        prepared = state.module
+        state.module, counterparts = lower(prepared)
+        check_lowered(prepared, state.module, counterparts, state.inputs[:2].tensors)
         state.module.to(state.home)
         return ()
