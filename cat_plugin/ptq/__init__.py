@@ -13,6 +13,7 @@ from cat_plugin._lazy import attach
 if TYPE_CHECKING:
     from cat_plugin.ptq.adaptation import adapt
     from cat_plugin.ptq.engine import quantize
+    from cat_plugin.ptq.equivalent_model import transform
     from cat_plugin.ptq.report import LayerReport, QuantReport
     from cat_plugin.ptq.sensitivity_analysis import Sensitivity, sensitivity
     from cat_plugin.ptq.spec import QuantSpec
@@ -27,6 +28,7 @@ __all__ = [
     "quantize",
     "sensitivity",
     "synthetic_inputs",
+    "transform",
 ]
 
 _LAZY = {
@@ -38,6 +40,7 @@ _LAZY = {
     "quantize": "cat_plugin.ptq.engine",
     "sensitivity": "cat_plugin.ptq.sensitivity_analysis",
     "synthetic_inputs": "cat_plugin.ptq.synthetic",
+    "transform": "cat_plugin.ptq.equivalent_model",
 }
 
 __getattr__, __dir__ = attach(__name__, _LAZY)

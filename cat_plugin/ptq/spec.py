@@ -221,6 +221,12 @@ class QuantSpec:
         "(:mod:`cat_plugin.ptq.transforms.smoothing.training`); None as the preset says.",
         since="0.2",
     )
+    rotation_vectors: Annotated[int, Field(strict=True, ge=1, le=64)] = option(
+        default=1,
+        doc="Rank of LRQuant+'s rotation vectors, trained where ``smoothing_epochs`` are, by whose product the dequantized weights "
+        "of linear layers are multiplied (:mod:`cat_plugin.ptq.transforms.smoothing.vectors`); 1 is what scales are already.",
+        since="0.3",
+    )
     rotation: Annotated[str, OneOf(("folded", "online"))] | None = option(
         default=None,
         doc="""

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CORRECTION",
+    "TRANSFORMS",
     "by_name",
     "check",
     "check_keys",
@@ -50,6 +51,7 @@ __all__ = [
     "order",
     "quantization_key",
     "signature",
+    "transform_spec",
     "with_defaults",
 ]
 
@@ -57,6 +59,8 @@ __all__ = [
 CORRECTION: dict[str, Any] = {name: each.plain_default for name, each in correction_options().items()}
 # Of these, what the quantized model depends on too.
 _SHARED = ("seed", "logits", "class_axis", "holdout")
+#: Options of the engine that also go over an algorithm of the host: what is done to the model before it is rounded.
+TRANSFORMS = ("smoothing", "smoothing_strength", "smoothing_epochs", "rotation")
 _BASE_COST = {"rtn": 0, "static_quant": 0, "hqq": 1}
 
 
@@ -124,7 +128,7 @@ def check(params: Mapping[str, Any], where: str = "cat") -> None:
     if params.get("base") is None:
         return
     engine = engine_options()
-    asked = [key for key in params if key in engine]
+    asked = [key for key in params if key in engine and key not in TRANSFORMS]
     if asked:
         raise RecipeError(
             f"{where} has both base and {', '.join(asked)}; base quantizes with an algorithm of the host, and "
@@ -140,7 +144,10 @@ def check(params: Mapping[str, Any], where: str = "cat") -> None:
 def with_defaults(params: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with every key, in a fixed order."""
     base = params.get("base")
-    defaults = {**({} if base is not None else engine_defaults()), **CORRECTION, "base": None}
+    engine = engine_defaults()
+    if base is not None:
+        engine = {key: engine[key] for key in TRANSFORMS}
+    defaults = {**engine, **CORRECTION, "base": None}
     return {key: params.get(key, default) for key, default in defaults.items()}
 
 
@@ -216,6 +223,14 @@ def quantization_key(params: Mapping[str, Any]) -> str:
 def make_spec(params: Mapping[str, Any]) -> QuantSpec:
     """The engine's specification of a configuration without lists."""
     return QuantSpec.from_dict({k: v for k, v in params.items() if k in options_of(QuantSpec)})
+
+
+def transform_spec(params: Mapping[str, Any], bits: int, group: int | None) -> QuantSpec | None:
+    """What is to be done to the model before an algorithm of the host rounds its weights; None if nothing is."""
+    chosen = {key: params[key] for key in TRANSFORMS if key in params}
+    if chosen.get("smoothing") is None and chosen.get("rotation") is None:
+        return None
+    return QuantSpec(w_bits=bits, weight_only=True, weight_groups=group, seed=params.get("seed", 0), **chosen)
 
 
 def make_estimator(params: Mapping[str, Any]) -> ClusterAffine:

@@ -17,12 +17,13 @@ from neural_compressor.common.base_config import BaseConfig
 from neural_compressor.common.utils import Mode
 from torch import nn
 
-from cat_plugin.batches import gathered
+from cat_plugin.batches import ModelCall, gathered
 from cat_plugin.correction import CorrectedModule
 from cat_plugin.errors import HostError, RecipeError
 from cat_plugin.hosts.inc3.config import KEY, CATConfig
 from cat_plugin.hosts.pipeline import TuningSession, quantize_and_correct
 from cat_plugin.hosts.recording import InputRecorder, calibrated, record_run
+from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.recipe import options
 
 __all__ = ["cat_entry"]
@@ -131,6 +132,7 @@ def _quantize(
             "a few hundred inputs, to quantize or autotune"
         )
     if config.base is not None:
+        _transforms(config)
         _check_exported(config.base, model)
     session = config._session if config._session is not None else TuningSession()
     record = session.record(
@@ -138,9 +140,10 @@ def _quantize(
     )
 
     def quantize_base() -> nn.Module:
+        given = _transformed(model, config, record.calls)
         with _named_packages(config.base):
             quantized: nn.Module = _host_function("quantize")(
-                model,
+                given,
                 _usable(config.base),
                 run_fn=run_fn,
                 run_args=run_args,
@@ -155,8 +158,37 @@ def _quantize(
     return _finish(made, config)
 
 
+def _transformed(model: nn.Module, config: CATConfig, calls: list[ModelCall]) -> nn.Module:
+    """The model that the host's algorithm is given: with channels scaled and rotated where that is asked for."""
+    spec = _transforms(config)
+    if spec is None:
+        return model
+    from cat_plugin.ptq import transform
+
+    return transform(model, spec, calls)
+
+
+def _transforms(config: CATConfig) -> QuantSpec | None:
+    base = config.base
+    bits, group = (getattr(base, name, None) for name in ("bits", "group_size"))
+    width = int(bits) if isinstance(bits, int) and 2 <= bits <= 8 else 4
+    groups = int(group) if isinstance(group, int) and group >= 8 else None
+    spec = options.transform_spec(config.to_dict(), width, groups)
+    if spec is not None and base.name == "static_quant":
+        raise HostError(
+            "smoothing and rotation go over algorithms of the host that round weights alone (rtn, gptq, awq, teq), and the base "
+            "is static_quant; quantize by the engine instead (w_bits: 8, a_bits: 8, smoothing), without a base"
+        )
+    return spec
+
+
 def _prepare(model: nn.Module, config: CATConfig, example_inputs: Any) -> nn.Module:
     reference = None
+    if config.base is not None and _transforms(config) is not None:
+        raise HostError(
+            "smoothing and rotation over an algorithm of the host need the calibration data before it prepares the model; "
+            "call quantize or autotune, with run_fn, instead of prepare and convert"
+        )
     if config.base is not None:
         _check_exported(config.base, model)
         reference = _copy(model)

@@ -115,7 +115,9 @@ def _inverse_factor(h: Tensor) -> Tensor:
     return eye.float().expand(h.shape).clone()
 
 
-def _spread_rounding(target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+def _spread_rounding(
+    target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, modulation: Tensor | None
+) -> Tensor:
     """Step 2 for (G, R, K) targets; returns the integers as floats."""
     g, _, k = target.shape
     order = h.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
@@ -126,6 +128,8 @@ def _spread_rounding(target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low
     work = target.gather(2, index).float().clone()
     integers = torch.empty_like(work)
     s, z = (_by_column(values.float(), k, order) for values in (scale, zero))
+    if modulation is not None:
+        s = s * modulation.gather(2, index)
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
         block = work[:, :, start:end].clone()
@@ -148,6 +152,10 @@ def _by_column(values: Tensor, k: int, order: Tensor | None = None) -> Tensor:
         return values.expand(-1, -1, k)
     spread = values.repeat_interleave(k // groups, 2)
     return spread if order is None else spread.gather(2, order.unsqueeze(1).expand_as(spread))
+
+
+def _times(values: Tensor, modulation: Tensor | None) -> Tensor:
+    return values if modulation is None else values * modulation
 
 
 def _best_scales(centred: Tensor, pull: Tensor, hf: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +182,15 @@ def _best_scales(centred: Tensor, pull: Tensor, hf: Tensor, scale: Tensor) -> tu
 
 
 def _descend(
-    q: Tensor, target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, sweeps: int
+    q: Tensor,
+    target: Tensor,
+    h: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    low: int,
+    high: int,
+    sweeps: int,
+    modulation: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Step 3; ``q`` and ``scale`` improved."""
     hf, diagonal = h.float(), h.diagonal(dim1=1, dim2=2).float()
@@ -182,8 +198,8 @@ def _descend(
     pull = torch.bmm(target, hf)  # (G, R, K): H w*
     z = _by_column(zero.float(), q.shape[2])
     for _ in range(sweeps):
-        scale, residual = _best_scales(q - z, pull, hf, scale)
-        s = _by_column(scale, q.shape[2])
+        scale, residual = _best_scales(_times(q - z, modulation), pull, hf, scale)
+        s = _times(_by_column(scale, q.shape[2]), modulation)
         before = q.clone()
         for start in range(0, q.shape[2], _BLOCK):
             end = min(start + _BLOCK, q.shape[2])
@@ -214,6 +230,7 @@ def fit_integers(
     sweeps: int = 8,
     factors: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.25),
     trial: int | None = None,
+    modulation: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integers and scales of least output error.
 
@@ -235,6 +252,8 @@ def fit_integers(
         Starting scales tried, as multiples of ``scale``.
     trial : int or None
         Passes after which the best starting scale of each channel alone goes on; None compares them at the end.
+    modulation : Tensor or None
+        (G, R, K) what the steps are multiplied by.
 
     Returns
     -------
@@ -244,10 +263,12 @@ def fit_integers(
         float32 of the shape that was given.
     """
     if target.shape[1] > _ROWS:  # rows do not depend on each other
-        pieces = [torch.split(values, _ROWS, 1) for values in (target, scale, zero_point)]
+        given = (target, scale, zero_point, *(() if modulation is None else (modulation,)))
+        pieces = [torch.split(values, _ROWS, 1) for values in given]
         effort: dict[str, Any] = {"damping": damping, "sweeps": sweeps, "factors": factors, "trial": trial}
         found = [
-            fit_integers(part, moments, s, z, qrange, **effort) for part, s, z in zip(*pieces, strict=True)
+            fit_integers(part, moments, s, z, qrange, **effort, modulation=next(iter(m), None))
+            for part, s, z, *m in zip(*pieces, strict=True)
         ]
         return torch.cat([q for q, _ in found], 1), torch.cat([s for _, s in found], 1)
     low, high = qrange
@@ -260,10 +281,11 @@ def fit_integers(
     scales = (scale.float().reshape(g, 1, r, -1) * factor).flatten(1, 2)
     zeros = zero_point.reshape(g, 1, r, -1).expand(g, many, r, -1).flatten(1, 2)
     targets = target.unsqueeze(1).expand(g, many, r, k).reshape(g, many * r, k)
-    q = _spread_rounding(targets, h, scales, zeros, low, high)
+    many_m = None if modulation is None else modulation.float().repeat(1, many, 1)
+    q = _spread_rounding(targets, h, scales, zeros, low, high, many_m)
     tried = sweeps if trial is None else min(trial, sweeps)
-    q, scales = _descend(q, targets, h, scales, zeros, low, high, tried)
-    error = (q - _by_column(zeros, k)) * _by_column(scales, k) - targets.float()
+    q, scales = _descend(q, targets, h, scales, zeros, low, high, tried, many_m)
+    error = _times((q - _by_column(zeros, k)) * _by_column(scales, k), many_m) - targets.float()
     losses = (torch.bmm(error, h.float()) * error).sum(2).reshape(g, many, r)
     pick = losses.argmin(1, keepdim=True)
     q = q.reshape(g, many, r, k).gather(1, pick.unsqueeze(3).expand(g, 1, r, k)).squeeze(1)
@@ -271,5 +293,5 @@ def fit_integers(
     chosen = scales.gather(1, pick.unsqueeze(3).expand(g, 1, r, scales.shape[3])).squeeze(1)
     if tried < sweeps:
         zeros = zero_point.reshape(g, r, -1)
-        q, chosen = _descend(q, target, h, chosen, zeros, low, high, sweeps - tried)
+        q, chosen = _descend(q, target, h, chosen, zeros, low, high, sweeps - tried, modulation)
     return q.to(torch.int8), chosen.reshape(scale.shape)

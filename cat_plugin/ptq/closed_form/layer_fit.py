@@ -175,7 +175,9 @@ def fit_layer(
     """
     target = _target(node, full, quantized)
     symmetric = spec.symmetric_weights or layer.w_bits == 8
-    layer.scale, layer.zero_point = search_weight_range(layer.weight, layer.w_bits, symmetric, layer.group)
+    factor = layer.modulation
+    plain_weight = layer.weight if factor is None else layer.weight / factor
+    layer.scale, layer.zero_point = search_weight_range(plain_weight, layer.w_bits, symmetric, layer.group)
     layer.q_weight = layer.round_to_nearest()
     before = _relative_error(node, quantized, target)
     scarce = False
@@ -191,7 +193,8 @@ def fit_layer(
                 ridge = ridge_by_halves(grouped, moments, _RIDGES)
                 weight = least_squares_weight(grouped, moments, ridge)
                 scarce = bool(moments.halves) and ridge >= _SCARCE  # a single batch has nothing to judge on
-            grid = search_weight_range(weight.flatten(0, 1), layer.w_bits, symmetric, layer.group)
+            rows = weight.flatten(0, 1) if factor is None else weight.flatten(0, 1) / factor
+            grid = search_weight_range(rows, layer.w_bits, symmetric, layer.group)
             scale, zero_point = (values.reshape(*grouped.shape[:2], -1) for values in grid)
             # from 6 bits on the searched scale is as good as any, and few integers move
             effort: dict[str, Any] = {} if layer.w_bits < 6 else {"factors": (1.0,), "sweeps": 2}
@@ -199,6 +202,8 @@ def fit_layer(
                 effort = {"sweeps": 4, "trial": 1}
             if scarce:
                 effort["damping"] = 1.0
+            if factor is not None:
+                effort["modulation"] = factor.reshape(weight.shape)
             integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)
             layer.weight = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
             layer.q_weight = integers.reshape(layer.weight.shape)

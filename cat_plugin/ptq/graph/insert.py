@@ -191,7 +191,8 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
         bias = constant(module, node.args[2]) if len(node.args) > 2 else None
         weight = weight_of(module, node)
         group = group_of(weight.shape[1], spec.weight_groups) if weight.ndim == 2 else None
-        layer = QuantOp(name, node.target, weight, bias, arguments(node)[3:], *bits, group)
+        vectors = node.meta.get("rotation_vectors")
+        layer = QuantOp(name, node.target, weight, bias, arguments(node)[3:], *bits, group, vectors)
         if spec.weight_only:
             layer.a_bits = FLOAT_BITS
         prepared.layers.append(layer)

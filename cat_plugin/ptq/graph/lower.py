@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from cat_plugin.ptq.graph.interface import Interface
-from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.graph.modules import LEAST_MODULATION, QuantOp
 from cat_plugin.ptq.graph.ops import is_call
 from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
 from cat_plugin.ptq.quantizers.per_token import LEAST_SCALE, TokenQuantizer
@@ -82,6 +82,10 @@ def lower(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:
                 }
                 stored = tuple(buffer(f"{child.name}.{part}", value) for part, value in parts.items())
                 weight = _weight(graph, child, stored)
+                if child.left is not None and child.right is not None:
+                    sides = {"left": child.left, "right": child.right}
+                    vectors = [buffer(f"{child.name}.weight_{side}", value) for side, value in sides.items()]
+                    weight = _modulated(graph, weight, *vectors)
             bias = None if child.bias is None else buffer(f"{child.name}.bias", child.bias.float())
             env[node] = graph.call_function(child.target, (env[node.args[0]], weight, bias, *child.extra))
             env[node].meta["nn_module_stack"] = {"0": (child.name, nn.Module)}
@@ -119,6 +123,13 @@ def _weight(graph: fx.Graph, layer: QuantOp, stored: tuple[fx.Node, ...]) -> fx.
         return graph.call_function(_qd.dequantize_per_channel.default, arguments)
     arguments = (*stored, *layer.qrange, torch.int8, layer.group, torch.float32)
     return graph.call_function(_qd.dequantize_per_channel_group.default, arguments)
+
+
+def _modulated(graph: fx.Graph, weight: fx.Node, left: fx.Node, right: fx.Node) -> fx.Node:
+    """:func:`~cat_plugin.ptq.graph.modules.modulation` in the graph, times the weight."""
+    product = graph.call_function(_aten.matmul.default, (left, right))
+    factor = graph.call_function(_aten.clamp.default, (product,), {"min": LEAST_MODULATION})
+    return graph.call_function(_aten.mul.Tensor, (weight, factor))
 
 
 def _token_grid(graph: fx.Graph, source: fx.Node, quantizer: TokenQuantizer) -> tuple[fx.Node, fx.Node]:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from cat_plugin.ptq.graph.ops import KIND
 from cat_plugin.ptq.quantizers.uniform import integer_range
 
-__all__ = ["QuantOp"]
+__all__ = ["LEAST_MODULATION", "QuantOp", "modulation"]
+
+#: What the product of rotation vectors is clipped to, so that no step vanishes.
+LEAST_MODULATION = 1e-2
+
+
+def modulation(left: Tensor, right: Tensor) -> Tensor:
+    """(O, I) product of (O, k) and (k, I) rotation vectors, which stays positive."""
+    return (left @ right).clamp(min=LEAST_MODULATION)
 
 
 class QuantOp(nn.Module):
@@ -32,6 +40,8 @@ class QuantOp(nn.Module):
         Bits of the weight, and of the input (for the report; the input has its own quantizer).
     group : int or None
         Input features of a linear layer that share a scale, which divide all of them; None is one scale a channel.
+    vectors : tuple of Tensor or None
+        (O, k) and (k, I) of a linear layer, whose product multiplies its steps element by element.
 
     Attributes
     ----------
@@ -43,6 +53,8 @@ class QuantOp(nn.Module):
         The trained ones; full-precision values are computed with these.
     q_weight : Tensor or None
         (O, ...) int8 integers once chosen; None computes with the float weight.
+    left, right : Tensor or None
+        The vectors.
     """
 
     weight: Tensor
@@ -52,6 +64,8 @@ class QuantOp(nn.Module):
     q_weight: Tensor | None
     float_weight: Tensor
     float_bias: Tensor | None
+    left: Tensor | None
+    right: Tensor | None
 
     def __init__(
         self,
@@ -63,6 +77,7 @@ class QuantOp(nn.Module):
         w_bits: int,
         a_bits: int,
         group: int | None = None,
+        vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.group = group
@@ -76,6 +91,9 @@ class QuantOp(nn.Module):
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("zero_point", torch.zeros(shape, dtype=torch.int64))
         self.register_buffer("q_weight", None)
+        left, right = vectors if vectors is not None else (None, None)
+        self.register_buffer("left", left)
+        self.register_buffer("right", right)
 
     @property
     def kind(self) -> str:
@@ -98,10 +116,20 @@ class QuantOp(nn.Module):
             return values.repeat_interleave(self.weight.shape[1] // values.shape[1], 1)
         return values.reshape(-1, *[1] * (self.weight.ndim - 1))
 
+    @property
+    def modulation(self) -> Tensor | None:
+        """(O, I) product of the vectors; None where there are none."""
+        return None if self.left is None or self.right is None else modulation(self.left, self.right)
+
+    def steps(self, scale: Tensor) -> Tensor:
+        """Distances of the grid's points for a scale of the weight, such that they broadcast over it."""
+        step, factor = self.per_channel(scale), self.modulation
+        return step if factor is None else step * factor
+
     def round_to_nearest(self) -> Tensor:
         """(O, ...) int8 weight, each value rounded to the nearest point of the grid."""
         qmin, qmax = self.qrange
-        scale, zero = self.per_channel(self.scale), self.per_channel(self.zero_point)
+        scale, zero = self.steps(self.scale), self.per_channel(self.zero_point)
         return torch.clamp(torch.round(self.weight / scale) + zero, qmin, qmax).to(torch.int8)
 
     def dequantized(self) -> Tensor:
@@ -109,7 +137,7 @@ class QuantOp(nn.Module):
         if self.q_weight is None:
             return self.weight
         integers = self.q_weight.float() - self.per_channel(self.zero_point).float()
-        return integers * self.per_channel(self.scale)
+        return integers * self.steps(self.scale)
 
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation on ``x`` with another weight and bias."""

@@ -154,7 +154,7 @@ def _replacement(
         found = norm_of(
             lambda x: _run(module, source, group, x), source, _axes(source, group), _numbers(group)
         )
-        return None if found is None else _emit(module, end, source, found)
+        return None if found is None else _emit(module, end, source, found, group)
     if all(is_call(node, _PIECES) and _of_numbers(module, node) for node in group):
         points = torch.linspace(-12, 12, 2401, dtype=torch.float64)
         values = _run(module, source, group, points)
@@ -210,7 +210,20 @@ def _run(module: fx.GraphModule, source: fx.Node, group: list[fx.Node], x: Tenso
     return result if isinstance(result, Tensor) else None
 
 
-def _emit(module: fx.GraphModule, end: fx.Node, source: fx.Node, norm: Norm) -> fx.Node:
+def _source_of(module: fx.GraphModule, tensor: Tensor, group: list[fx.Node]) -> str | None:
+    """Name of the caller's parameter that a norm's weight or bias is, as its nodes read it."""
+    for reader in (n for node in group for n in node.all_input_nodes if n.op == "get_attr"):
+        value = getattr(module, str(reader.target))
+        if (
+            isinstance(value, Tensor)
+            and value.shape == tensor.shape
+            and torch.allclose(value, tensor, 1e-4, 1e-6)
+        ):
+            return str(reader.meta.get("source"))
+    return None
+
+
+def _emit(module: fx.GraphModule, end: fx.Node, source: fx.Node, norm: Norm, group: list[fx.Node]) -> fx.Node:
     """The operation of a norm in front of `end`; over one axis that is not the last, between two permutations."""
     graph, value = module.graph, source.meta["val"]
     with graph.inserting_before(end):
@@ -223,7 +236,10 @@ def _emit(module: fx.GraphModule, end: fx.Node, source: fx.Node, norm: Norm) -> 
             if tensor is not None:
                 module.register_buffer(f"{end.name}_{name}", tensor)
                 reader = graph.create_node("get_attr", f"{end.name}_{name}")
-                reader.meta = {"source": f"{end.name}_{name}", "val": tensor}
+                reader.meta = {
+                    "source": _source_of(module, tensor, group) or f"{end.name}_{name}",
+                    "val": tensor,
+                }
             tensors.append(reader)
         shape = [int(value.shape[axis]) for axis in norm.axes]
         order = [*(axis for axis in range(value.ndim) if axis not in norm.axes), *norm.axes]

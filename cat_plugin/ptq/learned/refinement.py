@@ -51,7 +51,7 @@ class GridLayer(SoftLayer):
         return self.initial_zero if self.zero is None else round_through(self.zero, *self.layer.qrange)
 
     def weight(self) -> Tensor:
-        scale, zero = self.layer.per_channel(self.log_scale.exp()), self.layer.per_channel(self._zero_point())
+        scale, zero = self.layer.steps(self.log_scale.exp()), self.layer.per_channel(self._zero_point())
         return (self.start - zero) * scale
 
     def distance(self) -> Tensor:

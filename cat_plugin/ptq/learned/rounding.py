@@ -77,7 +77,7 @@ class Rounding(SoftLayer):
     @property
     def grid(self) -> Tensor:
         """(O, ...) the real-valued weight in units of the grid."""
-        return self.layer.weight / self.layer.per_channel(self.layer.scale) + self.zero
+        return self.layer.weight / self.layer.steps(self.layer.scale) + self.zero
 
     @abstractmethod
     def integers(self) -> Tensor:
@@ -92,7 +92,7 @@ class Rounding(SoftLayer):
 
     def weight(self) -> Tensor:
         integers = self.relaxed_integers() if torch.is_grad_enabled() else self.integers()
-        return (integers - self.zero) * self.layer.per_channel(self.log_scale.exp())
+        return (integers - self.zero) * self.layer.steps(self.log_scale.exp())
 
     @torch.no_grad()
     def harden(self) -> None:

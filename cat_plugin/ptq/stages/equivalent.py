@@ -27,6 +27,9 @@ class EquivalentTransforms(Stage):
     checkpointed = False
     keeps_values = False
 
+    def __init__(self, transforms: tuple[Transform, ...] = TRANSFORMS) -> None:
+        self.transforms = transforms
+
     def applies(self, spec: QuantSpec) -> bool:
         return True
 
@@ -34,7 +37,7 @@ class EquivalentTransforms(Stage):
         return not state.unfinished
 
     def run(self, state: State) -> Iterable[Step]:
-        for transform in TRANSFORMS:
+        for transform in self.transforms:
             if transform.applies(state.module, state.spec):
                 generator = generator_for(state.spec.seed, transform.name)
                 finish = transform.fold(state.module, state.inputs, state.spec, generator)

@@ -38,12 +38,18 @@ def between(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
     return torch.mul(integers - zero, scale)
 
 
-def clipped_weight(weight: Tensor, low_share: Tensor, high_share: Tensor, bits: int) -> Tensor:
+def clipped_weight(
+    weight: Tensor, low_share: Tensor, high_share: Tensor, bits: int, factor: Tensor | None = None
+) -> Tensor:
     """(O, I) weight rounded to a grid for each row, or each of Q groups of its columns, over shares of its extremes.
 
     ``low_share`` and ``high_share`` are (O Q, 1) logits: a share is their sigmoid (OmniQuant, arXiv 2308.13137, equation 2).
+    Steps are multiplied by an (O, I) factor, if there is one.
     """
+    if factor is not None:
+        weight = weight / factor
     rows = weight.reshape(len(low_share), -1)
     low = torch.sigmoid(low_share) * rows.amin(1, keepdim=True)
     high = torch.sigmoid(high_share) * rows.amax(1, keepdim=True)
-    return between(rows, low, high, bits).reshape(weight.shape)
+    rounded = between(rows, low, high, bits).reshape(weight.shape)
+    return rounded if factor is None else rounded * factor

@@ -21,9 +21,18 @@ __all__ = ["Smoothing"]
 
 
 class Smoothing(Transform):
-    """Scales and shifts behind norms, between queries and keys, values and projections, linear layers."""
+    """Scales and shifts behind norms, between queries and keys, values and projections, linear layers.
+
+    Parameters
+    ----------
+    functions : bool
+        Whether factors may be added to the graph behind functions that no scale commutes with.
+    """
 
     name = "smoothing"
+
+    def __init__(self, functions: bool = True) -> None:
+        self.functions = functions
 
     def applies(self, module: fx.GraphModule, spec: QuantSpec) -> bool:
         return spec.smoothing is not None
@@ -37,7 +46,7 @@ class Smoothing(Transform):
     ) -> Callable[[fx.GraphModule], None] | None:
         assert spec.smoothing is not None
         start = STARTS[spec.smoothing]
-        if start.functions:
+        if start.functions and self.functions:
             insert_factors(module)
         places = self.places(module)
         for place, ranges in zip(
@@ -45,9 +54,9 @@ class Smoothing(Transform):
         ):
             strength = spec.smoothing_strength
             if start.searches and place.readers:
-                bits = (spec.w_bits, spec.a_bits)
+                bits = (spec.w_bits, None if spec.weight_only else spec.a_bits)
                 reach = searched_reach(place, ranges)
-                strength = best_strength(module, place, ranges.samples, *reach, bits)
+                strength = best_strength(module, place, ranges.samples, *reach, bits, spec.weight_groups)
             scales, shifts = start.choose(place, ranges, strength)
             fold_place(module, place, scales, shifts)
         return None

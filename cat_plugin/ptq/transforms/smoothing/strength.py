@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from cat_plugin.ptq.graph.insert import group_of
 from cat_plugin.ptq.graph.ops import weight_of
 from cat_plugin.ptq.quantizers.observers import search_activation_range, subsample
 from cat_plugin.ptq.quantizers.uniform import integer_range
@@ -31,7 +32,8 @@ def best_strength(
     samples: Sequence[Tensor],
     reach: Tensor,
     shifts: Tensor | None,
-    bits: tuple[int, int],
+    bits: tuple[int, int | None],
+    groups: int | None = None,
 ) -> float:
     """Power of the channels' ranges, 0..1, that loses least.
 
@@ -48,12 +50,14 @@ def best_strength(
     shifts : Tensor or None
         (n,) what is subtracted before.
     bits : tuple of int
-        Of weights and activations.
+        Of weights and activations; None leaves these in float.
+    groups : int or None
+        Input features of a row that share a scale.
     """
     losses = []
     for strength in _STRENGTHS:
         scales = powered(reach, strength)
-        activation, weight = output_errors(module, place, samples, scales, shifts, bits)
+        activation, weight = output_errors(module, place, samples, scales, shifts, bits, groups)
         losses.append(activation + _COMPENSATED * weight)
     return _STRENGTHS[min(range(len(losses)), key=losses.__getitem__)]
 
@@ -70,7 +74,8 @@ def output_errors(
     samples: Sequence[Tensor],
     scales: Tensor,
     shifts: Tensor | None,
-    bits: tuple[int, int],
+    bits: tuple[int, int | None],
+    groups: int | None = None,
 ) -> tuple[float, float]:
     """Mean squared error of the readers' outputs with the activation rounded, and with the weights rounded."""
     w_bits, a_bits = bits
@@ -83,14 +88,19 @@ def output_errors(
         if shifts is not None:
             shift[columns] = shifts[index].to(x)
         x, weight = (x - shift) / factor, weight * factor
-        few = subsample(x, _SAMPLE, torch.Generator().manual_seed(0))
-        scale, zero, signed = search_activation_range(few, a_bits, False)
-        rounded = (
-            (torch.round(x / scale) + zero).clamp_(*integer_range(a_bits, signed)).sub_(zero).mul_(scale)
-        )
-        activation += _variance((rounded - x) @ weight.T)
-        weights += _variance(x @ (_nearest(weight, w_bits) - weight).T)
+        if a_bits is not None:
+            activation += _variance((_rounded(x, a_bits) - x) @ weight.T)
+        rows = weight.reshape(-1, group_of(weight.shape[1], groups) or weight.shape[1])
+        weights += _variance(x @ (_nearest(rows, w_bits).reshape(weight.shape) - weight).T)
     return activation, weights
+
+
+def _rounded(x: Tensor, bits: int) -> Tensor:
+    """``x`` on the grid of least error."""
+    few = subsample(x, _SAMPLE, torch.Generator().manual_seed(0))
+    scale, zero, signed = search_activation_range(few, bits, False)
+    integers = (torch.round(x / scale) + zero).clamp_(*integer_range(bits, signed))
+    return integers.sub_(zero).mul_(scale)
 
 
 def _variance(error: Tensor) -> float:

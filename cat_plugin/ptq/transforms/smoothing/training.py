@@ -1,7 +1,7 @@
 """Scales and shifts of channels trained block by block, the weights as they are.
 
 What is trained of a block: for each place its scales and shifts, which begin at 1 and 0 on top of what the closed form has
-folded; for each linear layer two shares of every row's range (their sigmoid begins at 0.98); for each quantized activation the
+folded; for each linear layer two shares of every row's range (their sigmoid begins at 0.98), and vectors where they are asked for; for each quantized activation the
 two ends of its range, or the share of a token's own that is kept.  Weights are rounded to nearest.  Afterwards
 scales and shifts are folded like any others.  The ranges have served their purpose: the layers are fitted in closed form to
 what is then quantized, which searches ranges anew.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.insert import group_of, layer_widths
+from cat_plugin.ptq.graph.modules import modulation
 from cat_plugin.ptq.graph.ops import PRODUCTS, arguments, is_call
 from cat_plugin.ptq.learned.descent import Outcome, Schedule, TrainedInPlace, descend, split_rows
 from cat_plugin.ptq.learned.soft_unit import run_nodes
@@ -34,13 +35,14 @@ from cat_plugin.ptq.transforms.smoothing.fake import between, clipped_weight
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, BlockLoss
 from cat_plugin.ptq.transforms.smoothing.places import Side
+from cat_plugin.ptq.transforms.smoothing.vectors import first_vectors
 
 __all__ = ["Streams", "rows_of_a_step", "train_block", "widths_of"]
 
 _aten = torch.ops.aten
 _START = 4.0  # of the logit of a share
 _LEAST = 1e-2  # no scale falls below
-_SCALE_RATE, _CLIP_RATE = 5e-3, 1e-2
+_SCALE_RATE, _CLIP_RATE, _VECTOR_RATE = 5e-3, 1e-2, 1e-3
 _ROWS, _POSITIONS = 8, 4096  # inputs in a step at most, and tokens of them
 _TOKENS = 2048  # that a share is searched on
 _LOOKS = 8
@@ -147,6 +149,7 @@ class _SmoothedBlock(TrainedInPlace):
             for p in block.places
         ]
         self.shares: dict[fx.Node, list[Tensor]] = {}
+        self.vectors: dict[fx.Node, tuple[Tensor, Tensor]] = {}
         self.ranges: dict[tuple[fx.Node, int], _Range | _TokenRange] = {}
         kind = _TokenRange if spec.a_granularity == "token" else _Range
         self.functions: dict[fx.Node, Any] = {}
@@ -156,6 +159,8 @@ class _SmoothedBlock(TrainedInPlace):
                 weight = getattr(module, str(arguments(node)[1].target))
                 group = group_of(weight.shape[1], spec.weight_groups) or weight.shape[1]
                 self.shares[node] = [_logits(weight.numel() // group, 1, device=device) for _ in range(2)]
+                if spec.rotation_vectors > 1:
+                    self.vectors[node] = first_vectors(weight.shape, spec.rotation_vectors, device)
                 if not spec.weight_only:
                     self.ranges[node, 0] = kind(widths[node][1])
             elif is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
@@ -200,7 +205,8 @@ class _SmoothedBlock(TrainedInPlace):
             weight = weight * torch.ones(weight.shape[1], device=weight.device).index_put((columns,), factors)
         if node in self.widths:
             low_share, high_share = self.shares[node]
-            weight = clipped_weight(weight, low_share, high_share, self.widths[node][0])
+            factor = modulation(*self.vectors[node]) if node in self.vectors else None
+            weight = clipped_weight(weight, low_share, high_share, self.widths[node][0], factor)
         if (node, 0) in self.ranges:
             x = self.ranges[node, 0](x)
         return torch.nn.functional.linear(x, weight, bias)
@@ -222,16 +228,21 @@ class _SmoothedBlock(TrainedInPlace):
     def groups(self) -> list[dict[str, Any]]:
         """Adam's parameter groups."""
         moved = [*self.scales, *(z for z in self.shifts if z is not None)]
+        vectors = [vector for pair in self.vectors.values() for vector in pair]
         clips = [share for shares in self.shares.values() for share in shares]
         clips += [end for each in self.ranges.values() for end in each.ends]
-        return [{"params": moved, "lr": _SCALE_RATE}, {"params": clips, "lr": _CLIP_RATE}]
+        groups = [{"params": moved, "lr": _SCALE_RATE}, {"params": clips, "lr": _CLIP_RATE}]
+        return [*groups, {"params": vectors, "lr": _VECTOR_RATE}] if vectors else groups
 
     def harden(self) -> None:
         """Nothing is written before the block is finished."""
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fold scales and shifts into the graph."""
+        """Fold scales and shifts into the graph; vectors that were trained are left with their layers."""
+        for node, (left, right) in self.vectors.items():
+            if bool((modulation(left, right) != 1).any()):
+                node.meta["rotation_vectors"] = (left.detach(), right.detach())
         for place, scales, shifts in zip(self.block.places, self.scales, self.shifts, strict=True):
             fold_place(
                 self.module,
