@@ -5,20 +5,24 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cat_plugin.errors import CATValueError
 from cat_plugin.graph.preparation import Preparation, square
 
+if TYPE_CHECKING:
+    from cat_plugin.ptq.cache import TensorStore
+
 __all__ = ["NamedArrays", "Samples", "load_arrays", "load_samples"]
 
 _INPUT_KEYS = ("inputs", "images", "x")
 _LABEL_KEYS = ("labels", "y")
+_PORTION = 64  # samples prepared at a time
 _IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 
 
@@ -146,14 +150,51 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     return inputs, labels
 
 
-def _read_images(paths: list[Path], size: int | None) -> np.ndarray:
+class _Prepared:
+    """Inputs made ready a portion at a time, so that raw and prepared ones are never held whole together.
+
+    Parameters
+    ----------
+    how : Preparation
+        What is done to them.
+    count : int
+        Samples in all.
+    store : TensorStore or None
+        Where they are kept; None is in memory.
+    """
+
+    def __init__(self, how: Preparation, count: int, store: TensorStore | None) -> None:
+        self._how, self._count, self._store = how, count, store
+        self._filled = 0
+        self.inputs: np.ndarray | None = None
+
+    def add(self, raw: np.ndarray) -> None:
+        """Some samples, as :meth:`Preparation.apply` takes them."""
+        ready = self._how.apply(raw)
+        if self.inputs is None:
+            self.inputs = self._room((self._count, *ready.shape[1:]))
+        self.inputs[self._filled : self._filled + len(ready)] = ready
+        self._filled += len(ready)
+        if self._store is not None:
+            self._store.settle()
+
+    def _room(self, shape: tuple[int, ...]) -> np.ndarray:
+        if self._store is None:
+            return np.empty(shape, np.float32)
+        import torch
+
+        return self._store.allocate(shape, torch.float32, torch.device("cpu")).numpy()
+
+
+def _images(paths: list[Path], size: int | None) -> Iterator[np.ndarray]:
+    """Each image, (1, height, width, 3) uint8."""
     try:
         from PIL import Image
     except ImportError as error:
         raise CATValueError(
             "reading image files needs Pillow: pip install pillow, or store the data as .npz"
         ) from error
-    images = []
+    first: tuple[int, ...] = ()
     for path in paths:
         try:
             with Image.open(path) as opened:
@@ -162,14 +203,15 @@ def _read_images(paths: list[Path], size: int | None) -> np.ndarray:
             raise
         except Exception as error:  # decoders raise anything on damaged files, SyntaxError among it
             raise CATValueError(f"{path} cannot be read as an image: {error}") from error
-        images.append(np.asarray(image if size is None else square(image, size)))
-        if images[-1].shape != images[0].shape:
+        pixels = np.asarray(image if size is None else square(image, size))
+        first = first or pixels.shape
+        if pixels.shape != first:
             raise CATValueError(
-                f"{path} is {images[-1].shape[1]} x {images[-1].shape[0]} and {paths[0]} is "
-                f"{images[0].shape[1]} x {images[0].shape[0]}; resize all images to the model's input, "
+                f"{path} is {pixels.shape[1]} x {pixels.shape[0]} and {paths[0]} is "
+                f"{first[1]} x {first[0]}; resize all images to the model's input, "
                 "or have it done with --image-size"
             )
-    return np.stack(images)
+        yield pixels[None]
 
 
 _Listed = tuple[list[Path], np.ndarray | None]
@@ -209,7 +251,9 @@ def _from_folder(path: Path) -> _Listed:
     return alone, None
 
 
-def load_samples(source: str | Path, preparation: Preparation | None = None) -> Samples:
+def load_samples(
+    source: str | Path, preparation: Preparation | None = None, store: TensorStore | None = None
+) -> Samples:
     """Load inputs and labels.
 
     Parameters
@@ -219,6 +263,8 @@ def load_samples(source: str | Path, preparation: Preparation | None = None) -> 
         index, a folder with one folder of images per class, or a folder of images (without labels).
     preparation : Preparation, optional
         What is done to them; without it images are scaled to [0, 1] and arrays taken as they are.
+    store : TensorStore, optional
+        Where the inputs are kept; without it in memory.
 
     Raises
     ------
@@ -232,13 +278,18 @@ def load_samples(source: str | Path, preparation: Preparation | None = None) -> 
         listed, labels = _from_folder(path) if path.is_dir() else _from_csv(path)
         root = path if path.is_dir() else path.parent
         names = [str(file.relative_to(root)) if file.is_relative_to(root) else str(file) for file in listed]
-        inputs = _read_images(listed, how.image_size)
+        prepared = _Prepared(how, len(listed), store)
+        for image in _images(listed, how.image_size):
+            prepared.add(image)
+        assert prepared.inputs is not None
+        inputs, kind = prepared.inputs, "images"
         if path.is_dir() and labels is not None:
             classes = sorted(child.name for child in path.iterdir() if child.is_dir())
     elif not path.is_file():
         raise CATValueError(f"no data at {source}; give an .npz file, a .csv list or a folder of images")
     elif path.suffix == ".npz":
         inputs, labels = _from_npz(path)
+        kind = "images" if inputs.dtype == np.uint8 and inputs.ndim == 4 else "arrays"
     else:
         raise CATValueError(
             f"{source} is of no known kind; give an .npz file, a .csv list or a folder of images"
@@ -251,6 +302,18 @@ def load_samples(source: str | Path, preparation: Preparation | None = None) -> 
         raise CATValueError(
             f"{source} holds {len(inputs)} inputs and labels of shape {labels.shape}; expected one each"
         )
-    kind = "images" if inputs.dtype == np.uint8 and inputs.ndim == 4 else "arrays"
+    if path.suffix == ".npz" and path.is_file():
+        inputs = _ready(inputs, how, store)
     known = None if labels is None else labels.astype(np.int64)
-    return Samples(how.apply(inputs), known, names, kind, classes)
+    return Samples(inputs, known, names, kind, classes)
+
+
+def _ready(arrays: np.ndarray, how: Preparation, store: TensorStore | None) -> np.ndarray:
+    """What stood in a file, prepared."""
+    if store is None and np.shares_memory(how.apply(arrays[:1]), arrays):
+        return arrays  # there is nothing to do
+    prepared = _Prepared(how, len(arrays), store)
+    for start in range(0, len(arrays), _PORTION):
+        prepared.add(arrays[start : start + _PORTION])
+    assert prepared.inputs is not None
+    return prepared.inputs

@@ -13,6 +13,7 @@ from cat_plugin.errors import CATError, CATValueError
 if TYPE_CHECKING:
     from cat_plugin.cli.data import Samples
     from cat_plugin.graph.preparation import Preparation
+    from cat_plugin.ptq.cache import TensorStore
     from cat_plugin.report.scoring import Labelled
 
 __all__ = [
@@ -196,7 +197,9 @@ def library_exists(path: Path) -> None:
         raise CATValueError(f"no compiled library at {path}; give the .so that 'cat-ptq compile' wrote")
 
 
-def samples_of(source: str, prepared: Preparation | None, *, same: bool = False) -> Samples:
+def samples_of(
+    source: str, prepared: Preparation | None, *, same: bool = False, store: TensorStore | None = None
+) -> Samples:
     """Load data with what :func:`preparation` returned.
 
     Parameters
@@ -207,6 +210,8 @@ def samples_of(source: str, prepared: Preparation | None, *, same: bool = False)
         How images are made ready.
     same : bool
         Whether they must be of the kind that the model was calibrated on: images, or arrays prepared elsewhere.
+    store : TensorStore or None
+        Where they are kept; None is in memory.
 
     Raises
     ------
@@ -215,7 +220,7 @@ def samples_of(source: str, prepared: Preparation | None, *, same: bool = False)
     """
     from cat_plugin.cli.data import load_samples
 
-    samples = load_samples(source, prepared)
+    samples = load_samples(source, prepared, store)
     if same and prepared is not None and samples.source != prepared.source:
         raise CATValueError(
             f"{source} holds {samples.source} and the model was calibrated on {prepared}; give {prepared.source}, or prepare "
@@ -224,11 +229,13 @@ def samples_of(source: str, prepared: Preparation | None, *, same: bool = False)
     return samples
 
 
-def labelled(source: str, prepared: Preparation | None, *, same: bool = False) -> Labelled:
+def labelled(
+    source: str, prepared: Preparation | None, *, same: bool = False, store: TensorStore | None = None
+) -> Labelled:
     """Load data that must have labels, as :func:`samples_of` does."""
     from cat_plugin.report.scoring import Labelled, known
 
-    samples = samples_of(source, prepared, same=same)
+    samples = samples_of(source, prepared, same=same, store=store)
     return Labelled(samples.inputs, known(samples.labels), samples.names, Path(source).name)
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cat_plugin.cli.data import Samples
+    from cat_plugin.ptq.cache import TensorStore
     from cat_plugin.recipe.recipe import Recipe
     from cat_plugin.report.scoring import FloatArray, Scorer
 
@@ -119,10 +120,15 @@ def quantize(
         )
     prepared = preparation(mean, std, image_size, channel_order)
     network = load_model(model, weights, num_classes)
-    samples = samples_of(data, prepared)
+    store = _store(loaded)
+    samples = samples_of(data, prepared, store=store)
     how = dataclasses.replace(prepared or Preparation(), source=samples.source)
     names = _names(names, samples, logits_of(network, samples.inputs[:1], 1))
-    scorer = None if tune is None else Scorer(labelled(tune, how, same=True), batch_size, load_metric(metric))
+    scorer = (
+        None
+        if tune is None
+        else Scorer(labelled(tune, how, same=True, store=store), batch_size, load_metric(metric))
+    )
     batches = list(torch.split(torch.from_numpy(samples.inputs), batch_size))
     with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
         if scorer is not None:
@@ -159,6 +165,14 @@ def quantize(
     if not any(trial["met"] for trial in values.get("trials", ({"met": True},))) and not allow_miss:
         _log.warning(f"no trial met the criterion; the best one is in {out} (--allow-miss exits with 0)")
         raise typer.Exit(EXIT_MISSED)
+
+
+def _store(recipe: Recipe) -> TensorStore | None:
+    """Where inputs are kept: in files, from which they are read as they are needed, where the recipe bounds memory."""
+    from cat_plugin.ptq.cache import TensorStore
+
+    bounded = any(configuration.get("memory_mb") is not None for configuration in recipe.configurations)
+    return TensorStore(0) if bounded else None
 
 
 def _names(given: list[str] | None, samples: Samples, logits: FloatArray) -> list[str] | None:

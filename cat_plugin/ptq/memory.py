@@ -1,16 +1,17 @@
-"""What fitting the units is going to take, said before it begins."""
+"""What fitting the units is going to take, said before it begins, and how much of it goes through an operation at a time."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
-from cat_plugin.ptq.graph.executor import last_uses
-from cat_plugin.ptq.graph.ops import is_batched
+from cat_plugin.ptq.graph.executor import last_uses, pass_bytes, rows_of_a_pass
+from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.graph.ops import row_bytes
 
-__all__ = ["Expected", "expected"]
+__all__ = ["Expected", "expected", "rows_of_the_model"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,20 @@ class Expected:
 
     Attributes
     ----------
-    memory, files : int
-        Of activations in memory, those of single batches included, and in mapped files.
+    cached, files : int
+        Of activations that are kept, in memory and in mapped files.
+    working : int
+        Of what one operation, or the fit of one layer, takes meanwhile.
     """
 
-    memory: int
+    cached: int
+    working: int
     files: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes in memory."""
+        return self.cached + self.working
 
     def __str__(self) -> str:
         text = f"about {_size(self.memory)} of memory"
@@ -35,36 +44,51 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count >> 20, 1)} MiB"
 
 
-def _row(node: fx.Node) -> int:
-    """Bytes of one row of a node's value that is kept; 0 where none is."""
-    value = node.meta.get("val")
-    if node.op in ("placeholder", "get_attr", "output") or not is_batched(node):
-        return 0
-    assert isinstance(value, Tensor)
-    return math.prod(int(extent) for extent in value.shape[1:]) * value.element_size()
+def _fit_bytes(layer: QuantOp) -> int:
+    """What the fit of a layer in closed form takes: three sets of moments in float64, and copies of its weight and covariance."""
+    inputs, outputs = layer.weight[0].numel(), len(layer.weight)
+    covariance, weight = 8 * layer.groups * inputs * inputs, 8 * outputs * inputs
+    return 6 * covariance + 8 * weight
 
 
-def expected(graph: fx.Graph, count: int, batch_size: int, budget: int | None) -> Expected:
+def expected(
+    graph: fx.Graph, layers: Iterable[QuantOp], count: int, batch_size: int, budget: int | None
+) -> Expected:
     """Estimate the peak from the shapes in a graph.
 
     Parameters
     ----------
     graph : fx.Graph
         With quantizers; every value is kept in full precision and as quantized until its last reader has run.
+    layers : iterable of QuantOp
+        Those that are fitted.
     count : int
         Calibration inputs.
     batch_size : int
-        Rows in one forward pass.
+        Rows in one forward pass at most.
     budget : int or None
         Bytes that may be in memory at a time.
     """
     dying = last_uses(graph, {})
-    alive = most = batch = 0
+    alive = most = working = 0
     for node in graph.nodes:
-        alive += 2 * _row(node)
+        alive += 2 * _kept(node)
         most = max(most, alive)
-        batch = max(batch, _row(node) + sum(map(_row, node.all_input_nodes)))
-        alive -= 2 * sum(map(_row, dying.get(node, ())))
+        rows = rows_of_a_pass(pass_bytes(node), min(batch_size, count), budget)
+        working = max(working, pass_bytes(node) * rows)
+        alive -= 2 * sum(map(_kept, dying.get(node, ())))
+    working = max([working, *map(_fit_bytes, layers)])
     kept = most * count
-    held = kept if budget is None else min(kept, budget)
-    return Expected(held + 2 * batch * min(batch_size, count), kept - held)
+    held = kept if budget is None else min(kept, max(budget - working, 0))
+    return Expected(held, working, kept - held)
+
+
+def _kept(node: fx.Node) -> int:
+    """Bytes of one row of a node's value that is kept; inputs are the caller's."""
+    return 0 if node.op == "placeholder" else row_bytes(node)
+
+
+def rows_of_the_model(graph: fx.Graph, most: int, budget: int | None) -> int:
+    """Rows that are run through the whole model at a time."""
+    nodes: Sequence[fx.Node] = list(graph.nodes)
+    return rows_of_a_pass(max(map(pass_bytes, nodes)), most, budget)

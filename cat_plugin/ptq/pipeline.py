@@ -57,5 +57,6 @@ def run_stages(state: State, checkpoint: Checkpoint | None = None, stages: Seque
             journal.record(step)
         if stage.exact(state):
             state.equivalence.check(stage.name, state.module, locate=stage.keeps_values)
+        state.store.trim()
         if stage.checkpointed and not any(later.checkpointed for later in chosen[index + 1 :]):
             journal.finish()

@@ -12,6 +12,7 @@ import pytest
 from cat_plugin.cli.data import load_samples
 from cat_plugin.errors import CATValueError
 from cat_plugin.graph.preparation import Preparation
+from cat_plugin.ptq.cache import TensorStore
 
 
 def test_float_npz_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -22,6 +23,22 @@ def test_float_npz_is_taken_as_it_is(tmp_path: Path) -> None:
     assert samples.labels is not None
     assert samples.labels.dtype == np.int64
     assert [len(batch) for batch in samples.batches(2)] == [2, 2, 1]
+
+
+def test_inputs_may_lie_in_files(tmp_path: Path) -> None:
+    """Prepared a portion at a time, they are the same as in memory, and take none."""
+    rng = np.random.default_rng(0)
+    how = Preparation(mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    np.savez(tmp_path / "bytes.npz", images=rng.integers(0, 256, (150, 4, 5, 3), dtype=np.uint8))
+    np.savez(tmp_path / "numbers.npz", inputs=rng.normal(size=(150, 3, 4, 5)).astype(np.float32))
+    for name in ("bytes.npz", "numbers.npz"):
+        with TensorStore(0) as store:
+            samples = load_samples(tmp_path / name, how, store)
+            np.testing.assert_array_equal(samples.inputs, load_samples(tmp_path / name, how).inputs)
+            assert store.on_disk == samples.inputs.nbytes
+            assert store.in_memory == 0
+            again = load_samples(tmp_path / name, how, store)  # the first ones are not in its way
+            np.testing.assert_array_equal(samples.inputs, again.inputs)
 
 
 def test_uint8_images_are_scaled_and_normalised(tmp_path: Path) -> None:

@@ -114,8 +114,9 @@ def _shift_bias(
         rows = slice(start, min(start + quantized.batch_size, fitted))
         positions = torch.randperm(count, generator=generator)[: max(1, _ROWS // fitted)]
         for values, some in ((outputs[rows].to(quantized.device), given), (target(rows), wanted)):
-            channels = values.movedim(axis, 0).reshape(outputs.shape[axis], -1, count)
-            some.append(channels.index_select(2, positions.to(values.device)).flatten(1))
+            flat = values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values.unsqueeze(1)
+            picked = flat.index_select(1, positions.to(values.device))  # (n, positions, channels)
+            some.append(picked.flatten(0, 1).movedim(1, 0))
     shift = shift_behind_clip(torch.cat(given, 1), torch.cat(wanted, 1), *ends)
     layer.bias = layer.bias + shift.to(layer.bias.device)
     shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
@@ -125,12 +126,17 @@ def _shift_bias(
 
 def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice], Tensor]) -> float:
     """Squared error of the layer as it stands over the target's power, on the first batch."""
-    y = quantized.value(node, slice(0, min(quantized.batch_size, quantized.count)))
-    if not is_batched(node):  # rows of the last axis, see Executor.gathered
-        y = y.reshape(-1, y.shape[-1])
-    some = target(slice(0, len(y))).to(y.device)
-    power = float(some.square().mean())
-    error = float(F.mse_loss(y, some))
+    count, power, error = min(quantized.batch_size, quantized.count), 0.0, 0.0
+    pieces = quantized.pieces(node, count) if is_batched(node) else [slice(0, count)]
+    for rows in pieces:
+        y = quantized.value(node, rows)
+        if not is_batched(node):  # rows of the last axis, see Executor.gathered
+            y = y.reshape(-1, y.shape[-1])
+            rows = slice(0, len(y))
+        some = target(rows).to(y.device)
+        share = 1.0 / len(pieces) if not is_batched(node) else len(y) / count
+        power += float(some.square().mean()) * share
+        error += float(F.mse_loss(y, some)) * share
     return error / power if power > 0 else error
 
 

@@ -15,6 +15,9 @@ from cat_plugin.ptq.graph.modules import QuantOp
 __all__ = ["Moments", "input_patches", "measure"]
 
 
+_PADDED = 1 << 21  # values of a layer's input that are padded at a time
+
+
 @dataclass
 class Moments:
     """Centred second moments, one set for each group of a convolution.
@@ -110,6 +113,9 @@ def input_patches(layer: QuantOp, x: Tensor, positions: Tensor | None = None) ->
     """
     if layer.kind == "linear":
         return x.reshape(1, -1, x.shape[-1])
+    rows = max(1, _PADDED // max(x[0].numel(), 1))
+    if positions is not None and len(x) > rows:  # padded all at once, they would be copied whole
+        return torch.cat([input_patches(layer, some, positions) for some in torch.split(x, rows)], 1)
     kernel = list(layer.weight.shape[2:])
     stride, _, dilation = _convolution_arguments(layer, len(kernel))
     x = F.pad(x, _padding(layer, kernel))
@@ -194,9 +200,9 @@ def measure(
             wanted.sum(1).double(),
         ]
         if (start // batch_size) % 2:
-            odd = parts if odd is None else [a + b for a, b in zip(odd, parts, strict=True)]
+            odd = [part.clone() for part in parts] if odd is None else _added(odd, parts)
             rows_odd += counted
-        sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
+        sums = parts if sums is None else _added(sums, parts)
         rows_seen += counted
     assert sums is not None
     moments = _centred(sums, rows_seen)
@@ -204,6 +210,11 @@ def measure(
         even = [a - b for a, b in zip(sums, odd, strict=True)]
         moments.halves = (_centred(even, rows_seen - rows_odd), _centred(odd, rows_odd))
     return moments
+
+
+def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """The sums, with the parts added in place."""
+    return [total.add_(part) for total, part in zip(sums, parts, strict=True)]
 
 
 def _centred(sums: list[Tensor], rows: float) -> Moments:

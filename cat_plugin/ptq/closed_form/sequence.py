@@ -147,6 +147,7 @@ class SequentialFit:
                     quantized.run_stretch(unit.nodes, unit.outputs)
             for executor in (full, quantized):
                 executor.drop(dying)
+            full.store.trim()
 
     def _weights_of_reader(self, node: fx.Node) -> Tensor | None:
         """How much positions count for the layer that alone reads a quantizer."""

@@ -13,10 +13,25 @@ import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.cache import TensorStore
-from cat_plugin.ptq.graph.ops import is_batch_size, is_batched
+from cat_plugin.ptq.graph.ops import is_batch_size, is_batched, row_bytes
 from cat_plugin.ptq.rows import Rows
 
-__all__ = ["Executor", "first_inputs", "last_uses"]
+__all__ = ["Executor", "first_inputs", "last_uses", "pass_bytes", "rows_of_a_pass"]
+
+_PASS = 64 << 20  # bytes that a pass may always take
+
+
+def pass_bytes(node: fx.Node) -> int:
+    """Bytes that computing one row of a node's value takes: operands and result, and as much again for an operation's own copies."""
+    return 2 * (row_bytes(node) + sum(map(row_bytes, node.all_input_nodes)))
+
+
+def rows_of_a_pass(size: int, most: int, budget: int | None) -> int:
+    """Rows computed at a time, when one takes `size` bytes: as many as take a third of the budget, or a little in any case.
+
+    Sums over rows computed in other portions may differ in their last bit.
+    """
+    return most if budget is None else max(1, min(most, max(budget // 3, _PASS) // max(size, 1)))
 
 
 class Executor:
@@ -29,7 +44,7 @@ class Executor:
     inputs : Tensor or Rows
         (N, ...) calibration inputs, one for each placeholder.
     batch_size : int
-        Rows in one forward pass.
+        Rows in one forward pass at most; fewer of large values where the store has a budget.
     store : TensorStore
         Where values are kept.
     call : callable
@@ -49,9 +64,11 @@ class Executor:
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         self.values: dict[fx.Node, Tensor] = dict(zip(placeholders, Rows.of(inputs).tensors, strict=True))
 
-    def _batches(self) -> list[slice]:
-        starts = range(0, self.count, self.batch_size)
-        return [slice(start, min(start + self.batch_size, self.count)) for start in starts]
+    def pieces(self, node: fx.Node, count: int | None = None) -> list[slice]:
+        """The first `count` rows, by default all, in portions in which a node's value is computed."""
+        size = rows_of_a_pass(pass_bytes(node), self.batch_size, self.store.budget)
+        end = self.count if count is None else count
+        return [slice(start, min(start + size, end)) for start in range(0, end, size)]
 
     def value(self, node: fx.Node, rows: slice) -> Any:
         """Value of ``node`` for some rows; what is not kept is recomputed from what is."""
@@ -95,7 +112,7 @@ class Executor:
             return
         self.drop([node])
         kept: Tensor | None = None
-        for rows in self._batches():
+        for rows in self.pieces(node):
             part = self.value(node, rows)
             if kept is None:
                 shape = (self.count, *part.shape[1:])
@@ -129,7 +146,7 @@ class Executor:
         """All of a node's value; where the batch is not the first axis, as rows of the last axis."""
         if node in self.values:
             return self.values[node]
-        parts = [self.value(node, rows) for rows in self._batches()]
+        parts = [self.value(node, rows) for rows in self.pieces(node)]
         return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
     def run_stretch(self, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:

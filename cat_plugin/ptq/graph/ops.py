@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "layer_name",
     "operand",
     "output_leaves",
+    "row_bytes",
     "tensor_outputs",
     "weight_of",
 ]
@@ -203,6 +205,14 @@ def is_batched(node: Node) -> bool:
         return False
     first = value.shape[0]
     return not isinstance(first, int) and str(first).isidentifier()
+
+
+def row_bytes(node: Node) -> int:
+    """Bytes of one row of the node's value; 0 of parameters, and where the first axis is not the batch."""
+    if node.op in ("get_attr", "output") or not is_batched(node):
+        return 0
+    value: Tensor = node.meta["val"]
+    return math.prod(int(extent) for extent in value.shape[1:]) * value.element_size()
 
 
 def is_batch_size(node: Node) -> bool:

@@ -93,8 +93,7 @@ class _OutputError:
         self.weights, self.guidance, self.batch_size = weights, guidance, settings.batch_size
         self.device = next(iter(soft.layers)).weight.device if soft.layers else inputs.device
         self.count, self.judged = split_rows(len(inputs))
-        squares = [self._weighted(i, x.square(), x.device) for i, x in enumerate(targets.tensors)]
-        self.powers = [float(x.mean()) for x in squares]
+        self.powers = [self._power(output) for output in range(len(targets.tensors))]
         self.mask = DropMask(settings.drop_probability, generator, self.device)
         self.mix = DropMask(settings.input_mix, generator, self.device)
 
@@ -102,6 +101,14 @@ class _OutputError:
     def silent(self) -> bool:
         """Whether full precision gives nothing but zeros."""
         return not any(self.powers)
+
+    def _power(self, output: int) -> float:
+        """Mean square of one of the outputs, without a copy of all its rows."""
+        x = self.targets.tensors[output]
+        total = 0.0
+        for part in torch.split(x, self.batch_size):
+            total += float(self._weighted(output, part.square(), part.device).sum(dtype=torch.float64))
+        return total / max(x.numel(), 1)
 
     def _weighted(self, output: int, squares: Tensor, device: torch.device) -> Tensor:
         return squares if self.weights is None else squares * self.weights.tensors[output].to(device)

@@ -16,6 +16,7 @@ from cat_plugin.ptq.graph.lockstep import check_lowered
 from cat_plugin.ptq.graph.lower import lower
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.learned.quality import Quality
+from cat_plugin.ptq.memory import rows_of_the_model
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
@@ -42,8 +43,12 @@ class Trace(_Exact):
     name = "trace"
 
     def run(self, state: State) -> Iterable[Step]:
-        inputs, rows = state.inputs, state.spec.batch_size
-        for index, start in enumerate(range(0, len(inputs), rows)):
+        inputs, spec = state.inputs, state.spec
+        # The model's own errors on its inputs come before those of tracing it.
+        run_call(state.model, inputs[:2].call.copied(), "calibration inputs from row 0 on", "full-precision")
+        state.module = trace(state.model, inputs[:2])
+        rows = rows_of_the_model(state.module.graph, spec.batch_size, state.store.budget)
+        for start in range(0, len(inputs), rows):
             batch = inputs[start : start + rows]
             name = f"calibration inputs from row {start} on"
             # A copy, since the inputs are the caller's and the model may work in place.
@@ -54,13 +59,11 @@ class Trace(_Exact):
             if not all(bool(torch.isfinite(leaf).all()) for leaf in real):
                 what = "logits" if isinstance(result, Tensor) else "values"
                 raise CalibrationError(
-                    f"the full-precision model gives NaN or infinite {what} on calibration batch {index} "
+                    f"the full-precision model gives NaN or infinite {what} on calibration batch {start // spec.batch_size} "
                     f"(inputs {start}..{start + len(batch) - 1}); repair the model or remove these "
                     "inputs."
                 )
         state.equivalence = Equivalence(state.model, inputs.call)
-        state.module = trace(state.model, inputs[:2])
-        spec = state.spec
         state.quality = Quality.of(state.module.graph, spec.outputs, spec.logits, spec.class_axis)
         return ()
 

@@ -67,7 +67,7 @@ class TrainedSmoothing(Stage):
             yield Step(self.name, self.name, notes=(note,), saved=False)
             return
         (inputs,) = state.inputs.tensors
-        streams = Streams(inputs, inputs)
+        streams = Streams(inputs, inputs, state.store)
         widths = widths_of(module, spec)
         for block in self._blocks(state):
             generator = generator_for(spec.seed, f"smoothing {block.name}")

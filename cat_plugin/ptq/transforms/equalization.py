@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.ptq.graph.ops import WEIGHTED, arguments, constant, is_call, is_relu6, operand, weight_of
+from cat_plugin.ptq.memory import rows_of_the_model
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.transform import Transform
@@ -136,7 +137,10 @@ def has_depthwise(module: fx.GraphModule) -> bool:
 
 
 class _Sampler(fx.Interpreter):
-    """Keeps values of some nodes at positions drawn at random, and each channel's extremes: (C, n) for each node."""
+    """Keeps values of some nodes at positions drawn at random, and each channel's extremes: (C, n) for each node.
+
+    Positions are drawn for a batch, which is run in pieces: what is drawn does not depend on how large these are.
+    """
 
     def __init__(
         self, module: fx.GraphModule, nodes: set[fx.Node], share: int, generator: torch.Generator
@@ -145,15 +149,30 @@ class _Sampler(fx.Interpreter):
         self.nodes, self.share, self.generator = nodes, share, generator
         self.samples: dict[fx.Node, list[Tensor]] = {node: [] for node in nodes}
         self.extremes: dict[fx.Node, list[Tensor]] = {node: [] for node in nodes}
+        self._drawn: dict[fx.Node, Tensor] = {}
+        self._rows, self._start = 0, 0
+
+    def run_batch(self, batch: Rows, piece: int) -> None:
+        """Run a batch, `piece` rows at a time."""
+        self._rows, self._drawn = len(batch), {}
+        for self._start in range(0, len(batch), piece):
+            self.run(*batch[self._start : self._start + piece].tensors)
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.nodes:
-            axis = value.ndim - 1 if n.target is _aten.linear.default else 1
-            flat = value.movedim(axis, 0).flatten(1)
-            index = torch.randint(flat.shape[1], (self.share,), generator=self.generator)
-            self.samples[n].append(flat[:, index.to(flat.device)])
-            self.extremes[n].append(torch.stack([flat.amin(1), flat.amax(1)], 1))
+            channels = value.ndim - 1 if n.target is _aten.linear.default else 1
+            rows = value.movedim(channels, -1).flatten(1, -2) if value.ndim > 2 else value.unsqueeze(1)
+            if n not in self._drawn:
+                count = self._rows * rows.shape[1]
+                self._drawn[n] = torch.randint(count, (self.share,), generator=self.generator)
+                self.samples[n].append(rows.new_empty(rows.shape[2], self.share))
+            index = self._drawn[n] - self._start * rows.shape[1]
+            here = (index >= 0) & (index < rows.shape[:2].numel())
+            row, position = index[here] // rows.shape[1], index[here] % rows.shape[1]
+            found = rows[row.to(rows.device), position.to(rows.device)]
+            self.samples[n][-1][:, here.to(rows.device)] = found.T
+            self.extremes[n].append(torch.stack([rows.amin((0, 1)), rows.amax((0, 1))], 1))
         return value
 
 
@@ -284,8 +303,11 @@ class Equalization(Transform):
         pairs = self.places(module)
         starts = range(0, min(len(inputs), _IMAGES), spec.batch_size)
         sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
+        piece = rows_of_the_model(
+            module.graph, spec.batch_size, None if spec.memory_mb is None else spec.memory_mb << 20
+        )
         for start in starts:
-            sampler.run(*inputs[start : min(start + spec.batch_size, _IMAGES)].tensors)
+            sampler.run_batch(inputs[start : min(start + spec.batch_size, _IMAGES)], piece)
         ceilings: dict[fx.Node, Tensor] = {}
         for pair in pairs:
             values, extremes = (

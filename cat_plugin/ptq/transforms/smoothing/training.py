@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.graph.insert import group_of, layer_widths
 from cat_plugin.ptq.graph.modules import modulation
 from cat_plugin.ptq.graph.ops import PRODUCTS, arguments, is_call
@@ -69,10 +70,25 @@ class Streams:
     ----------
     full, quantized : Tensor
         (N, ...) in full precision, and with everything before the block rounded.
+    store : TensorStore
+        Where those behind the next blocks are kept.
     """
 
     full: Tensor
     quantized: Tensor
+    store: TensorStore = field(default_factory=TensorStore)
+
+    def over(self, run: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
+        """What `run` makes of all rows of (N, ...), kept in the store."""
+        kept: Tensor | None = None
+        for start in range(0, len(x), batch_size):
+            part = run(x[start : start + batch_size])
+            if kept is None:
+                kept = self.store.allocate((len(x), *part.shape[1:]), part.dtype, part.device)
+            kept[start : start + len(part)] = part
+            self.store.settle()
+        assert kept is not None
+        return kept
 
 
 def _logits(*shape: int, device: torch.device) -> Tensor:
@@ -293,10 +309,6 @@ class _BlockError:
         return error / max(power, 1e-20)
 
 
-def _over(run: Any, x: Tensor, batch_size: int) -> Tensor:
-    return torch.cat([run(part) for part in torch.split(x, batch_size)])
-
-
 def train_block(
     module: fx.GraphModule,
     block: Block,
@@ -342,8 +354,8 @@ def train_block(
     """
     soft = _SmoothedBlock(module, block, widths, spec)
     with torch.no_grad():
-        accumulated = _over(soft.full, streams.full, spec.batch_size)
-        own = _over(soft.full, streams.quantized, spec.batch_size)
+        accumulated = streams.over(soft.full, streams.full, spec.batch_size)
+        own = streams.over(soft.full, streams.quantized, spec.batch_size)
         soft.run(streams.quantized[: spec.batch_size])  # the ranges begin where they are searched
     outcome = None
     if kept is not None:
@@ -358,7 +370,10 @@ def train_block(
         outcome = dataclasses.replace(outcome, before=before, after=before * fallen)
     trained = soft.snapshot()
     with torch.no_grad():
-        streams.quantized = _over(soft.run, streams.quantized, spec.batch_size)
-        streams.full = accumulated
+        streams.store.release(own)
+        behind = streams.over(soft.run, streams.quantized, spec.batch_size)
+        for old in (streams.full, streams.quantized):  # no matter if it is the caller's
+            streams.store.release(old)
+        streams.full, streams.quantized = accumulated, behind
         soft.fold()
     return outcome, trained
