@@ -140,15 +140,14 @@ def compare(
 def _bundle(path: Path) -> _Side:
     from cat_plugin.graph.bundle import read_bundle
     from cat_plugin.graph.preparation import preparation_of
+    from cat_plugin.report.figures import correction
 
     bundle = read_bundle(path)
     manifest, step = bundle.manifest, bundle.manifest["cluster_affine"]
-    clusters = None if step is None else step["shapes"].get("beta", ["?"])[0]
-    correction = "none" if step is None else f"{step['op']}, {clusters} clusters, alpha {step['alpha']:g}"
     return _Side(
         path.name,
         manifest["layers"],
-        correction,
+        "none" if step is None else correction(step["shapes"].get("beta", ["?"])[0], step["alpha"]),
         bundle.program,
         preparation_of(manifest),
         manifest.get("class_names"),
@@ -190,6 +189,7 @@ def _quantized(
     from cat_plugin.graph.inspect import quantized_layers
     from cat_plugin.graph.preparation import Preparation
     from cat_plugin.recipe.progress import Watch, watching
+    from cat_plugin.report.figures import correction
 
     side = _recipe(path)
     samples = samples_of(calibration, prepared)
@@ -199,7 +199,7 @@ def _quantized(
     program = export_program(corrected, batches[0][:2])
     step = corrected.correction
     side.layers = [layer.to_dict() for layer in quantized_layers(program)]
-    side.correction = f"{len(step.beta)} clusters, alpha {step.alpha:g}"
+    side.correction = correction(len(step.beta), step.alpha)
     side.program = lambda: program
     side.recorded = dataclasses.replace(prepared or Preparation(), source=samples.source)
     return side
@@ -317,16 +317,16 @@ def _shown(sides: list[_Side], values: dict[str, Any]) -> Group:
         return Group(table)
     differ = values["differ"]
     right = differ["right"]
-    lines = Table(
-        box=None,
-        title=f"{differ['differing']} of {differ['samples']} samples have another class: A is right in {right['first']}, "
-        f"B in {right['second']}, neither in {right['neither']}",
-        title_justify="left",
-        caption="all with --json" if differ["differing"] > _LISTED else None,
-        caption_justify="left",
+    found = (
+        f"{differ['differing']} of {differ['samples']} samples have another class: A is right in {right['first']}, "
+        f"B in {right['second']}, neither in {right['neither']}"
     )
+    if not differ["differing"]:
+        return Group(table, "", found)
+    more = f"\n{differ['differing'] - _LISTED} more with --json" if differ["differing"] > _LISTED else ""
+    lines = Table(box=None)
     for heading in ("sample", "label", "A", "B"):
         lines.add_column(heading)
     for row in differ["rows"][:_LISTED]:
         lines.add_row(*(escape(str(row[key])) for key in ("sample", "label", "first", "second")))
-    return Group(table, "", lines)
+    return Group(table, "", found, lines, more)

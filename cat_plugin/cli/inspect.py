@@ -55,7 +55,7 @@ def _tensors(manifest: dict[str, Any]) -> dict[str, str]:
 
 def _inspect_bundle(path: Path) -> None:
     from cat_plugin.graph.bundle import read_bundle
-    from cat_plugin.report.figures import size
+    from cat_plugin.report.figures import correction, size
 
     manifest = read_bundle(path).manifest
     step = manifest["cluster_affine"]
@@ -74,7 +74,7 @@ def _inspect_bundle(path: Path) -> None:
             **_tensors(manifest),
             "correction": "none"
             if step is None
-            else f"{step['op']}, alpha {step['alpha']:g}, {shapes.get('beta', ['?'])[0]} clusters"
+            else f"{step['op']}, {correction(shapes.get('beta', ['?'])[0], step['alpha'])}"
             + (f", of {step['output']} along axis {step['class_axis']}" if step.get("output") else ""),
             "files": ", ".join(f"{name} {size(f['size'])}" for name, f in manifest["files"].items()),
             "calibration": ", ".join(

@@ -20,6 +20,7 @@ from cat_plugin.cluster_affine.batches import CheckedBatches, feed
 from cat_plugin.cluster_affine.fitting import Party, Plan, Settings, fit_stream
 from cat_plugin.cluster_affine.pairing import Columns, pair
 from cat_plugin.cluster_affine.parameters import AffineParameters
+from cat_plugin.cluster_affine.selection import in_words
 from cat_plugin.cluster_affine.sketch import row_limit
 from cat_plugin.cluster_affine.stream import StreamState
 from cat_plugin.errors import CATError, CATValueError
@@ -391,7 +392,7 @@ class ClusterAffine(TransformerMixin, RegressorMixin, BaseEstimator):  # type: i
             self.cv_results_ = plan.results
             self.best_index_ = plan.best_index
             self.best_params_ = plan.results["params"][plan.best_index]
-            logger.info("cluster-affine correction chosen: %s", self.best_params_)
+            logger.info("cluster-affine correction chosen: %s", in_words(self.best_params_))
 
     def _keep(self, parameters: AffineParameters, plan: Plan, seen: int) -> None:
         self._adopt(plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from cat_plugin.cluster_affine.metrics import agreement, divergence, natural_tem
 from cat_plugin.cluster_affine.rows import Rows
 from cat_plugin.cluster_affine.workbench import Workbench
 
-__all__ = ["best_candidate", "candidates", "cross_validate", "fold_of_rows"]
+__all__ = ["best_candidate", "candidates", "cross_validate", "fold_of_rows", "in_words"]
 
 #: Divergences are compared at this temperature, in units of the spread of the full-precision logits.
 SCORE_TEMPERATURE: Final = 0.3
@@ -219,3 +220,10 @@ def best_candidate(results: dict[str, Any]) -> int:
     rank[order] = np.arange(1, len(score) + 1)
     results["rank_test_score"] = rank
     return int(order[0])
+
+
+def in_words(chosen: Mapping[str, Any]) -> str:
+    """What was chosen, for a log."""
+    if chosen["family"] == "identity":
+        return "none, as no map gained on rows held out"
+    return f"{chosen['family']}, {chosen['n_clusters']} clusters, alpha {chosen['alpha']:g}"

@@ -18,6 +18,7 @@ __all__ = [
     "Section",
     "as_text",
     "bits_of",
+    "changes_nothing",
     "short_name",
     "weight_bytes",
 ]
@@ -130,6 +131,12 @@ def as_text(value: object) -> str:
 def short_name(layer: str) -> str:
     """A layer's name in the user's model; a corrected model holds that one as ``model``."""
     return layer.removeprefix("model.")
+
+
+def changes_nothing(content: Content) -> bool:
+    """Whether the bundle's correction is the identity, chosen because no map gained."""
+    step = content.manifest["cluster_affine"]
+    return step is not None and step["alpha"] == 0 and step["shapes"].get("beta", [0])[0] == 1
 
 
 def weight_bytes(layers: list[dict[str, Any]], bits: int | None = None) -> int:

@@ -7,7 +7,9 @@ import re
 
 __all__ = [
     "DASH",
+    "NO_GAIN",
     "as_number",
+    "correction",
     "decibel",
     "milliseconds",
     "percent",
@@ -20,6 +22,9 @@ __all__ = [
 
 DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
+
+
+NO_GAIN = "changes nothing: no map gained on rows held out"
 
 
 def as_number(value: object) -> float | None:
@@ -65,6 +70,13 @@ def round_number(value: float) -> str:
 def without_zeros(text: str) -> str:
     """A number with its unit, without zeros behind the point that say nothing on an axis."""
     return re.sub(r"\.0+(?= )", "", text)
+
+
+def correction(clusters: object, alpha: float) -> str:
+    """What a correction is, in a line; one that is blended in with weight 0 was chosen because none gained."""
+    if alpha == 0 and clusters == 1:
+        return NO_GAIN
+    return f"{clusters} cluster{'' if clusters == 1 else 's'}, alpha {alpha:g}"
 
 
 def percent(share: object, digits: int = 2) -> str:

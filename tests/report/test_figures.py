@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cat_plugin.report.figures import decibel, milliseconds, percent, round_number, short, size
+from cat_plugin.report.figures import correction, decibel, milliseconds, percent, round_number, short, size
 
 MINUS, DASH, MICRO = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{MICRO SIGN}"
 
@@ -19,6 +19,8 @@ MINUS, DASH, MICRO = "\N{MINUS SIGN}", "\N{EN DASH}", "\N{MICRO SIGN}"
         (percent(0.98765), "98.77 %"), (percent(None), DASH),
         (size(512), "512 B"), (size(19866), "19.4 KiB"), (size(1048576), "1.0 MiB"), (size(None), DASH),
         (milliseconds(0.0161), f"16.1 {MICRO}s"), (milliseconds(12.5), "12.5 ms"), (milliseconds(15000), "15.0 s"),
+        (correction(8, 0.4), "8 clusters, alpha 0.4"), (correction(1, 1.0), "1 cluster, alpha 1"),
+        (correction(1, 0.0), "changes nothing: no map gained on rows held out"),
         (round_number(0.05), "0.05"), (round_number(1e-5), "10\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT FIVE}"),
         (round_number(2e6), "2\N{MULTIPLICATION SIGN}10\N{SUPERSCRIPT SIX}"), (round_number(0.0), "0"),
     ],

@@ -245,3 +245,26 @@ def test_what_no_page_may_contain_is_replaced(content: Content) -> None:
     page = render(content).encode()  # half a surrogate pair is no UTF-8
     assert b"\x00" not in page
     assert page.decode().count("a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c") > 2
+
+
+def test_a_correction_that_changes_nothing_is_said_and_not_drawn(content: Content) -> None:
+    """No chart of one cluster with slope 1, but the reason."""
+    content.manifest["cluster_affine"] = {
+        "op": "cluster_affine",
+        "alpha": 0.0,
+        "shapes": {"beta": [1, 4]},
+    }
+    page = Page(render(content))
+    assert not {"clusters", "correction"} & set(page.with_id())
+    assert (
+        " ".join(page.words.split()).count("the correction changes nothing: no map gained on rows held") == 2
+    )
+
+
+def test_options_stay_whole_where_a_line_ends(content: Content) -> None:
+    assert content.labels is not None
+    content.labels["models"] = content.labels["models"][1:]
+    content.labels["rows"] = [[*row[:2], *row[3:]] for row in content.labels["rows"]]
+    page = render(content)
+    assert "<code>--model</code>" in page
+    assert "The quantized and the corrected model disagree on" in page

@@ -27,6 +27,7 @@ from cat_plugin.ptq.rows import Rows
 __all__ = ["Reconstruction", "reconstruct", "rows_of_a_step", "stored"]
 
 _STEP_ELEMENTS = 1 << 21  # of the largest activation in a training step
+_WHOLE = 1 << 24  # values that are squared at once
 _LOOKS, _PATIENCE = 10, 3
 
 
@@ -105,6 +106,8 @@ class _OutputError:
     def _power(self, output: int) -> float:
         """Mean square of one of the outputs, without a copy of all its rows."""
         x = self.targets.tensors[output]
+        if x.numel() <= _WHOLE:
+            return float(self._weighted(output, x.square(), x.device).mean())
         total = 0.0
         for part in torch.split(x, self.batch_size):
             total += float(self._weighted(output, part.square(), part.device).sum(dtype=torch.float64))

@@ -24,6 +24,8 @@ from cat_plugin.structures import leaves_of
 
 __all__ = ["FoldBatchNorm", "InsertQuantizers", "Lower", "Trace"]
 
+_FEW = 2  # rows that are run before it is known how much memory one takes
+
 
 class _Always(Stage):
     checkpointed = False
@@ -37,32 +39,36 @@ class _Exact(_Always):
         return True
 
 
+def _check(state: State, start: int, stop: int, rows: int) -> None:
+    """Run the model over some of the inputs, so many rows at a time: it must give finite numbers."""
+    for first in range(start, min(stop, len(state.inputs)), rows):
+        batch = state.inputs[first : first + rows]
+        # A copy, since the inputs are the caller's and the model may work in place.
+        name = f"calibration inputs from row {first} on"
+        result = run_call(state.model, batch.call.copied(), name, "full-precision")
+        real = [leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        if not all(bool(torch.isfinite(leaf).all()) for leaf in real):
+            what = "logits" if isinstance(result, Tensor) else "values"
+            raise CalibrationError(
+                f"the full-precision model gives NaN or infinite {what} on calibration batch "
+                f"{first // state.spec.batch_size} (inputs {first}..{first + len(batch) - 1}); repair the model or remove "
+                "these inputs."
+            )
+
+
 class Trace(_Exact):
     """The model as an ATen graph, once it is known to give finite logits."""
 
     name = "trace"
 
     def run(self, state: State) -> Iterable[Step]:
-        inputs, spec = state.inputs, state.spec
-        # The model's own errors on its inputs come before those of tracing it.
-        run_call(state.model, inputs[:2].call.copied(), "calibration inputs from row 0 on", "full-precision")
+        inputs, spec, budget = state.inputs, state.spec, state.store.budget
+        # The model's own errors on its inputs come before those of tracing it; how much a row takes is known behind it.
+        first = spec.batch_size if budget is None else _FEW
+        _check(state, 0, first, first)
         state.module = trace(state.model, inputs[:2])
-        rows = rows_of_the_model(state.module.graph, spec.batch_size, state.store.budget)
-        for start in range(0, len(inputs), rows):
-            batch = inputs[start : start + rows]
-            name = f"calibration inputs from row {start} on"
-            # A copy, since the inputs are the caller's and the model may work in place.
-            result = run_call(state.model, batch.call.copied(), name, "full-precision")
-            real = [
-                leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()
-            ]
-            if not all(bool(torch.isfinite(leaf).all()) for leaf in real):
-                what = "logits" if isinstance(result, Tensor) else "values"
-                raise CalibrationError(
-                    f"the full-precision model gives NaN or infinite {what} on calibration batch {start // spec.batch_size} "
-                    f"(inputs {start}..{start + len(batch) - 1}); repair the model or remove these "
-                    "inputs."
-                )
+        rows = rows_of_the_model(state.module.graph, spec.batch_size, budget)
+        _check(state, first, len(inputs), rows)
         state.equivalence = Equivalence(state.model, inputs.call)
         state.quality = Quality.of(state.module.graph, spec.outputs, spec.logits, spec.class_axis)
         return ()

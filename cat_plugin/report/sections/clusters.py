@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cat_plugin.report.blocks import Block, Drawing, Facts, Legend
-from cat_plugin.report.content import NOT_RECORDED, Content, Section
-from cat_plugin.report.figures import percent, short
+from cat_plugin.report.content import NOT_RECORDED, Content, Section, changes_nothing
+from cat_plugin.report.figures import NO_GAIN, percent, short
 from cat_plugin.report.svg.maps import cluster_map, enlargement
 
 __all__ = ["clusters"]
@@ -16,6 +16,8 @@ def clusters(content: Content) -> Section:
     summary = content.record.get("clusters")
     if content.manifest["cluster_affine"] is None:
         return Section(key, title, missing="the bundle has no correction")
+    if changes_nothing(content):
+        return Section(key, title, missing=f"the correction {NO_GAIN}")
     if summary is None:
         return Section(key, title, missing=NOT_RECORDED)
     lead = (

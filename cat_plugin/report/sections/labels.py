@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from cat_plugin.report.blocks import Block, Card, Changes, Count, Group, Heading
 from cat_plugin.report.content import Content, Section
+from cat_plugin.report.text import escaped
 
 __all__ = ["labels"]
 
 _SHOWN = 60
+_NAMES = {"full": "full-precision"}
+_FULL = Markup("full-precision model with <code>--model</code> and <code>--weights</code>")
 _STEPS = (
     ("full", "corrected", "From full precision to this model"),
     ("quantized", "corrected", "By the correction alone"),
@@ -22,9 +27,7 @@ def labels(content: Content) -> Section:
     key, title = "labels", "Changed labels"
     found = content.labels or content.record.get("labels")
     if not found:
-        why = (
-            "no labelled data; give some with --data, and the full-precision model with --model and --weights"
-        )
+        why = Markup("no labelled data; give some with <code>--data</code>, and the ") + _FULL
         return Section(key, title, missing=why)
     models = found["models"]
     rows = [row for row in found["rows"] if len(row) == 2 + len(models)]
@@ -46,10 +49,13 @@ def labels(content: Content) -> Section:
 def _lead(found: dict[str, Any], rows: Sequence[Sequence[int]]) -> str:
     """How many samples the models disagree on, and how the numbers below add up to it."""
     models, differing = found["models"], found.get("differing", len(rows))
-    count = {2: "two", 3: "three"}.get(len(models), "")
-    said = f"The {count} models disagree on {differing} of {found['samples']} samples of {found.get('source') or 'the data'}"
+    *others, last = (_NAMES.get(name, name) for name in models)
+    said = (
+        f"The {', the '.join(others)} and the {last} model disagree on {differing} of {found['samples']} samples of "
+        f"{found.get('source') or 'the data'}"
+    )
     if "full" not in models:
-        return f"{said}. Give the full-precision model with --model and --weights to see what quantization itself changed."
+        return escaped(f"{said}. Give the ") + _FULL + Markup(" to see what quantization itself changed.")
     changed = sum(found.get("changes", {}).get("full corrected", ()))
     back = differing - changed
     if len(models) == 3 and changed:

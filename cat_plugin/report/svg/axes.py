@@ -117,7 +117,7 @@ def bottom_axis(
             parts.append(element("line", class_="grid", x1=x, x2=x, y1=top, y2=bottom))
         parts.append(element("text", label(tick), class_="tick", x=x, y=bottom + 16, text_anchor="middle"))
     middle = (scale.start + scale.end) / 2
-    parts.append(element("text", title, class_="axis", x=middle, y=bottom + 40, text_anchor="middle"))
+    parts.append(element("text", title, class_="axis", x=middle, y=bottom + 43, text_anchor="middle"))
     return join(parts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,7 @@ def accuracy_and_size(
     candidates: Sequence[Candidate], full: tuple[int, float] | None, unit: str = "top-1"
 ) -> Markup:
     """Accuracy over the size of the weights, with the line of those that nothing beats in both."""
-    left, right, top, bottom = 64, WIDTH - 24, 40, 330
+    left, right, top, bottom = 88, WIDTH - 24, 40, 330
     sizes = [each.weight_bytes for each in candidates] + ([full[0]] if full else [])
     scores = [each.score for each in candidates] + [c.plain for c in candidates if c.plain is not None]
     x = logarithmic(sizes, left + 24, right - 120, binary=True)
@@ -122,9 +122,14 @@ def accuracy_and_size(
     return figure(bottom + 48, "Accuracy over size of the weights", *parts, fits=True)
 
 
+def _room(names: Iterable[str], beside: float = 0.0, letter: float = 9.5) -> float:
+    """Where a figure begins that has names to its left, as wide as on a narrow screen, and what else stands there."""
+    return beside + 28 + letter * max((len(_shortened(name)) for name in names), default=0)
+
+
 def losses(rows: Sequence[tuple[str, float, float]], what: str) -> Markup:
     """Two dots a row, before and after, on a scale of equal ratios."""
-    step, left, top = 22, 230, 14
+    step, left, top = 25, _room((name for name, *_ in rows), letter=12.5), 14
     bottom = top + step * len(rows)
     x = logarithmic([value for _, *both in rows for value in both], left, WIDTH - 24)
     parts: list[object] = [bottom_axis(x, top, bottom, what)]
@@ -149,7 +154,7 @@ def losses(rows: Sequence[tuple[str, float, float]], what: str) -> Markup:
                 element("circle", class_="mark after", cx=ends[1], cy=y, r=4.5),
             )
         )
-    return figure(bottom + 48, what, *parts)
+    return figure(bottom + 48, what, *parts, fits=True)
 
 
 def _shortened(name: str, most: int = 30) -> str:
@@ -164,7 +169,7 @@ def layer_effects(rows: Sequence[dict[str, Any]]) -> Markup:
     rows : sequence of dict
         ``name``, ``bits`` and, where known, ``divergence`` and ``loss`` (relative squared error of the output).
     """
-    step, left, top = 20, 230, 30
+    step, left, top = 20, _room(row["name"] for row in rows), 30
     bottom = top + step * len(rows)
     gap, bits_at = 44, left + 4
     has = [any(row.get(key) is not None for row in rows) for key in ("divergence", "loss")]
@@ -222,7 +227,7 @@ def latencies(rows: Sequence[dict[str, Any]]) -> Markup:
     """A dot at the median with a line from p10 to p90, grouped by batch size, on a scale of equal ratios."""
     batches = list(dict.fromkeys(row["batch"] for row in rows))
     first = rows[0]["runtime"]
-    left, step = 230, 24
+    left, step = _room((row["runtime"] for row in rows), beside=62), 24
     x = logarithmic([row[key] for row in rows for key in ("p10_ms", "p90_ms")], left, WIDTH - 110)
     parts: list[object] = []
     y = 0.0
