@@ -32,7 +32,8 @@ def key_figures(content: Content) -> list[Tile]:
         known += [f"{percent(other)} in full precision"] if other is not None else []
         tiles.append(Tile(percent(own.score), "top-1 accuracy", ", ".join(known)))
     elif best is not None:
-        detail = f"{percent(tuning.get('baseline'))} in full precision, on tuning data"
+        known = [f"{percent(best['uncorrected'])} without CAT"] if best.get("uncorrected") is not None else []
+        detail = ", ".join([*known, f"{percent(tuning.get('baseline'))} in full precision, on tuning data"])
         tiles.append(Tile(percent(best["score"]), "top-1 accuracy", detail))
     widths = {layer["w_bits"] for layer in layers}
     others = f"{len(layers)} layers" + (", some wider" if len(widths) > 1 else "")

@@ -45,7 +45,7 @@ def kept(bundle: Path) -> dict[str, Any]:
         "name": bundle.name,
         "manifest": read.manifest,
         "record": _short(read_record(read) or {}),
-        "arrays": None if arrays is None else _short({name: array.tolist() for name, array in arrays.items() if name in ("gamma", "beta")}),
+        "arrays": None if arrays is None else _short({name: array.tolist() for name, array in arrays.items() if name in ("gamma", "weight", "beta")}),
     }  # fmt: skip
 
 
