@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["factors_of", "hadamard", "orthogonal"]
+__all__ = ["factors_of", "hadamard", "mean_keeping", "orthogonal"]
 
 
 def _is_prime(q: int) -> bool:
@@ -66,6 +66,15 @@ def orthogonal(n: int, generator: torch.Generator) -> Tensor:
         return signs * known / math.sqrt(n)
     q, r = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
     return torch.mul(q, r.diagonal().sign())
+
+
+def mean_keeping(n: int, generator: torch.Generator) -> Tensor:
+    """(n, n) float64 orthogonal matrix that leaves the vector of ones, and so the mean of what it rotates, as it is."""
+    columns = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    columns[:, 0] = 1.0
+    rest = torch.linalg.qr(columns).Q[:, 1:]
+    within: Tensor = rest @ orthogonal(n - 1, generator) @ rest.T
+    return within.add(1.0 / n)
 
 
 def factors_of(n: int) -> tuple[int, int]:

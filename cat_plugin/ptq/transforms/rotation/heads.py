@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.constants import own_constant
-from cat_plugin.ptq.graph.ops import MOVING, arguments, constant, is_call, operand
+from cat_plugin.ptq.graph.ops import arguments, constant, is_call, operand
+from cat_plugin.ptq.transforms.rotation.moves import MOVES, PIECES, moved, path_from
 
 __all__ = ["Heads", "find_heads"]
 
 _aten = torch.ops.aten
-_PIECES = {_aten.chunk.default, _aten.split.Tensor, _aten.split_with_sizes.default, _aten.unbind.int}
-_MOVES = (MOVING - {_aten.pad.default, _aten.constant_pad_nd.default, _aten.expand.default}) | {
-    _aten.repeat_interleave.self_int
-}
 
 
 @dataclass
@@ -65,35 +62,17 @@ class Heads:
 
 def _back(node: fx.Node) -> list[fx.Node] | None:
     """From a linear layer to ``node``, which moves its outputs alone; None where there is anything else."""
-    path = [node]
-    while not is_call(path[-1], {_aten.linear.default}):
-        last = path[-1]
-        getitem = last.op == "call_function" and getattr(last.target, "__name__", "") == "getitem"
-        if not (is_call(last, _MOVES | _PIECES) or getitem) or not isinstance(last.args[0], fx.Node):
-            return None
-        path.append(last.args[0])
-    for earlier in path[1:]:
+    path = path_from(node, {_aten.linear.default})
+    for earlier in [] if path is None else path[:-1]:
         # pieces of a packed layer are disjoint; anything else that reads the values would see them rotated
-        if len(earlier.users) > 1 and not (is_call(earlier, _PIECES) or _selected(list(earlier.users))):
+        if len(earlier.users) > 1 and not (is_call(earlier, PIECES) or _selected(list(earlier.users))):
             return None
-    return path[::-1]
+    return path
 
 
 def _selected(users: Sequence[fx.Node]) -> bool:
     picks = [arguments(user)[1:3] for user in users if is_call(user, {_aten.select.int})]
     return len(picks) == len(users) == len(set(picks)) and len({axis for axis, _ in picks}) == 1
-
-
-def _moved(labels: Tensor, path: Sequence[fx.Node]) -> Tensor | None:
-    """Numbers of channels behind the nodes of a path; None where sizes of the graph play a part."""
-    found = labels
-    for node in path:
-        if len(node.all_input_nodes) != 1 or node.kwargs:
-            return None
-        target, rest = node.target, arguments(node)[1:]
-        assert callable(target)
-        found = target(found, *rest)
-    return found
 
 
 def _forward(node: fx.Node) -> list[fx.Node] | None:
@@ -106,7 +85,7 @@ def _forward(node: fx.Node) -> list[fx.Node] | None:
         path.append(node)
         if is_call(node, {_aten.linear.default}):
             return path
-        if not is_call(node, _MOVES):
+        if not is_call(node, MOVES):
             return None
 
 
@@ -121,10 +100,10 @@ def _heads(module: fx.GraphModule, product: fx.Node, values: fx.Node) -> Heads |
     shape, out = (1, *layer.meta["val"].shape[1:]), product.meta["val"].shape
     if not all(isinstance(size, int) for size in (*shape, *out[1:])):
         return None
-    labels = _moved(torch.arange(shape[-1]).expand(shape), back[1:])
+    labels = moved(torch.arange(shape[-1]).expand(shape), back[1:])
     if labels is None or labels.ndim < 2 or not bool((labels == labels[..., :1, :]).all()):
         return None
-    labels = _moved(labels[..., :1, :].expand(1, *out[1:]), forward[:-1])
+    labels = moved(labels[..., :1, :].expand(1, *out[1:]), forward[:-1])
     if labels is None:
         return None
     flat, size = labels.reshape(-1, labels.shape[-1]), int(out[-1])

@@ -16,7 +16,7 @@ from torch import fx
 
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
-from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, orthogonal
+from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, mean_keeping, orthogonal
 from cat_plugin.ptq.transforms.rotation.heads import Heads, find_heads
 from cat_plugin.ptq.transforms.rotation.online import Gated, find_gated
 from cat_plugin.ptq.transforms.rotation.stream import ResidualStream, find_streams
@@ -42,7 +42,8 @@ class Rotation(Transform):
     ) -> Callable[[fx.GraphModule], None] | None:
         for place in self.places(module):
             if isinstance(place, ResidualStream):
-                place.rotate(module, orthogonal(place.width, generator))
+                matrix = mean_keeping if place.centred else orthogonal
+                place.rotate(module, matrix(place.width, generator))
             elif isinstance(place, Heads):
                 place.rotate(module, orthogonal(place.size, generator))
             elif spec.rotation == "online":

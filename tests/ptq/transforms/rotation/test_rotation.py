@@ -11,7 +11,7 @@ from cat_plugin.equivalence import Equivalence
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.rows import Inputs
-from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, hadamard, orthogonal
+from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, hadamard, mean_keeping, orthogonal
 from cat_plugin.ptq.transforms.rotation.heads import Heads, find_heads
 from cat_plugin.ptq.transforms.rotation.online import Gated, find_gated
 from cat_plugin.ptq.transforms.rotation.rotation import Rotation
@@ -40,6 +40,15 @@ def test_matrices_are_orthogonal_where_there_is_no_hadamard_matrix_as_well(n):
     assert not np.array_equal(found, orthogonal(n, torch.Generator().manual_seed(n + 1)).numpy())
 
 
+@pytest.mark.parametrize("n", [2, 5, 24])
+def test_matrices_for_layer_norms_keep_the_mean(n):
+    found = mean_keeping(n, torch.Generator().manual_seed(n)).numpy()
+    np.testing.assert_allclose(found @ found.T, np.eye(n), atol=1e-12)
+    np.testing.assert_allclose(found.sum(0), np.ones(n), atol=1e-12)
+    np.testing.assert_allclose(found.sum(1), np.ones(n), atol=1e-12)
+    assert n < 3 or np.abs(found - np.eye(n)).max() > 0.3
+
+
 def test_sizes_are_split_near_the_middle_into_those_of_hadamard_matrices():
     assert [factors_of(n) for n in (64, 576, 1536, 7, 24)] == [(8, 8), (24, 24), (32, 48), (1, 7), (2, 12)]
 
@@ -49,7 +58,7 @@ def test_sizes_are_split_near_the_middle_into_those_of_hadamard_matrices():
     [
         ("llama", [ResidualStream, Heads, Heads, Gated, Gated]),
         ("encoder", [Heads, Heads]),
-        ("vit", [Heads, Heads]),
+        ("vit", [ResidualStream, Heads, Heads]),
         ("mixer", []),
     ],
 )
@@ -91,7 +100,7 @@ def test_folds_are_those_of_the_formulas_in_double_precision():
     layer = next(n for n in stream.readers if str(n.args[1].target) == "blocks_0_q_weight")
     np.testing.assert_allclose(of(layer), before["blocks_0_q_weight"] * gain @ r, atol=1e-6)
     # the table is read by the embedding and by the output layer: each has its own from here on
-    np.testing.assert_allclose(of(stream.makers[0], 0), before["embedding_weight"] @ r, atol=1e-6)
+    np.testing.assert_allclose(of(stream.makers[0].node, 0), before["embedding_weight"] @ r, atol=1e-6)
     head = next(n for n in stream.readers if "embedding" in str(n.args[1].target))
     np.testing.assert_allclose(of(head), before["embedding_weight"] * before["norm_weight"] @ r, atol=1e-6)
     rotated = np.kron(np.eye(2), small).T @ (before["blocks_0_v_weight"] * gain @ r)
@@ -99,6 +108,49 @@ def test_folds_are_those_of_the_formulas_in_double_precision():
     expected = r.T @ before["blocks_0_o_weight"] @ np.kron(np.eye(4), small)
     np.testing.assert_allclose(of(heads[0].reader), expected, atol=1e-6)
     np.testing.assert_allclose(of(gated[0].layer), r.T @ before["blocks_0_down_weight"] @ pair, atol=1e-6)
+
+
+class Tokens(nn.Module):
+    """Patches, a class token and positions in front of layer norms, whose readers may lack biases, and whose rows are picked."""
+
+    def __init__(self, bias=True, groups=1, pooled=False):
+        super().__init__()
+        self.patch = nn.Conv2d(4, 16, 2, 2, groups=groups)
+        self.first, self.positions = nn.Parameter(torch.randn(1, 1, 16)), nn.Parameter(torch.randn(1, 10, 16))
+        self.norms = nn.ModuleList([nn.LayerNorm(16), nn.LayerNorm(16)])
+        self.up, self.down = nn.Linear(16, 32, bias=bias), nn.Linear(32, 16, bias=bias)
+        self.head, self.pooled = nn.Linear(16, 5), pooled
+        for norm in self.norms:
+            nn.init.uniform_(norm.weight, 0.5, 2)
+            nn.init.normal_(norm.bias)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        x = x + self.down(torch.relu(self.up(self.norms[0](x))))
+        x = self.norms[1](x[:, 1:])
+        return self.head(x.mean(1) if self.pooled else x[:, 0])
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"pooled": True}])
+def test_streams_of_patches_behind_layer_norms_are_rotated_exactly(options):
+    torch.manual_seed(0)
+    model, x = Tokens(**options).eval(), torch.randn(3, 4, 6, 6)
+    module = trace(model, x)
+    (stream,) = find_streams(module)
+    assert stream.centred
+    assert len(stream.makers) == 4
+    before = module.get_buffer("patch_weight").clone()
+    with torch.no_grad():
+        stream.rotate(module, mean_keeping(16, torch.Generator().manual_seed(0)))
+        torch.testing.assert_close(module(x), model(x), rtol=1e-5, atol=1e-5)
+        assert not torch.equal(module.get_buffer("patch_weight"), before)
+        stream.rotate(module, orthogonal(16, torch.Generator().manual_seed(1)))
+        assert (module(x) - model(x)).abs().max() > 0.01  # the norms subtract the mean
+
+
+def test_outputs_of_groups_of_channels_are_not_mixed():
+    assert find_streams(trace(Tokens(groups=2).eval(), torch.randn(3, 4, 6, 6))) == []
 
 
 def test_what_would_see_the_basis_keeps_a_stream_from_being_rotated():
