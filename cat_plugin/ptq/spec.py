@@ -230,9 +230,9 @@ class QuantSpec:
     rotation: Annotated[str, OneOf(("folded", "online"))] | None = option(
         default=None,
         doc="""
-        Rotate residual streams behind RMSNorm, and the heads of values, by Hadamard matrices that are folded into the weights
-        (:mod:`cat_plugin.ptq.transforms.rotation.rotation`); ``online`` also what enters the last layer of a gated network, at
-        the cost of two small products at run time.
+        Rotate residual streams in front of norms, and the heads of attention, by Hadamard matrices that are folded into the
+        weights (:mod:`cat_plugin.ptq.transforms.rotation.rotation`); ``online`` also what enters the last layer of a feed-forward
+        network, at the cost of two small products at run time.
         """,
         since="0.3",
     )

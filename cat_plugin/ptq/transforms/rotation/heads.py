@@ -1,4 +1,4 @@
-"""Channels of a head between values and the layer behind attention, which any matrix may mix."""
+"""Channels of a head, which any matrix may mix: between values and the layer behind attention, and of queries and keys."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.constants import own_constant
 from cat_plugin.ptq.graph.ops import arguments, constant, is_call, operand
-from cat_plugin.ptq.transforms.rotation.moves import MOVES, PIECES, moved, path_from
+from cat_plugin.ptq.transforms.rotation.moves import MOVES, PIECES, moved, numbered, path_from
 
-__all__ = ["Heads", "find_heads"]
+__all__ = ["Heads", "Scores", "find_heads", "find_scores"]
 
 _aten = torch.ops.aten
 
@@ -45,19 +45,47 @@ class Heads:
 
     def rotate(self, module: fx.GraphModule, rotation: Tensor) -> None:
         """Fold a float64 orthogonal matrix of a head's size, in place; the function of the graph stays as it is."""
-        weight = own_constant(module, self.values, 1)
-        r = rotation.to(weight.device)
-        biased = len(self.values.args) > 2 and self.values.args[2] is not None
-        bias = own_constant(module, self.values, 2) if biased else None
-        for start in self.rows:
-            some = slice(start, start + self.size)
-            weight[some] = (r.T @ weight[some].double()).to(weight.dtype)
-            if bias is not None:
-                bias[some] = (bias[some].double() @ r).to(bias.dtype)
+        _rotate_rows(module, self.values, self.rows, rotation)
         weight = own_constant(module, self.reader, 1)
+        r = rotation.to(weight.device)
         for start in self.columns:
             some = slice(start, start + self.size)
             weight[:, some] = (weight[:, some].double() @ r).to(weight.dtype)
+
+
+@dataclass
+class Scores:
+    """Queries and keys of one attention without anything between their layers and the products.
+
+    With an orthogonal ``R`` of a head's size, the rows of each head of both weights become ``R' W``: ``(q R) (k R)' = q k'``.
+
+    Attributes
+    ----------
+    size : int
+        Channels of a head.
+    rows : dict of fx.Node to list of int
+        The linear layers, one where both are packed, and the first row of each head among their outputs.
+    """
+
+    size: int
+    rows: dict[fx.Node, list[int]]
+
+    def rotate(self, module: fx.GraphModule, rotation: Tensor) -> None:
+        """Fold a float64 orthogonal matrix of a head's size, in place; the function of the graph stays as it is."""
+        for layer, rows in self.rows.items():
+            _rotate_rows(module, layer, rows, rotation)
+
+
+def _rotate_rows(module: fx.GraphModule, layer: fx.Node, rows: Sequence[int], rotation: Tensor) -> None:
+    weight = own_constant(module, layer, 1)
+    r, size = rotation.to(weight.device), len(rotation)
+    biased = len(layer.args) > 2 and layer.args[2] is not None
+    bias = own_constant(module, layer, 2) if biased else None
+    for start in rows:
+        some = slice(start, start + size)
+        weight[some] = (r.T @ weight[some].double()).to(weight.dtype)
+        if bias is not None:
+            bias[some] = (bias[some].double() @ r).to(bias.dtype)
 
 
 def _back(node: fx.Node) -> list[fx.Node] | None:
@@ -97,24 +125,61 @@ def _heads(module: fx.GraphModule, product: fx.Node, values: fx.Node) -> Heads |
     weights = [constant(module, node.args[1]) for node in (layer, reader)]
     if any(weight is None for weight in weights) or reader.args[0] not in (product, *forward):
         return None
-    shape, out = (1, *layer.meta["val"].shape[1:]), product.meta["val"].shape
-    if not all(isinstance(size, int) for size in (*shape, *out[1:])):
-        return None
-    labels = moved(torch.arange(shape[-1]).expand(shape), back[1:])
+    out = numbered(product)
+    labels = moved(numbered(layer), back[1:])
     if labels is None or labels.ndim < 2 or not bool((labels == labels[..., :1, :]).all()):
         return None
-    labels = moved(labels[..., :1, :].expand(1, *out[1:]), forward[:-1])
+    labels = moved(labels[..., :1, :].expand(out.shape), forward[:-1])
     if labels is None:
         return None
-    flat, size = labels.reshape(-1, labels.shape[-1]), int(out[-1])
+    flat, size = labels.reshape(-1, labels.shape[-1]), out.shape[-1]
     if not bool((flat == flat[0]).all()) or flat.shape[1] % size:
         return None
-    runs = flat[0].reshape(-1, size)
+    rows = _starts(flat[0].reshape(-1, size))
+    return None if rows is None else Heads(layer, reader, size, rows, list(range(0, flat.shape[1], size)))
+
+
+def _starts(runs: Tensor) -> list[int] | None:
+    """First numbers of runs of consecutive numbers that do not overlap; None of any others."""
+    size = runs.shape[1]
     if not torch.equal(runs, runs[:, :1] + torch.arange(size)):
         return None
     rows = sorted(set(runs[:, 0].tolist()))
-    apart = all(b - a >= size for a, b in itertools.pairwise(rows))
-    return Heads(layer, reader, size, rows, list(range(0, flat.shape[1], size))) if apart else None
+    return rows if all(b - a >= size for a, b in itertools.pairwise(rows)) else None
+
+
+def _rows(module: fx.GraphModule, node: fx.Node, transposed: bool) -> tuple[fx.Node, list[int]] | None:
+    """The linear layer whose outputs ``node`` moves into heads (..., tokens, channels), and the first row of each."""
+    path = _back(node)
+    if path is None or len(node.users) != 1 or constant(module, path[0].args[1]) is None:
+        return None
+    labels = moved(numbered(path[0]), path[1:])
+    if labels is None or labels.ndim < 3:
+        return None
+    labels = labels.mT if transposed else labels
+    if not bool((labels == labels[..., :1, :]).all()):
+        return None
+    starts = _starts(labels[..., 0, :].reshape(-1, labels.shape[-1]))
+    return None if starts is None else (path[0], starts)
+
+
+def find_scores(module: fx.GraphModule) -> list[Scores]:
+    """Queries and keys whose heads may be rotated, in order of execution."""
+    found = []
+    for node in module.graph.nodes:
+        attention = is_call(node, {_aten.scaled_dot_product_attention.default})
+        if not attention and not is_call(node, {_aten.matmul.default}):
+            continue
+        if not all(isinstance(each, fx.Node) for each in node.args[:2]):
+            continue
+        queries, keys = _rows(module, operand(node, 0), False), _rows(module, operand(node, 1), not attention)
+        if queries is None or keys is None:
+            continue
+        rows: dict[fx.Node, list[int]] = {}
+        for layer, starts in (queries, keys):
+            rows.setdefault(layer, []).extend(starts)
+        found.append(Scores(int(operand(node, 0).meta["val"].shape[-1]), rows))
+    return found
 
 
 def find_heads(module: fx.GraphModule) -> list[Heads]:

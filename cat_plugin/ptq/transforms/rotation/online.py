@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.constants import own_constant
-from cat_plugin.ptq.graph.ops import constant, is_call, operand
+from cat_plugin.ptq.graph.ops import ACTIVATIONS, constant, is_call, operand
 
-__all__ = ["Gated", "find_gated"]
+__all__ = ["FeedForward", "find_feed_forwards"]
 
 _aten = torch.ops.aten
 
 
 @dataclass
-class Gated:
-    """A linear layer behind a product of two activations: the last one of a gated network.
+class FeedForward:
+    """A linear layer behind a product of two activations, or a function: the last one of a feed-forward network.
 
     With orthogonal ``A`` (a, a) and ``B`` (b, b), its input, seen as (a, b), becomes ``A' X B`` and its weight ``W (A x B)``
     with the Kronecker product: ``a + b`` multiplications for each feature, beside as many as the layer has outputs.
@@ -25,7 +25,7 @@ class Gated:
     Attributes
     ----------
     source, layer : fx.Node
-        The product and the layer.
+        The product or function, and the layer.
     """
 
     source: fx.Node
@@ -59,8 +59,8 @@ class Gated:
         module.recompile()
 
 
-def find_gated(module: fx.GraphModule) -> list[Gated]:
-    """Linear layers of parameters that alone read a product of two activations, in order of execution."""
+def find_feed_forwards(module: fx.GraphModule) -> list[FeedForward]:
+    """Linear layers of parameters that alone read a product of two activations or a function, in order of execution."""
     found = []
     for node in module.graph.nodes:
         if not is_call(node, {_aten.linear.default}) or constant(module, node.args[1]) is None:
@@ -69,6 +69,6 @@ def find_gated(module: fx.GraphModule) -> list[Gated]:
         gate = is_call(source, {_aten.mul.Tensor}) and all(
             isinstance(factor, fx.Node) and factor.op != "get_attr" for factor in source.args
         )
-        if gate and len(source.users) == 1:
-            found.append(Gated(source, node))
+        if (gate or is_call(source, ACTIVATIONS)) and len(source.users) == 1:
+            found.append(FeedForward(source, node))
     return found

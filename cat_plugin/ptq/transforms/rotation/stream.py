@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.constants import own_constant
 from cat_plugin.ptq.graph.ops import constant, is_call
-from cat_plugin.ptq.transforms.rotation.moves import moved, path_from
+from cat_plugin.ptq.transforms.rotation.moves import moved, numbered, path_from
 
 __all__ = ["Maker", "Norm", "ResidualStream", "find_streams"]
 
@@ -153,14 +153,21 @@ def _keeps_channels(node: fx.Node) -> bool:
     return False
 
 
-def _readers(module: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
-    """The linear layers that read a norm, or rows of its result; None where anything else does."""
+def _whole(labels: Tensor | None, width: int) -> bool:
+    """Whether the last axis has the stream's channels in their order, everywhere."""
+    return labels is not None and labels.shape[-1] == width and bool((labels == torch.arange(width)).all())
+
+
+def _readers(module: fx.GraphModule, node: fx.Node, width: int) -> list[fx.Node] | None:
+    """The linear layers that read a norm, or what moves rows of its result; None where anything else does."""
     found: list[fx.Node] = []
     for user in node.users:
         if _is_layer(module, user, node):
             found.append(user)
-        elif _keeps_channels(user) and not is_call(user, {_aten.cat.default}):
-            further = _readers(module, user)
+        elif (_keeps_channels(user) and len(user.all_input_nodes) == 1) or _whole(
+            moved(numbered(node), [user]), width
+        ):
+            further = _readers(module, user, width)
             if further is None:
                 return None
             found += further
@@ -176,7 +183,7 @@ def _norm(module: fx.GraphModule, node: fx.Node, source: fx.Node, width: int) ->
     centred = is_call(node, {_aten.layer_norm.default})
     if not _known(module, node, 2, *([3] if centred else [])):
         return None
-    readers = _readers(module, node)
+    readers = _readers(module, node, width)
     if not readers:
         return None
     gain = constant(module, _given(node, 2))  # type: ignore[arg-type]
@@ -198,16 +205,10 @@ def _maker(module: fx.GraphModule, node: fx.Node, width: int) -> Maker | None:
     if path is None or any(len(each.users) != 1 for each in path[:-1]) or not _known(module, path[0], 1, 2):
         return None
     layer = path[0]
-    if is_call(layer, {_aten.linear.default}):
-        return Maker(layer, 1, 2 if _given(layer, 2) is not None else None) if len(path) == 1 else None
-    if (_given(layer, 6) or 1) != 1:
+    convolution = is_call(layer, _CONVOLUTIONS)
+    if convolution and (_given(layer, 6) or 1) != 1:
         return None  # the outputs of a group are made of its own inputs alone
-    shape = layer.meta["val"].shape
-    if not all(isinstance(size, int) for size in shape[1:]):
-        return None
-    numbers = torch.arange(width).view(1, -1, *[1] * (len(shape) - 2)) if shape[1] == width else None
-    labels = None if numbers is None else moved(numbers.expand(1, *shape[1:]), path[1:])
-    if labels is None or labels.shape[-1] != width or not bool((labels == torch.arange(width)).all()):
+    if not _whole(moved(numbered(layer, 1 if convolution else -1), path[1:]), width):
         return None
     return Maker(layer, 1, 2 if _given(layer, 2) is not None else None)
 

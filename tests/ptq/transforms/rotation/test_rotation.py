@@ -12,8 +12,8 @@ from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, hadamard, mean_keeping, orthogonal
-from cat_plugin.ptq.transforms.rotation.heads import Heads, find_heads
-from cat_plugin.ptq.transforms.rotation.online import Gated, find_gated
+from cat_plugin.ptq.transforms.rotation.heads import Heads, Scores, find_heads, find_scores
+from cat_plugin.ptq.transforms.rotation.online import FeedForward, find_feed_forwards
 from cat_plugin.ptq.transforms.rotation.rotation import Rotation
 from cat_plugin.ptq.transforms.rotation.stream import ResidualStream, find_streams
 from tests.zoo import ZOO
@@ -56,10 +56,11 @@ def test_sizes_are_split_near_the_middle_into_those_of_hadamard_matrices():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("llama", [ResidualStream, Heads, Heads, Gated, Gated]),
-        ("encoder", [Heads, Heads]),
-        ("vit", [ResidualStream, Heads, Heads]),
-        ("mixer", []),
+        ("llama", [ResidualStream, Heads, Heads, FeedForward, FeedForward]),
+        ("encoder", [Heads, Heads, FeedForward, FeedForward, FeedForward, Scores, Scores]),
+        ("vit", [ResidualStream, Heads, Heads, FeedForward, FeedForward, Scores, Scores]),
+        ("vit-mha", [ResidualStream, Heads, Heads, FeedForward, Scores, Scores]),
+        ("mixer", [FeedForward, FeedForward]),
     ],
 )
 def test_places_of_whole_networks(name, expected):
@@ -67,7 +68,7 @@ def test_places_of_whole_networks(name, expected):
     assert [type(place) for place in Rotation().places(module)] == expected
 
 
-@pytest.mark.parametrize("name", ["llama", "encoder", "vit", "cct"])
+@pytest.mark.parametrize("name", ["llama", "encoder", "vit", "vit-mha", "cct", "mixer"])
 def test_every_rotation_leaves_the_function_as_it_is(name):
     model, inputs, module = traced(name)
     equivalence = Equivalence(model, inputs.call)
@@ -84,7 +85,7 @@ def test_folds_are_those_of_the_formulas_in_double_precision():
     _, _, module = traced("llama")
     before = {key: value.double().numpy() for key, value in module.named_buffers()}
     generator = torch.Generator().manual_seed(0)
-    (stream,), heads, gated = find_streams(module), find_heads(module), find_gated(module)
+    (stream,), heads, gated = find_streams(module), find_heads(module), find_feed_forwards(module)
     r, small = orthogonal(16, generator), orthogonal(4, generator)
     a, b = orthogonal(2, generator), orthogonal(12, generator)
     with torch.no_grad():
@@ -151,6 +152,32 @@ def test_streams_of_patches_behind_layer_norms_are_rotated_exactly(options):
 
 def test_outputs_of_groups_of_channels_are_not_mixed():
     assert find_streams(trace(Tokens(groups=2).eval(), torch.randn(3, 4, 6, 6))) == []
+
+
+def test_queries_and_keys_are_rotated_alike_and_their_products_stay():
+    model, inputs, module = traced("vit")
+    (first, _) = find_scores(module)
+    ((layer, rows),) = first.rows.items()
+    before = module.get_buffer(str(layer.args[1].target)).clone()
+    with torch.no_grad():
+        first.rotate(module, orthogonal(first.size, torch.Generator().manual_seed(0)))
+        torch.testing.assert_close(module(*inputs.tensors), model(*inputs.tensors), rtol=1e-5, atol=1e-5)
+    moved = (module.get_buffer(str(layer.args[1].target)) != before).any(1).nonzero().flatten().tolist()
+    assert moved == [row for start in sorted(rows) for row in range(start, start + first.size)]
+    assert len(moved) == 2 * len(before) // 3  # of packed queries, keys and values
+
+
+def test_keys_that_something_else_reads_are_not_rotated():
+    class Rotary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k = self.q(x), self.k(x)
+            return (q @ (k * torch.linspace(0, 1, 8)).mT).softmax(-1)
+
+    assert find_scores(trace(Rotary().eval(), torch.randn(2, 5, 8))) == []
 
 
 def test_what_would_see_the_basis_keeps_a_stream_from_being_rotated():
