@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
+from cat_plugin.ptq.closed_form.moments import ROWS
 from cat_plugin.ptq.graph.executor import last_uses, pass_bytes, rows_of_a_pass
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.ops import row_bytes
+from cat_plugin.ptq.graph.ops import is_batched, row_bytes
 
 __all__ = ["Expected", "expected", "rows_of_the_model"]
 
@@ -44,24 +45,30 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count >> 20, 1)} MiB"
 
 
-def _fit_bytes(layer: QuantOp) -> int:
-    """What the fit of a layer in closed form takes: three sets of moments in float64, and copies of its weight and covariance."""
+def _fit_bytes(node: fx.Node, layer: QuantOp, count: int, batch_size: int) -> int:
+    """What the fit of a layer in closed form takes.
+
+    Three sets of moments in float64, copies of its weight and covariance; and for each output position of a batch what the
+    position reads, three times.
+    """
     inputs, outputs = layer.weight[0].numel(), len(layer.weight)
     covariance, weight = 8 * layer.groups * inputs * inputs, 8 * outputs * inputs
-    return 6 * covariance + 8 * weight
+    value = node.meta.get("val")
+    positions = 1
+    if layer.kind != "linear" and isinstance(value, Tensor) and is_batched(node):
+        positions = math.prod(int(extent) for extent in value.shape[2:])
+    rows = min(batch_size * positions, ROWS * batch_size // max(count, 1) + batch_size)
+    patches = 3 * 4 * rows * layer.groups * inputs if layer.kind != "linear" else 0
+    return 6 * covariance + 8 * weight + patches
 
 
-def expected(
-    graph: fx.Graph, layers: Iterable[QuantOp], count: int, batch_size: int, budget: int | None
-) -> Expected:
+def expected(module: fx.GraphModule, count: int, batch_size: int, budget: int | None) -> Expected:
     """Estimate the peak from the shapes in a graph.
 
     Parameters
     ----------
-    graph : fx.Graph
+    module : fx.GraphModule
         With quantizers; every value is kept in full precision and as quantized until its last reader has run.
-    layers : iterable of QuantOp
-        Those that are fitted.
     count : int
         Calibration inputs.
     batch_size : int
@@ -69,15 +76,18 @@ def expected(
     budget : int or None
         Bytes that may be in memory at a time.
     """
+    graph, batch_size = module.graph, min(batch_size, count)
     dying = last_uses(graph, {})
     alive = most = working = 0
     for node in graph.nodes:
         alive += 2 * _kept(node)
         most = max(most, alive)
-        rows = rows_of_a_pass(pass_bytes(node), min(batch_size, count), budget)
+        rows = rows_of_a_pass(pass_bytes(node), batch_size, budget)
         working = max(working, pass_bytes(node) * rows)
+        child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(child, QuantOp):
+            working = max(working, _fit_bytes(node, child, count, batch_size))
         alive -= 2 * sum(map(_kept, dying.get(node, ())))
-    working = max([working, *map(_fit_bytes, layers)])
     kept = most * count
     held = kept if budget is None else min(kept, max(budget - working, 0))
     return Expected(held, working, kept - held)
@@ -90,5 +100,4 @@ def _kept(node: fx.Node) -> int:
 
 def rows_of_the_model(graph: fx.Graph, most: int, budget: int | None) -> int:
     """Rows that are run through the whole model at a time."""
-    nodes: Sequence[fx.Node] = list(graph.nodes)
-    return rows_of_a_pass(max(map(pass_bytes, nodes)), most, budget)
+    return rows_of_a_pass(max(pass_bytes(node) for node in graph.nodes), most, budget)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 __all__ = ["Progress", "Reporter"]
 
+_TELLING = 0.02  # share of all the work from which on its pace says something
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -22,7 +24,7 @@ class Progress:
     loss_before, loss_after : float or None
         Of the unit just finished; None while it is being trained.
     seconds_left : float or None
-        Estimate from the pace so far.
+        Estimate from the pace so far; None until there is enough of it.
     """
 
     stage: str
@@ -91,7 +93,7 @@ class Reporter:
         done = self.done + self._within
         fresh = done - self.skipped
         elapsed = time.monotonic() - self.started
-        left = elapsed / fresh * (self.total - done) if fresh > 0 else None
+        left = elapsed / fresh * (self.total - done) if fresh > _TELLING * self.total else None
         self.callback(
             Progress(
                 stage,

@@ -313,7 +313,7 @@ class QuantSpec:
     )
     memory_mb: Steps | None = option(
         default=None,
-        doc="What cached activations may take, in MiB; beyond, they lie in files mapped into memory.",
+        doc="What activations may take, in MiB; those that are kept beyond it lie in files mapped into memory.",
         since="0.1",
     )
     bf16: Switch | None = option(

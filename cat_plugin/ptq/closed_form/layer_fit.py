@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
-from cat_plugin.ptq.closed_form.moments import measure
+from cat_plugin.ptq.closed_form.moments import ROWS, measure
 from cat_plugin.ptq.graph.executor import Executor, first_inputs
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import arguments, is_batch_size, is_batched, is_call, is_relu6, operand
@@ -30,7 +30,6 @@ from cat_plugin.ptq.transforms.equalization import Ceiling
 
 __all__ = ["fit_layer"]
 
-_ROWS = 1 << 16
 # Weights of a linear layer, as language models have them, from which on fewer passes are made: of the error that eight passes
 # from every starting scale leave, four with the best after one leave 1.00 to 1.01.
 _LARGE = 1 << 18
@@ -112,7 +111,7 @@ def _shift_bias(
     wanted: list[Tensor] = []
     for start in range(0, fitted, quantized.batch_size):
         rows = slice(start, min(start + quantized.batch_size, fitted))
-        positions = torch.randperm(count, generator=generator)[: max(1, _ROWS // fitted)]
+        positions = torch.randperm(count, generator=generator)[: max(1, ROWS // fitted)]
         for values, some in ((outputs[rows].to(quantized.device), given), (target(rows), wanted)):
             flat = values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values.unsqueeze(1)
             picked = flat.index_select(1, positions.to(values.device))  # (n, positions, channels)
@@ -191,7 +190,7 @@ def fit_layer(
     if (spec.compensation or spec.bias_correction) and not plain:
         x = first_inputs(quantized.gathered(operand(node)), fitted, quantized.count)
         some = None if weights is None else weights[:fitted]
-        moments = measure(layer, x, target, _ROWS, spec.batch_size, generator, some)
+        moments = measure(layer, x, target, ROWS, spec.batch_size, generator, some)
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
             weight = grouped.double()

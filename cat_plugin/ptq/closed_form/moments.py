@@ -12,8 +12,11 @@ from torch import Tensor
 
 from cat_plugin.ptq.graph.modules import QuantOp
 
-__all__ = ["Moments", "input_patches", "measure"]
+__all__ = ["ROWS", "Moments", "input_patches", "measure"]
 
+
+ROWS = 1 << 16
+"""Output positions that a layer is fitted to at most."""
 
 _PADDED = 1 << 21  # values of a layer's input that are padded at a time
 

@@ -74,9 +74,7 @@ class FitUnits(Stage):
 
     def run(self, state: State) -> Iterator[Step]:
         count, steps = len(state.inputs), state.plan.unit_steps
-        foreseen = expected(
-            state.module.graph, state.prepared.layers, count, state.spec.batch_size, state.store.budget
-        )
+        foreseen = expected(state.module, count, state.spec.batch_size, state.store.budget)
         state.store.reserve(foreseen.working)
         state.reporter.enter(f"{self.name}, {foreseen}")
         _log.info("fitting the units takes %s beside the model and its inputs", foreseen)
