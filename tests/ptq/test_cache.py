@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.memory import STATUS, PeakMemory
+from cat_plugin.errors import CalibrationError
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
@@ -105,3 +108,27 @@ def test_the_store_counts_what_it_holds():
         assert (store.in_memory, store.peak) == (800, 800)
         assert float(large.sum()) == 600.0
         assert again.shape == (200,)
+
+
+def test_what_is_reserved_is_not_allocated():
+    with TensorStore(1000) as store:
+        store.reserve(700)
+        store.allocate((100,), torch.float32, torch.device("cpu"))
+        assert (store.in_memory, store.on_disk) == (0, 400)
+        store.reserve(5000)
+        assert store.reserved == 1000
+        store.trim()
+
+
+def test_passes_that_would_take_too_much_change_no_more_than_rounding(monkeypatch):
+    model, x = randomise(SmallResNet()), small_inputs(64, 3, 24, 24)
+    spec = QuantSpec(w_bits=8, a_bits=8, preset="fast", compensation=False, refit=False, batch_size=32)
+    whole, _ = quantize(model, spec, x)
+    monkeypatch.setattr("cat_plugin.ptq.graph.executor._PASS", 0)
+    cut, report = quantize(model, dataclasses.replace(spec, memory_mb=1), x)
+    assert report.cache["peak_bytes"] <= 1 << 20
+    torch.testing.assert_close(cut(x), whole(x), rtol=1e-2, atol=1e-2)
+    with torch.no_grad():
+        model.fc.bias[0] = float("nan")
+    with pytest.raises(CalibrationError, match=r"on calibration batch 0 \(inputs 0\.\.1\)"):
+        quantize(model, dataclasses.replace(spec, memory_mb=1), x)

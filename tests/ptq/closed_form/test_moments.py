@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cat_plugin.ptq.closed_form import moments
 from cat_plugin.ptq.closed_form.moments import input_patches, measure
 from tests.ptq.closed_form.layers import LAYERS, make_layer
 from tests.ptq.models import small_inputs
@@ -29,6 +30,15 @@ def test_patches_at_some_positions_are_those_of_all(case):
     per_image = everything.shape[1] // len(x)
     positions = torch.tensor([per_image - 1, 0, per_image // 2])
     expected = everything.unflatten(1, (len(x), per_image))[:, :, positions].flatten(1, 2)
+    assert torch.equal(input_patches(layer, x, positions), expected)
+
+
+@pytest.mark.parametrize("case", LAYERS[:-1])
+def test_patches_of_images_padded_one_by_one_are_those_of_all(case, monkeypatch):
+    layer, x = make_layer(case)
+    positions = torch.tensor([0, 3])
+    expected = input_patches(layer, x, positions)
+    monkeypatch.setattr(moments, "_PADDED", 1)
     assert torch.equal(input_patches(layer, x, positions), expected)
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.graph import executor as executor_module
 from cat_plugin.ptq.graph.executor import Executor, last_uses
-from cat_plugin.ptq.graph.ops import is_batched
+from cat_plugin.ptq.graph.ops import WEIGHTED, is_batched, is_call
 from cat_plugin.ptq.graph.trace import trace
 from tests.ptq.models import small_inputs
 
@@ -33,3 +34,25 @@ def test_a_chain_of_activations_takes_one_tensor():
         assert store.peak == 2 * x.numel() * 4  # y, and one of the others at a time
     assert torch.equal(last, Chain()(x))
     assert torch.equal(x, small_inputs(6, 3, 4, 4))
+
+
+def test_a_pass_takes_a_third_of_the_budget(monkeypatch):
+    """A batch that would take more is computed in portions, to the same values."""
+    monkeypatch.setattr(executor_module, "_PASS", 0)
+    x = small_inputs(9, 3, 4, 4)
+    model = nn.Conv2d(3, 5, 3, padding=1)
+    module = trace(model, x)
+    (node,) = [n for n in module.graph.nodes if is_call(n, WEIGHTED)]
+    row = 2 * (3 + 5) * 4 * 4 * 4  # operand, result, and as much again
+    with TensorStore(3 * 4 * row) as store:
+        executor = Executor(module, x, 8, store, lambda child, value: child(value))
+        assert [(s.start, s.stop) for s in executor.pieces(node)] == [(0, 4), (4, 8), (8, 9)]
+        assert [(s.start, s.stop) for s in executor.pieces(node, 3)] == [(0, 3)]
+        executor.run(node)
+        torch.testing.assert_close(executor.values[node], model(x))
+    with TensorStore(1) as store:
+        least = Executor(module, x, 8, store, lambda child, value: child(value))
+        assert len(least.pieces(node)) == 9
+    with TensorStore() as store:
+        free = Executor(module, x, 8, store, lambda child, value: child(value))
+        assert len(free.pieces(node)) == 2

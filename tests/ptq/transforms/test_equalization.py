@@ -26,6 +26,22 @@ from tests.ptq.models import (
 )
 
 
+def test_what_is_sampled_does_not_depend_on_the_rows_run_at_a_time():
+    module, x = trace(randomise(SmallResNet()), small_inputs(2, 3, 12, 12)), small_inputs(7, 3, 12, 12)
+    watched = {n for n in module.graph.nodes if is_call(n, WEIGHTED)}
+    found = []
+    for piece in (7, 3, 1):
+        sampler = equalization._Sampler(module, watched, 40, torch.Generator().manual_seed(1))
+        sampler.run_batch(Rows([x]), piece)
+        found.append(sampler)
+    for other in found[1:]:
+        for node in watched:
+            (expected,), (values,) = found[0].samples[node], other.samples[node]
+            torch.testing.assert_close(values, expected)
+            ends = [torch.cat(each.extremes[node], 1) for each in (found[0], other)]
+            torch.testing.assert_close(ends[1].amax(1), ends[0].amax(1))
+
+
 def _uneven():
     model, x = randomise(Uneven()), small_inputs(32, 3, 6, 6)
     model.a.weight.data *= torch.logspace(-1, 0.7, 6).reshape(-1, 1, 1, 1)
