@@ -27,6 +27,7 @@ from tvm_backend.executable import build_library
 from tvm_backend.importer import batch_variable, function_inputs, import_program
 from tvm_backend.installing import install, of_the_user, report_of
 from tvm_backend.kernels.spec import WeightedSpec
+from tvm_backend.lengths import of_one_length
 from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.pipeline import integer_kernels
 from tvm_backend.report import CompileReport, KernelEntry
@@ -48,6 +49,7 @@ def compile(
     out: str | os.PathLike[str] = "model.so",
     *,
     batch_sizes: Sequence[int] = (),
+    tokens: int | None = None,
     cache: bool = True,
     progress: Progress | None = None,
     dump_dir: str | os.PathLike[str] | None = None,
@@ -65,6 +67,9 @@ def compile(
         The library; a ``.json`` of the same name is written beside it, and further variants as ``name.variant.so``.
     batch_sizes : sequence of int, optional
         Batch sizes to generate code of their own for, beside the code for any batch size.
+    tokens : int, optional
+        Length of the sequences (N, T) that the library takes, where the graph takes any: that of the example inputs of the
+        export unless it is given.
     cache : bool, optional
         Whether to take the result from the cache when the same graph was compiled before, and to keep it there.
     progress : callable, optional
@@ -95,7 +100,8 @@ def compile(
             f"out={str(out)!r} must end in .so; the description is written to a .json beside it"
         )
     source = _opened(source)
-    if cache and dump_dir is None:
+    noted = cache and dump_dir is None and tokens is None
+    if noted:
         sizes = tuple(dict.fromkeys(batch_sizes))
         answer = answers.find(source, target, sizes)
         report = None if answer is None else answer.install(path)
@@ -107,8 +113,8 @@ def compile(
     total = len(variants) + 3
     step = progress or (lambda done, total, what: _log.info("%d/%d %s", done, total, what))
     step(0, total, "importing the graph")
-    program = _program(source)
-    checks = checks_of(source, program)
+    program = of_one_length(_program(source), tokens)
+    checks = checks_of(source if tokens is None else program, program)
     imported = import_program(program)
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
@@ -147,8 +153,9 @@ def compile(
         if cache:
             if not cached:  # what is found wrong is not kept
                 cache_of.store(name, staging, manifest)
-            answers.note(source, target, batch_sizes, name)
-        described = source.manifest if hasattr(source, "manifest") else signature(program)
+            if noted:
+                answers.note(source, target, batch_sizes, name)
+        described = source.manifest if hasattr(source, "manifest") and tokens is None else signature(program)
         manifest = install(of_the_user(manifest, described), staging, path)
     step(total, total, "done")
     return report_of(manifest, path, target, time.perf_counter() - start, cached)

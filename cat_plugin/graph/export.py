@@ -8,7 +8,7 @@ quantize operation are stored as the integers that this yields.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,15 +148,12 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     call = example_call(module, example_inputs)
     if call.rows == 1:  # is taken for a constant by the tracer, so two rows stand for "some"
         call = call.select(torch.zeros(2, dtype=torch.int64))
-    batch = torch.export.Dim("batch", min=1, max=1 << 20)
-    rows: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in call.tensors:
-        if tensor.ndim and len(tensor) == call.rows:
-            rows[tensor] = {0: batch}
     try:
         with torch.no_grad(), evaluating(module), _called_as(module, call):
-            shapes = rows.dynamic_shapes(module, call.args, call.kwargs)
-            program = torch.export.export(module, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+            length = _length(call.tensors)
+            program = _for_any(module, call, length)
+            if length is not None and _keeps_length(program):  # some operation wants a number
+                program = _for_any(module, call, None)
     except Exception as error:
         raise ExportError(
             f"{type(module).__name__} cannot be exported for any batch size: {_reason(module, error)}"
@@ -166,6 +163,37 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
     with evaluating(module):
         Equivalence(module, call, ExportError).check("export", program.module(check_guards=False))
     return program
+
+
+def _length(tensors: Sequence[Tensor]) -> int | None:
+    """Length of the sequences (N, T) of integers that come first; None where anything else does."""
+    if not tensors or tensors[0].ndim != 2 or tensors[0].is_floating_point():
+        return None
+    return int(tensors[0].shape[1])
+
+
+def _for_any(module: nn.Module, call: ModelCall, length: int | None) -> ExportedProgram:
+    """Exported for any batch size, and for sequences of any length in the place of that length."""
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    rows: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in call.tensors:
+        if tensor.ndim and len(tensor) == call.rows:
+            follows = tensor.ndim > 1 and tensor.shape[1] == length
+            rows[tensor] = {0: batch, 1: torch.export.Dim.AUTO} if follows else {0: batch}
+    shapes = rows.dynamic_shapes(module, call.args, call.kwargs)
+    return torch.export.export(module, call.args, call.kwargs, dynamic_shapes=shapes, strict=False)
+
+
+def _keeps_length(program: ExportedProgram) -> bool:
+    """Whether a length that was to be any turned out to be one."""
+    given = set(program.graph_signature.user_inputs)
+    sizes = [
+        size
+        for node in program.graph.nodes
+        if node.name in given and isinstance(node.meta.get("val"), Tensor)
+        for size in node.meta["val"].shape[1:]
+    ]
+    return any(not isinstance(size, int) and size.node.expr.is_number for size in sizes)
 
 
 def fold_weights(program: ExportedProgram) -> ExportedProgram:

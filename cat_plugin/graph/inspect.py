@@ -200,7 +200,8 @@ def signature(program: ExportedProgram) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``inputs`` and ``outputs``, each a list of name, dtype and shape, where the dynamic batch is ``"N"``; ``result``, the
+        ``inputs`` and ``outputs``, each a list of name, dtype and shape, where the dynamic batch is ``"N"``
+        and a length that any sequence has ``"T"``; ``result``, the
         structure around the outputs (:mod:`cat_plugin.graph.results`).  Outputs are named by what leads to them: keys, fields
         and numbers with dots between; a single one is ``output``.
     """
@@ -212,15 +213,18 @@ def signature(program: ExportedProgram) -> dict[str, Any]:
         if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument)
     ]
     sizes = [extent for name in inputs for extent in nodes[name].meta["val"].shape]
-    batch = next((str(extent) for extent in sizes if not isinstance(extent, int)), "N")
+    free = list(dict.fromkeys(str(extent) for extent in sizes if not isinstance(extent, int)))
+    called = dict(zip(free, ("N", "T"), strict=False))
+
+    def written(extent: Any) -> int | str:
+        if isinstance(extent, int):
+            return int(extent)
+        return re.sub(r"\b\w+\b", lambda found: called.get(found[0], found[0]), str(extent))
 
     def describe(name: str, node: Node) -> dict[str, Any]:
         value = node.meta["val"]
-        shape = [
-            int(extent) if isinstance(extent, int) else re.sub(rf"\b{batch}\b", "N", str(extent))
-            for extent in value.shape
-        ]
-        return {"name": name, "dtype": str(value.dtype).removeprefix("torch."), "shape": shape}
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"name": name, "dtype": dtype, "shape": [written(extent) for extent in value.shape]}
 
     leaves = _results(program)
     tensors = iter(range(len(leaves)))

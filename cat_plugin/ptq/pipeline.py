@@ -8,7 +8,7 @@ from cat_plugin.ptq.checkpoint import Checkpoint
 from cat_plugin.ptq.journal import Journal
 from cat_plugin.ptq.stages.bits import BitsUnderBudget
 from cat_plugin.ptq.stages.equivalent import EquivalentTransforms
-from cat_plugin.ptq.stages.preparation import FoldBatchNorm, InsertQuantizers, Lower, Trace
+from cat_plugin.ptq.stages.preparation import AnyLength, FoldBatchNorm, InsertQuantizers, Lower, Trace
 from cat_plugin.ptq.stages.smoothing import TrainedSmoothing
 from cat_plugin.ptq.stages.stage import Stage
 from cat_plugin.ptq.stages.units import ChoosePacks, FitUnits
@@ -19,6 +19,7 @@ __all__ = ["STAGES", "run_stages"]
 
 STAGES: tuple[Stage, ...] = (
     Trace(),
+    AnyLength(),
     FoldBatchNorm(),
     EquivalentTransforms(),
     TrainedSmoothing(),

@@ -58,7 +58,7 @@ def _corrected(make: Any) -> tuple[nn.Module, Any]:
         (UNet, {"args_0": ["N", 3, 16, 16]}, {"output": ["N", 4, 16, 16]}, ("output", 1)),
         (
             ImageAndTextHeads,
-            {"image": ["N", 3, 16, 16], "tokens": ["N", 7], "mask": ["N", 7]},
+            {"image": ["N", 3, 16, 16], "tokens": ["N", "T"], "mask": ["N", "T"]},
             {"auxiliary": ["N", 4], "logits": ["N", 10]},
             ("logits", 1),
         ),

@@ -26,7 +26,7 @@ def names(**options):
 
 
 def test_a_specification_chooses_its_stages():
-    always = ["trace", "fold", "transforms", "insert", "units", "lower"]
+    always = ["trace", "lengths", "fold", "transforms", "insert", "units", "lower"]
     assert names(preset="fast") == always
     assert names(preset="balanced") == [*always[:-1], "refinement", "lower"]
     assert names(preset="best", unit="pack", weight_budget=3.0) == [
@@ -35,9 +35,9 @@ def test_a_specification_chooses_its_stages():
     assert "packs" not in names(preset="fast", unit="pack")
     assert names(preset="fast", smoothing="lrquant") == always
     assert names(preset="fast", smoothing="lrquant", smoothing_epochs=1) == [
-        *always[:3],
+        *always[:4],
         "smoothing",
-        *always[3:],
+        *always[4:],
     ]
     assert "smoothing" in names(preset="balanced", smoothing="omniquant")
     assert "smoothing" not in names(preset="balanced", smoothing="repq")

@@ -10,6 +10,7 @@ from torch import nn
 pytest.importorskip("tvm")
 
 import tvm_backend
+from cat_plugin.errors import CompileError, LibraryError
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.torch_compat import register_quantized_decomposed
@@ -65,3 +66,28 @@ def test_a_language_model_with_them_is_compiled(tmp_path, options):
     error = np.abs(found - expected).max(-1) / np.abs(expected).max()
     assert np.median(error) < 1e-5
     assert error.max() < 0.1
+
+
+def test_a_library_takes_one_of_the_lengths(tmp_path):
+    network = ZOO["llama"]
+    x = network.inputs(8)
+    module, _ = quantize(network.build(), QuantSpec(preset="fast", weight_only=True), x)
+    program = export_program(module, x[:2])
+    tvm_backend.compile(program, out=tmp_path / "short.so", tokens=7)
+    library = tvm_backend.load(tmp_path / "short.so")
+    expected = module(x).detach().numpy()
+    np.testing.assert_allclose(library(x[:, :7].numpy()), expected[:, :7], rtol=1e-3, atol=1e-4)
+    padded = np.pad(
+        x[:, :4].numpy(), ((0, 0), (0, 3))
+    )  # causal: what is on the right changes nothing on the left
+    np.testing.assert_allclose(np.asarray(library(padded))[:, :4], expected[:, :4], rtol=1e-3, atol=1e-4)
+    with pytest.raises(LibraryError, match=r"the model takes \(batch, 7\)"):
+        library(x[:, :4].numpy())
+    with pytest.raises(CompileError, match="outside of what the graph takes"):
+        tvm_backend.compile(program, out=tmp_path / "long.so", tokens=13)
+
+
+def test_a_length_is_for_graphs_that_take_any(tmp_path):
+    module, x = _Rounded().eval(), torch.randn(2, 3, 16)
+    with pytest.raises(CompileError, match="takes inputs of one size"):
+        tvm_backend.compile(torch.export.export(module, (x,)), out=tmp_path / "model.so", tokens=7)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.fx import Node
 
@@ -230,23 +231,41 @@ def _group_norm(writer: Writer, node: Node, given: dict[str, Any]) -> str:
 @converts("aten.scaled_dot_product_attention.default")
 def _attention(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     query, key, value, mask = given["query"], given["key"], given["value"], given["attn_mask"]
-    if given["is_causal"] or given.get("enable_gqa"):
-        raise ExportError("is_causal or enable_gqa; give the mask as a tensor")
+    groups = 1
+    if given.get("enable_gqa"):
+        groups = int(query.meta["val"].shape[-3]) // int(key.meta["val"].shape[-3])
+    keys, values = (_repeated(writer, node, groups) for node in (key, value))
     width = query.meta["val"].shape[-1]
     scale = given["scale"] if given["scale"] is not None else 1 / math.sqrt(width)
     rank, dtype = key.meta["val"].ndim, node.meta["val"].dtype
     turned = writer.emit(
-        "Transpose", [writer.value(key)], perm=[*range(rank - 2), rank - 1, rank - 2]
+        "Transpose", [keys], perm=[*range(rank - 2), rank - 1, rank - 2]
     )  # fmt: skip
     scaled = writer.emit("Mul", [writer.value(query), writer.value(float(scale), dtype)])
     score = writer.emit("MatMul", [scaled, turned])
+    if given["is_causal"]:
+        sizes = writer.emit("Shape", [score], start=-2)
+        hidden = writer.emit("Expand", [writer.value(-math.inf, dtype), sizes])
+        behind = writer.constant(np.array(1, dtype=np.int64), "diagonal")
+        score = writer.emit("Add", [score, writer.emit("Trilu", [hidden, behind], upper=1)])
     if mask is not None:
         held = writer.value(mask)
         if mask.meta["val"].dtype is torch.bool:
             limits = [writer.value(number, dtype) for number in (0.0, -math.inf)]
             held = writer.emit("Where", [held, *limits])
         score = writer.emit("Add", [score, held])
-    return writer.emit("MatMul", [writer.emit("Softmax", [score], axis=-1), writer.value(value)])
+    return writer.emit("MatMul", [writer.emit("Softmax", [score], axis=-1), values])
+
+
+def _repeated(writer: Writer, node: Node, groups: int) -> str:
+    """Keys or values (N, H, T, D), each head for as many queries' heads as share it."""
+    name = writer.value(node)
+    if groups == 1:
+        return name
+    _, heads, _, width = node.meta["val"].shape
+    apart = writer.emit("Reshape", [name, writer.integers([0, int(heads), 1, -1, int(width)])])
+    several = writer.emit("Expand", [apart, writer.integers([1, 1, groups, 1, 1])])
+    return writer.emit("Reshape", [several, writer.integers([0, int(heads) * groups, -1, int(width)])])
 
 
 @converts("aten.upsample_nearest2d.vec", "aten.upsample_nearest1d.vec", "aten.upsample_bilinear2d.vec")

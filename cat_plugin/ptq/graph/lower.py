@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from cat_plugin.ptq.graph.interface import Interface
+from cat_plugin.ptq.graph.lengths import any_length
 from cat_plugin.ptq.graph.modules import LEAST_MODULATION, QuantOp
 from cat_plugin.ptq.graph.ops import is_call
 from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
@@ -107,6 +108,7 @@ def lower(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:
     counterparts: dict[str, str] = {}
     for node, lowered in env.items():
         counterparts.setdefault(lowered.name, node.name)
+    any_length(graph, env)
     interface = module.meta.get("interface")
     if isinstance(interface, Interface):
         interface.restore(graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,7 @@ from cat_plugin.errors import CalibrationError
 from cat_plugin.models import run_call
 from cat_plugin.ptq.graph.fold import fold_batch_norm, fold_factors
 from cat_plugin.ptq.graph.insert import insert_quantizers
+from cat_plugin.ptq.graph.lengths import follow_length, token_axis
 from cat_plugin.ptq.graph.lockstep import check_lowered
 from cat_plugin.ptq.graph.lower import lower
 from cat_plugin.ptq.graph.trace import trace
@@ -22,7 +24,9 @@ from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
 from cat_plugin.structures import leaves_of
 
-__all__ = ["FoldBatchNorm", "InsertQuantizers", "Lower", "Trace"]
+__all__ = ["AnyLength", "FoldBatchNorm", "InsertQuantizers", "Lower", "Trace"]
+
+_log = logging.getLogger("cat_plugin")
 
 _FEW = 2  # rows that are run before it is known how much memory one takes
 
@@ -71,6 +75,21 @@ class Trace(_Exact):
         _check(state, first, len(inputs), rows)
         state.equivalence = Equivalence(state.model, inputs.call)
         state.quality = Quality.of(state.module.graph, spec.outputs, spec.logits, spec.class_axis)
+        return ()
+
+
+class AnyLength(_Always):
+    """Where the model reads token numbers: what of the graph follows the length of the sequences."""
+
+    name = "lengths"
+
+    def run(self, state: State) -> Iterable[Step]:
+        if token_axis(state.inputs) is not None:
+            reason = follow_length(
+                state.module, state.model, state.inputs[:2], lambda inputs: trace(state.model, inputs)
+            )
+            if reason is not None:
+                _log.info("the result takes sequences of one length: %s", reason)
         return ()
 
 

@@ -7,6 +7,7 @@ have accumulated, and on the quantized inputs, which shows the block's own.  Eac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -44,9 +45,16 @@ class SquaredError:
 
 
 class TwoBranches:
-    """Squared error and negative logarithm of the cosine against both targets, each over its running mean."""
+    """Squared error and negative logarithm of the cosine against both targets, each over its running mean.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    cosine, own, normalised : bool
+        Without: the squared error alone; the target on full-precision inputs alone; terms as they are.
+    """
+
+    def __init__(self, cosine: bool = True, own: bool = True, normalised: bool = True) -> None:
+        self.cosine, self.own, self.normalised = cosine, own, normalised
         self.means: list[Tensor] = []
 
     @staticmethod
@@ -57,18 +65,19 @@ class TwoBranches:
 
     def terms(self, y: Tensor, accumulated: Tensor, own: Tensor) -> list[Tensor]:
         """Both terms against both targets."""
-        return [
-            loss(y, target) for target in (accumulated, own) for loss in (F.mse_loss, negative_log_cosine)
-        ]
+        losses = (F.mse_loss, negative_log_cosine) if self.cosine else (F.mse_loss,)
+        return [loss(y, target) for target in (accumulated, own)[: 1 + self.own] for loss in losses]
 
     def __call__(self, y: Tensor, accumulated: Tensor, own: Tensor) -> Tensor:
         terms = self.terms(y, accumulated, own)
+        if not self.normalised:
+            return torch.stack(terms).sum()
         self.means = self.running(self.means, terms)
         return torch.stack([term / mean for term, mean in zip(terms, self.means, strict=True)]).sum()
 
 
 #: By the method, as ``smoothing`` names it; methods without a loss are in closed form only.
-BLOCK_LOSSES: dict[str, type[SquaredError] | type[TwoBranches]] = {
+BLOCK_LOSSES: dict[str, Callable[[], BlockLoss]] = {
     "omniquant": SquaredError,
     "lrquant": TwoBranches,
 }

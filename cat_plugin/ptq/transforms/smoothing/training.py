@@ -36,6 +36,7 @@ from cat_plugin.ptq.transforms.smoothing.fake import between, clipped_weight
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, BlockLoss
 from cat_plugin.ptq.transforms.smoothing.places import Side
+from cat_plugin.ptq.transforms.smoothing.starts import STARTS
 from cat_plugin.ptq.transforms.smoothing.vectors import first_vectors
 
 __all__ = ["Streams", "rows_of_a_step", "train_block", "widths_of"]
@@ -160,8 +161,9 @@ class _SmoothedBlock(TrainedInPlace):
         self.module, self.block, self.widths = module, block, widths
         device = next((tensor.device for tensor in module.buffers()), torch.device("cpu"))
         self.scales = [torch.ones(p.count, device=device, requires_grad=True) for p in block.places]
+        moves = spec.smoothing is not None and STARTS[spec.smoothing].moves
         self.shifts = [
-            torch.zeros(p.count, device=device, requires_grad=True) if p.shifted else None
+            torch.zeros(p.count, device=device, requires_grad=True) if p.shifted and moves else None
             for p in block.places
         ]
         self.shares: dict[fx.Node, list[Tensor]] = {}
