@@ -23,8 +23,11 @@ from tvm_backend.passes.fold_subsample import FoldSubsample
 from tvm_backend.passes.fuse_clip import FuseClip
 from tvm_backend.passes.fuse_outputs import FuseOutputs
 from tvm_backend.passes.fuse_residual import FuseResidual
+from tvm_backend.passes.legalize_float import FUNCTIONS
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.propagate_layout import PropagateLayout
+from tvm_backend.passes.schedule_loops import ScheduleLoops
+from tvm_backend.passes.unfold_border import UnfoldBorder
 from tvm_backend.passes.unpack_tuples import UnpackTuples
 from tvm_backend.target import is_cuda
 
@@ -59,7 +62,7 @@ INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
 )
 """From the imported QDQ graph to symbolic kernels."""
 
-PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct, FoldRows)
+PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct, FoldRows, UnfoldBorder)
 """What only processors have kernels for."""
 
 
@@ -119,14 +122,13 @@ def library_passes(
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         # Operators left in float: TVM's own functions, fused among themselves.
-        transform.LegalizeOps(),
+        transform.LegalizeOps({} if is_cuda(target) else FUNCTIONS),
         transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
         transform.FuseOps(),
         transform.FuseTIR(),
         transform.RewriteDataflowReshape(),
-        # A processor runs loops as they are, a CUDA device needs them bound to threads.
-        *([_float_schedules()] if is_cuda(target) else []),
+        _float_schedules() if is_cuda(target) else ScheduleLoops,
         # The kernels come after TVM's fusion, which does not understand their loops.
         lower.pass_,
         transform.ToNonDataflow(),

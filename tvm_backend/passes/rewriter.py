@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import tvm
 from tvm import relax, tirx
@@ -60,9 +62,18 @@ class Rewriter:
 
     def add_function(self, function: tirx.PrimFunc, name: str) -> tvm.ir.GlobalVar:
         """Add a PrimFunc under `name`, numbered when the module has a function of that name; returns its variable."""
+        name = self._free(name)
+        return self.builder.add_func(function.with_attr("global_symbol", name), name)
+
+    def call_loops(self, compute: Callable[[Any], Any], tensor: relax.Expr, name: str) -> relax.Expr:
+        """A call of a new function that computes a tensor expression of a tensor."""
+        return self.builder.call_te(compute, tensor, primfunc_name_hint=self._free(name))
+
+    def _free(self, name: str) -> str:
+        """A name that no function of the module has; taken from now on."""
         name = next(n for i in itertools.count() if (n := f"{name}_{i}" if i else name) not in self.taken)
         self.taken.add(name)
-        return self.builder.add_func(function.with_attr("global_symbol", name), name)
+        return name
 
     def definition(self, expr: relax.Expr) -> relax.Expr:
         """The expression bound to a variable of the new function; anything else is its own definition."""
