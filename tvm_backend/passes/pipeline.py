@@ -22,6 +22,7 @@ from tvm_backend.passes.fold_rows import FoldRows
 from tvm_backend.passes.fold_subsample import FoldSubsample
 from tvm_backend.passes.fuse_clip import FuseClip
 from tvm_backend.passes.fuse_outputs import FuseOutputs
+from tvm_backend.passes.fuse_quantize import FuseQuantize
 from tvm_backend.passes.fuse_residual import FuseResidual
 from tvm_backend.passes.legalize_float import FUNCTIONS
 from tvm_backend.passes.lower_kernels import LowerKernels
@@ -62,8 +63,8 @@ INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
 )
 """From the imported QDQ graph to symbolic kernels."""
 
-PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct, FoldRows, UnfoldBorder)
-"""What only processors have kernels for."""
+PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct, FoldRows, FuseQuantize, UnfoldBorder)
+"""What only processors have kernels, or schedules, for."""
 
 
 def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None) -> tvm.IRModule:

@@ -18,11 +18,11 @@ from tvm.tirx import PrimFunc
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue
 from tvm_backend.kernels.cpu import functions, ir
-from tvm_backend.kernels.cpu.epilogue import finish, pieces
+from tvm_backend.kernels.cpu.epilogue import defined, finish, pieces
 from tvm_backend.kernels.cpu.generator import CpuGenerator
 from tvm_backend.kernels.cpu.quantity import Finish
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
-from tvm_backend.kernels.spec import RowsSpec
+from tvm_backend.kernels.spec import QParams, RowsSpec
 from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Rows", "reference"]
@@ -159,5 +159,8 @@ class _Row:
         self.vectors(out)
 
     def store(self, value: Expr, row: Expr, at: Expr, lanes: int) -> None:
-        """The epilogue of a vector."""
+        """The epilogue of a vector; integer 0 for what is no number."""
+        kind = self.spec.epilogue.outputs[0]
+        if isinstance(kind, QParams) and len(self.outputs) == 1:
+            value = defined(ir.hold(value, "float32", lanes), kind, lanes)
         finish(value, self.finish, None, self.outputs, [row, at], lanes)
