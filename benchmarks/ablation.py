@@ -40,6 +40,8 @@ ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     "rotation vectors, k = 2": ({**LRQUANT, "rotation_vectors": 2}, None),
     "rotation vectors, k = 4": ({**LRQUANT, "rotation_vectors": 4}, None),
     "omniquant": ({"smoothing": "omniquant", "smoothing_epochs": 20}, None),
+    "affinequant": ({"smoothing": "affinequant", "smoothing_epochs": 20}, None),
+    "flatquant": ({"smoothing": "flatquant", "smoothing_epochs": 20}, None),
     "smoothquant": ({"smoothing": "smoothquant"}, None),
     "repq": ({"smoothing": "repq"}, None),
     "searched": ({"smoothing": "searched"}, None),

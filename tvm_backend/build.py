@@ -115,6 +115,7 @@ def compile(
     step(0, total, "importing the graph")
     program = of_one_length(_program(source), tokens)
     checks = checks_of(source if tokens is None else program, program)
+    _say_what_is_float(program)
     imported = import_program(program)
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
@@ -230,6 +231,23 @@ def _require_quantized(symbolic: Any, program: Any) -> None:
         raise CompileError(
             "the graph holds no convolution or linear layer with quantized weights; quantize the model first "
             "(cat_plugin.ptq.quantize, or Neural Compressor's static quantization)"
+        )
+
+
+def _say_what_is_float(program: Any) -> None:
+    """Tell of layers whose grids no integer kernel has: groups of weights, and single tokens."""
+    targets = [str(node.target) for node in program.graph.nodes]
+    groups, tokens = (
+        sum(kind in target for target in targets)
+        for kind in ("dequantize_per_channel_group", "dequantize_per_token")
+    )
+    if groups or tokens:
+        _log.warning(
+            "%d weights on grids of groups and %d activations on grids of tokens: the layers that read them are computed in "
+            "float32, and their weights lie in the library as float32. For integer kernels quantize with one scale a channel "
+            "and whole tensors (weight_groups: null, a_granularity: tensor)",
+            groups,
+            tokens,
         )
 
 

@@ -27,6 +27,7 @@ from cat_plugin.ptq.stages.smoothing import TrainedSmoothing
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
 from cat_plugin.ptq.transforms.rotation.rotation import Rotation
+from cat_plugin.ptq.transforms.smoothing.matrices import MATRICES
 from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
 
 __all__ = ["transform"]
@@ -73,6 +74,11 @@ def transform(
     if spec.rotation == "online":
         raise CATValueError(
             "rotation is 'online', which adds products to the network; expected 'folded' where the rounding is another's."
+        )
+    if spec.smoothing in MATRICES:
+        raise CATValueError(
+            f"smoothing is {spec.smoothing!r}, which adds products to the network; expected one that is folded into parameters "
+            "where the rounding is another's."
         )
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(TensorStore(None if spec.memory_mb is None else spec.memory_mb << 20))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cat_plugin.ptq.spec import QuantSpec
 
-__all__ = ["PRESETS", "Plan", "plan"]
+__all__ = ["PRESETS", "TRAINED", "Plan", "plan"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Plan:
         return max(self.unit_steps, self.model_steps, self.refinement_steps, self.smoothing_epochs) > 0
 
 
+#: Methods of ``smoothing`` that train.
+TRAINED = ("omniquant", "lrquant", "affinequant", "flatquant")
 #: The presets by name, the quick ones first: in this order configurations are tried.
 PRESETS = {
     "fast": Plan(0, 0, 0),
@@ -58,5 +60,5 @@ def plan(spec: QuantSpec) -> Plan:
         0 if spec.rounding == "none" and not spec.learned_steps else chosen("unit_steps"),
         chosen("model_steps"),
         chosen("refinement_steps"),
-        chosen("smoothing_epochs") if spec.smoothing in ("omniquant", "lrquant") else 0,
+        chosen("smoothing_epochs") if spec.smoothing in TRAINED else 0,
     )

@@ -26,7 +26,7 @@ from cat_plugin.options import (
     option,
     options_of,
 )
-from cat_plugin.ptq.presets import PRESETS
+from cat_plugin.ptq.presets import PRESETS, TRAINED
 
 __all__ = ["LayerOverride", "QuantSpec"]
 
@@ -202,13 +202,11 @@ class QuantSpec:
         "depthwise convolutions.",
         since="0.1",
     )
-    smoothing: Annotated[str, OneOf(("smoothquant", "omniquant", "lrquant", "repq", "searched"))] | None = (
-        option(
-            default=None,
-            doc="Scale and shift the channels of transformers between norms and linear layers, exactly, before quantizing "
-            "(:mod:`cat_plugin.ptq.transforms.smoothing`); the names are those of the methods.",
-            since="0.2",
-        )
+    smoothing: Annotated[str, OneOf(("smoothquant", *TRAINED, "repq", "searched"))] | None = option(
+        default=None,
+        doc="Scale and shift the channels of transformers between norms and linear layers, exactly, before quantizing "
+        "(:mod:`cat_plugin.ptq.transforms.smoothing`); the names are those of the methods.",
+        since="0.2",
     )
     smoothing_strength: Share = option(
         default=0.5,
@@ -217,7 +215,8 @@ class QuantSpec:
     )
     smoothing_epochs: Steps | None = option(
         default=None,
-        doc="Passes over the calibration inputs for each block, in which ``omniquant`` and ``lrquant`` train scales and shifts "
+        doc="Passes over the calibration inputs for each block, in which ``omniquant``, ``lrquant`` and their like train scales, shifts and "
+        "matrices "
         "(:mod:`cat_plugin.ptq.transforms.smoothing.training`); None as the preset says.",
         since="0.2",
     )

@@ -82,6 +82,7 @@ def test_trained_and_rotated_where_modules_share_a_parameter():
     [
         ({}, "neither smoothing nor rotation is given"),
         ({"rotation": "online"}, "adds products to the network"),
+        ({"smoothing": "flatquant"}, "'flatquant', which adds products"),
         ({"rotation": "folded"}, "is used in two places"),
     ],
 )

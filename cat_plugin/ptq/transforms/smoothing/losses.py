@@ -80,4 +80,6 @@ class TwoBranches:
 BLOCK_LOSSES: dict[str, Callable[[], BlockLoss]] = {
     "omniquant": SquaredError,
     "lrquant": TwoBranches,
+    "affinequant": SquaredError,
+    "flatquant": SquaredError,
 }

@@ -150,6 +150,8 @@ STARTS: dict[str, Start] = {
     "smoothquant": SmoothQuant(),
     "omniquant": OmniQuant(),
     "lrquant": LogarithmicEquivalent(),
+    "affinequant": OmniQuant(),
+    "flatquant": OmniQuant(),
     "repq": Reparametrization(),
     "searched": SearchedRanges(),
 }

@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.graph.insert import group_of, layer_widths
 from cat_plugin.ptq.graph.modules import modulation
-from cat_plugin.ptq.graph.ops import PRODUCTS, arguments, is_call
+from cat_plugin.ptq.graph.ops import PRODUCTS, arguments, is_call, operand
 from cat_plugin.ptq.learned.descent import Outcome, Schedule, TrainedInPlace, descend, split_rows
 from cat_plugin.ptq.learned.soft_unit import run_nodes
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_token_share, subsample
@@ -35,6 +35,7 @@ from cat_plugin.ptq.transforms.smoothing.blocks import Block
 from cat_plugin.ptq.transforms.smoothing.fake import between, clipped_weight
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, BlockLoss
+from cat_plugin.ptq.transforms.smoothing.matrices import MATRICES, Matrix
 from cat_plugin.ptq.transforms.smoothing.places import Side
 from cat_plugin.ptq.transforms.smoothing.starts import STARTS
 from cat_plugin.ptq.transforms.smoothing.vectors import first_vectors
@@ -171,6 +172,7 @@ class _SmoothedBlock(TrainedInPlace):
         self.ranges: dict[tuple[fx.Node, int], _Range | _TokenRange] = {}
         kind = _TokenRange if spec.a_granularity == "token" else _Range
         self.functions: dict[fx.Node, Any] = {}
+        self.matrices: dict[fx.Node, Matrix] = {}  # by what layers read
         makers = {s.node for p in block.places for s in p.sources}
         for node in block.nodes:
             if node in widths:
@@ -179,6 +181,9 @@ class _SmoothedBlock(TrainedInPlace):
                 self.shares[node] = [_logits(weight.numel() // group, 1, device=device) for _ in range(2)]
                 if spec.rotation_vectors > 1:
                     self.vectors[node] = first_vectors(weight.shape, spec.rotation_vectors, device)
+                source = operand(node)
+                if spec.smoothing in MATRICES and source not in self.matrices:
+                    self.matrices[source] = MATRICES[spec.smoothing](weight.shape[1], device)
                 if not spec.weight_only:
                     self.ranges[node, 0] = kind(widths[node][1])
             elif is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
@@ -222,6 +227,9 @@ class _SmoothedBlock(TrainedInPlace):
                 bias = bias + weight[:, columns] @ shifts
             weight = weight * torch.ones(weight.shape[1], device=weight.device).index_put((columns,), factors)
         if node in self.widths:
+            matrix = self.matrices.get(operand(node))
+            if matrix is not None:
+                x, weight = matrix(x), matrix.on_weight(weight)
             low_share, high_share = self.shares[node]
             factor = modulation(*self.vectors[node]) if node in self.vectors else None
             weight = clipped_weight(weight, low_share, high_share, self.widths[node][0], factor)
@@ -246,11 +254,18 @@ class _SmoothedBlock(TrainedInPlace):
     def groups(self) -> list[dict[str, Any]]:
         """Adam's parameter groups."""
         moved = [*self.scales, *(z for z in self.shifts if z is not None)]
+        moved += [part for matrix in self.matrices.values() for part in matrix.trained]
         vectors = [vector for pair in self.vectors.values() for vector in pair]
         clips = [share for shares in self.shares.values() for share in shares]
         clips += [end for each in self.ranges.values() for end in each.ends]
         groups = [{"params": moved, "lr": _SCALE_RATE}, {"params": clips, "lr": _CLIP_RATE}]
         return [*groups, {"params": vectors, "lr": _VECTOR_RATE}] if vectors else groups
+
+    def regularizers(self, share: float) -> list[Tensor]:
+        """Nothing is added to the loss; matrices that grow are told how far they may."""
+        for matrix in self.matrices.values():
+            matrix.share = share
+        return []
 
     def harden(self) -> None:
         """Nothing is written before the block is finished."""
@@ -268,6 +283,10 @@ class _SmoothedBlock(TrainedInPlace):
                 scales.detach().clamp(min=_LEAST).cpu(),
                 None if shifts is None else shifts.detach().cpu(),
             )
+        for source, matrix in self.matrices.items():
+            matrix.share = 1.0
+            layers = [node for node in self.shares if operand(node) is source]
+            matrix.fold(self.module, source, layers)
 
 
 class _BlockError:

@@ -12,6 +12,7 @@ import torch
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.graph.trace import trace
+from cat_plugin.ptq.presets import TRAINED
 from cat_plugin.ptq.transforms.smoothing.blocks import find_blocks
 from cat_plugin.ptq.transforms.smoothing.fake import between, clipped_weight
 from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, TwoBranches, negative_log_cosine
@@ -123,7 +124,7 @@ def test_training_is_a_stage_with_its_report_and_the_same_every_time():
     assert all(unit.steps == 8 for unit in trained)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
-    assert set(BLOCK_LOSSES) == {"omniquant", "lrquant"}
+    assert set(BLOCK_LOSSES) == set(TRAINED)
 
 
 def test_what_is_kept_is_judged_by_the_methods_own_loss():
