@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tvm_backend.cuda_runtime import load_cuda_runtime
 from tvm_backend.description import read_manifest
 from tvm_backend.elf import missing_part
 from tvm_backend.images import prepared, top_of
+from tvm_backend.pace import Pace
 from tvm_backend.tensors import as_numpy, check, check_finite, like
 from tvm_backend.variants import choose
 from tvm_backend.verify import verify as compare
@@ -107,6 +109,9 @@ class Library:
         if device == "cuda":
             load_cuda_runtime(self._tvm)
         self._device = self._tvm.cuda(0) if device == "cuda" else self._tvm.cpu()
+        given = pool.default(self._tvm)
+        # What runs on a device is not divided among threads.
+        self._most = 1 if device == "cuda" else self.threads or given
         self._inputs: list[dict[str, Any]] = manifest["inputs"]
         self._result = result_of(manifest)
         self._batches = frozenset(manifest["batch_sizes"])
@@ -134,11 +139,9 @@ class Library:
         """The calling thread's virtual machine: one machine must not run in two threads at once."""
         machine = getattr(self._local, "machine", None)
         if machine is None:
-            if self.threads is not None:
-                pool.configure(self._tvm, self.threads)
             machine = self._tvm.runtime.vm.VirtualMachine(self._module, self._device)
             self._local.machine = machine
-            self._local.functions = {}
+            self._local.functions, self._local.paces = {}, {}
         return machine
 
     def _function(self, batch: int | None) -> Any:
@@ -194,8 +197,26 @@ class Library:
         if batch not in self._sizes and len(self._sizes) >= _KEPT_SIZES:
             self.release()  # of each batch size TVM keeps the memory
         self._sizes.add(batch)
-        result = self._function(batch)(*map(self._convert, inputs))
+        function, tensors = self._function(batch), [self._convert(value) for value in inputs]
+        if self._most > 1:
+            result = self._timed(function, tensors, batch)
+        else:
+            if self.threads is not None:  # other libraries of this thread may have more
+                pool.use(self._tvm, self.threads, self.threads)
+            result = function(*tensors)
         return [result] if isinstance(result, self._tvm.runtime.Tensor) else list(result)
+
+    def _timed(self, function: Any, tensors: list[Any], batch: int | None) -> Any:
+        """A call with as many threads as are of use just now."""
+        pace = self._local.paces.get(batch)
+        if pace is None:
+            pace = self._local.paces[batch] = Pace(self._most)
+        begun = time.perf_counter()
+        used = pace.threads(begun)
+        pool.use(self._tvm, used, self._most)
+        result = function(*tensors)
+        pace.took(used, begun, time.perf_counter())
+        return result
 
     def _in_pieces(self, inputs: Sequence[Any], batch: int, rows: int) -> list[Any]:
         arrays = [value if isinstance(value, np.ndarray) else as_numpy(value) for value in inputs]

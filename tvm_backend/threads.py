@@ -7,12 +7,16 @@ has spent its share of time by waiting is put last when there is work.
 
 from __future__ import annotations
 
+import functools
 import os
+import threading
 from typing import Any
 
 from cat_plugin.errors import LibraryError
 
-__all__ = ["be_considerate", "bounded", "configure"]
+__all__ = ["be_considerate", "bounded", "default", "use"]
+
+_pool = threading.local()
 
 _BIG = 1
 """The pool's mode in which the processors are those that are named."""
@@ -71,7 +75,30 @@ def bounded(threads: int | None) -> int | None:
     return min(threads, len(_processors()))
 
 
-def configure(tvm: Any, threads: int) -> None:
-    """Set the number of threads of the pool that belongs to the calling thread."""
-    cpus = [str(cpu) for cpu in _processors()[:threads]]
-    tvm.get_global_func("runtime.config_threadpool")(_BIG, threads, cpus, threads)
+@functools.cache
+def default(tvm: Any) -> int:
+    """Threads that TVM takes by itself; asked for before :func:`use` has changed anything."""
+    found: list[int] = []
+    # Asking makes the asking thread a pool, which has then as many threads as it will ever have.
+    asking = threading.Thread(target=lambda: found.append(int(tvm.get_global_func("runtime.NumThreads")())))
+    asking.start()
+    asking.join()
+    return max([1, *found])
+
+
+def use(tvm: Any, threads: int, most: int) -> None:
+    """Set the number of threads of the pool that belongs to the calling thread, where it is another one.
+
+    Parameters
+    ----------
+    tvm : module
+        TVM.
+    threads : int
+        For the calls that follow.
+    most : int
+        That the pool has, where this makes it.
+    """
+    if getattr(_pool, "threads", None) != threads:
+        cpus = [str(cpu) for cpu in _processors()[:threads]]
+        tvm.get_global_func("runtime.config_threadpool")(_BIG, threads, cpus, most)
+        _pool.threads = threads

@@ -12,6 +12,7 @@ import pytest
 
 import tvm_backend
 from cat_plugin.errors import LibraryError
+from tvm_backend import threads as pool
 from tvm_backend.threads import be_considerate, bounded
 
 CALL = """
@@ -84,3 +85,16 @@ def test_what_the_environment_says_stays(monkeypatch):
 def test_results_do_not_depend_on_it(compiled, images):
     one, two = (tvm_backend.load(Path(compiled[0].path), threads=number) for number in (1, 2))
     np.testing.assert_array_equal(one(images), two(images))
+
+
+def test_libraries_of_one_thread_have_their_own_numbers(compiled, images, monkeypatch):
+    used = []
+    monkeypatch.setattr(pool, "use", lambda tvm, threads, most: used.append(threads))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3})
+    one, three = (tvm_backend.load(Path(compiled[0].path), threads=number) for number in (1, 3))
+    one(images)
+    three(images)
+    one(images)
+    for _ in range(3):
+        three(images)
+    assert used == [1, 3, 1, 1, 3, 1]  # the second and the fourth call tell what one thread takes

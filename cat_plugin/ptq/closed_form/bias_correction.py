@@ -12,6 +12,8 @@ Convolutional Networks for Classification and Detection", arXiv 1505.06798, sect
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,7 @@ def corrected_bias(layer: QuantOp, moments: Moments) -> Tensor:
     return bias.reshape(-1).to(layer.weight.dtype)
 
 
-def shift_behind_clip(outputs: Tensor, wanted: Tensor, low: float, high: float) -> Tensor:
+def shift_behind_clip(parts: Iterable[tuple[Tensor, Tensor]], low: float, high: float) -> Tensor:
     """What to add to the bias for less squared error behind a clip to [low, high].
 
     Minimises ``sum_p m_p (clip(y_p) - u_p - b)^2 + 0.1 P b^2`` for each channel, ``m_p`` being 0 where ``u`` and ``y``
@@ -52,8 +54,9 @@ def shift_behind_clip(outputs: Tensor, wanted: Tensor, low: float, high: float) 
 
     Parameters
     ----------
-    outputs, wanted : Tensor
-        (O, P) quantized and full-precision outputs ``u`` and ``y`` of the layer, before it.
+    parts : iterable of pairs of Tensor
+        (O, p) quantized and full-precision outputs ``u`` and ``y`` of the layer, before it; P in all, of which one part at a
+        time is held.
     low, high : float
         Its ends; infinity where there is none.
 
@@ -62,6 +65,12 @@ def shift_behind_clip(outputs: Tensor, wanted: Tensor, low: float, high: float) 
     Tensor
         (O,) shift ``b``.
     """
-    hidden = ((outputs <= low) & (wanted <= low)) | ((outputs >= high) & (wanted >= high))
-    errors = (wanted.clamp(low, high) - outputs).masked_fill_(hidden, 0.0)
-    return errors.sum(1) / ((~hidden).sum(1) + _PULL * outputs.shape[1])
+    total: Tensor | None = None
+    shown: Tensor | float = 0.0
+    for outputs, wanted in parts:
+        hidden = ((outputs <= low) & (wanted <= low)) | ((outputs >= high) & (wanted >= high))
+        errors = (wanted.clamp(low, high) - outputs).masked_fill_(hidden, 0.0)
+        total = errors.sum(1).double() + (0.0 if total is None else total)
+        shown = shown + (~hidden).sum(1) + _PULL * outputs.shape[1]
+    assert total is not None
+    return (total / shown).to(errors.dtype)

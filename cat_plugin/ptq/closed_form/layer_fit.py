@@ -9,7 +9,7 @@ along a chain of residual blocks as far as the layer's inputs tell of them.  (In
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -93,6 +93,15 @@ def _clip(node: fx.Node, module: fx.GraphModule) -> tuple[float, float] | None:
     return (0.0, 6.0) if ceiling or is_relu6(user) else None
 
 
+def _at(values: Tensor, axis: int, positions: Tensor) -> Tensor:
+    """(C, n * positions) of values (n, ...) with their channels along an axis, at some of the other axes' positions."""
+    if values.ndim == 2:
+        return values.T
+    if axis == 1:
+        return values.flatten(2).index_select(2, positions).movedim(1, 0).flatten(1)
+    return values.flatten(1, -2).index_select(1, positions).flatten(0, 1).T
+
+
 def _shift_bias(
     node: fx.Node,
     layer: QuantOp,
@@ -107,20 +116,22 @@ def _shift_bias(
         return
     axis = outputs.ndim - 1 if layer.kind == "linear" else 1
     count = outputs[0].numel() // outputs.shape[axis]
-    given: list[Tensor] = []
-    wanted: list[Tensor] = []
-    for start in range(0, fitted, quantized.batch_size):
-        rows = slice(start, min(start + quantized.batch_size, fitted))
-        positions = torch.randperm(count, generator=generator)[: max(1, ROWS // fitted)]
-        for values, some in ((outputs[rows].to(quantized.device), given), (target(rows), wanted)):
-            flat = values.movedim(axis, -1).flatten(1, -2) if values.ndim > 2 else values.unsqueeze(1)
-            picked = flat.index_select(1, positions.to(values.device))  # (n, positions, channels)
-            some.append(picked.flatten(0, 1).movedim(1, 0))
-    shift = shift_behind_clip(torch.cat(given, 1), torch.cat(wanted, 1), *ends)
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, fitted, quantized.batch_size):
+            rows = slice(start, min(start + quantized.batch_size, fitted))
+            positions = torch.randperm(count, generator=generator)[: max(1, ROWS // fitted)]
+            given, wanted = outputs[rows].to(quantized.device), target(rows)
+            positions = positions.to(given.device)
+            yield _at(given, axis, positions), _at(wanted, axis, positions)
+            quantized.store.settle()
+
+    shift = shift_behind_clip(parts(), *ends)
     layer.bias = layer.bias + shift.to(layer.bias.device)
     shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
     for start in range(0, len(outputs), quantized.batch_size):
         outputs[start : start + quantized.batch_size] += shift.reshape(shape).to(outputs.device)
+        quantized.store.settle()
 
 
 def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice], Tensor]) -> float:
