@@ -26,7 +26,9 @@ from unittest.mock import patch
 from benchmarks import rows
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "ablation.json"
-LRQUANT = {"smoothing": "lrquant", "smoothing_epochs": 20}
+#: ``smoothing_epochs`` of those that train is an option of the command.
+TRAINED = {"smoothing_epochs": -1}
+LRQUANT = {"smoothing": "lrquant", **TRAINED}
 #: Row -> options of the specification, and the part that is taken away (see :func:`_without`).
 ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     "lrquant": (LRQUANT, None),
@@ -39,9 +41,9 @@ ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     "start of SmoothQuant": (LRQUANT, "start"),
     "rotation vectors, k = 2": ({**LRQUANT, "rotation_vectors": 2}, None),
     "rotation vectors, k = 4": ({**LRQUANT, "rotation_vectors": 4}, None),
-    "omniquant": ({"smoothing": "omniquant", "smoothing_epochs": 20}, None),
-    "affinequant": ({"smoothing": "affinequant", "smoothing_epochs": 20}, None),
-    "flatquant": ({"smoothing": "flatquant", "smoothing_epochs": 20}, None),
+    "omniquant": ({"smoothing": "omniquant", **TRAINED}, None),
+    "affinequant": ({"smoothing": "affinequant", **TRAINED}, None),
+    "flatquant": ({"smoothing": "flatquant", **TRAINED}, None),
     "smoothquant": ({"smoothing": "smoothquant"}, None),
     "repq": ({"smoothing": "repq"}, None),
     "searched": ({"smoothing": "searched"}, None),
@@ -80,6 +82,8 @@ def _measure(network: Any, split: Any, name: str, options: argparse.Namespace) -
 
     images, labels = split.test
     changed, part = ROWS[name]
+    if changed.keys() >= TRAINED.keys():
+        changed = {**changed, "smoothing_epochs": options.passes}
     w_bits, a_bits = options.bits
     errors, scores, started = [], [], time.perf_counter()
     with torch.no_grad():
@@ -91,7 +95,7 @@ def _measure(network: Any, split: Any, name: str, options: argparse.Namespace) -
             a_bits=a_bits,
             attention_bits=a_bits,
             preset="fast",
-            num_samples=128,
+            num_samples=options.samples,
             seed=seed,
             **changed,
         )
@@ -111,6 +115,8 @@ def _measure(network: Any, split: Any, name: str, options: argparse.Namespace) -
         "top1": round(statistics.mean(scores), 2),
         "fp": round(100 * float((full.argmax(1) == labels).float().mean()), 2),
         "seeds": options.seeds,
+        "samples": options.samples,
+        "passes": options.passes,
         "seconds": round((time.perf_counter() - started) / options.seeds, 1),
     }
 
@@ -122,12 +128,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bits", nargs=2, type=int, default=[3, 4], help="of weights and activations")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40, help="that the network is trained for")
+    parser.add_argument("--samples", type=int, default=128, help="to calibrate on")
+    parser.add_argument(
+        "--passes", type=int, default=20, help="over these in which scales and shifts are trained"
+    )
+    parser.add_argument(
+        "--network", type=Path, help="safetensors that keep the trained network for other runs"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="JSON to merge into")
     options = parser.parse_args(arguments)
-    from examples.vision_transformer.model import load_images, train
+    from safetensors.torch import load_file, save_file
+
+    from examples.vision_transformer.model import VisionTransformer, load_images, train
 
     split = load_images()
-    network = train(split, epochs=options.epochs)
+    if options.network is not None and options.network.exists():
+        network = VisionTransformer().eval()
+        network.load_state_dict(load_file(options.network))
+    else:
+        network = train(split, epochs=options.epochs)
+        if options.network is not None:
+            save_file(network.state_dict(), options.network)
     bits = "W{}A{}".format(*options.bits)
     for name in ROWS:
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in options.rows):
