@@ -22,6 +22,9 @@ _FEWEST = 4
 _TASK = 32768
 """Elements, or products, worth handing to a thread."""
 
+_SAMPLE = 4096
+"""The same of one sample where the size of the batch is not known; waking threads for one small sample costs more than it takes."""
+
 _COSTLY = ("T.Let", "T.exp", "T.log", "T.pow", "T.erf", "T.sqrt", "T.rsqrt", "T.sigmoid", "T.tanh")
 """What marks an expression that is not computed twice, in its text."""
 
@@ -186,7 +189,7 @@ def _sums(block: _Block, spatial: int) -> None:
 
 def _threads(block: _Block, loops: list[Any]) -> None:
     """Hand the outer loops to threads where there is enough to do."""
-    if not loops or (block.known and block.size < _TASK):
+    if not loops or block.size < (_TASK if block.known else _SAMPLE):
         return
     sch, left = block.sch, block.size
     outer: list[Any] = []

@@ -61,10 +61,11 @@ def test_a_schedule_computes_the_same(name):
 
 
 def test_threads_share_a_batch_whose_size_is_not_known():
-    x = te.placeholder((tirx.Var("n", "int64"), 32, 64), name="x", dtype="float32")
-    text = scheduled(te.create_prim_func([x, topi.tanh(x)])).script()
-    assert "T.parallel" in text
-    assert "T.vectorized" in text
+    for features, shared in ((64, False), (64 * 64, True)):
+        x = te.placeholder((tirx.Var("n", "int64"), 2, features), name="x", dtype="float32")
+        text = scheduled(te.create_prim_func([x, topi.tanh(x)])).script()
+        assert ("T.parallel" in text) == shared
+        assert "T.vectorized" in text
 
 
 def test_what_is_shared_is_computed_once():
