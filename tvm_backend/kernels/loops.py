@@ -25,7 +25,7 @@ _TASK = 32768
 _SAMPLE = 4096
 """The same of one sample where the size of the batch is not known; waking threads for one small sample costs more than it takes."""
 
-_COSTLY = ("T.Let", "T.exp", "T.log", "T.pow", "T.erf", "T.sqrt", "T.rsqrt", "T.sigmoid", "T.tanh")
+_COSTLY = ("T.Let", "T.isnan", "T.exp", "T.log", "T.pow", "T.erf", "T.sqrt", "T.rsqrt", "T.sigmoid", "T.tanh")
 """What marks an expression that is not computed twice, in its text."""
 
 _REDUCE = 2  # IterVar.CommReduce
@@ -112,7 +112,9 @@ def scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
     except (s_tir.ScheduleError, ValueError, RuntimeError) as error:
         _log.debug("loops are left as they are: %s", str(error).splitlines()[-1:])
         return function
-    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+    # An expression that was put in place twice binds its variables twice, to different values perhaps.
+    made = tirx.transform.ConvertSSA()(sch.mod)
+    return made["main"].with_attr("tirx.is_scheduled", True)
 
 
 def _inline(sch: Any, root: Any) -> None:

@@ -85,3 +85,20 @@ def test_other_forms_stay_as_they_are():
     out = te.extern((4, 16), [x], lambda ins, outs: tirx.call_packed("nothing", ins[0], outs[0]))
     function = te.create_prim_func([x, out])
     assert scheduled(function).script().count("T.vectorized") == 0
+
+
+def test_functions_in_each_other_keep_their_values_apart():
+    x = te.placeholder((4, 16), name="x", dtype="float32")
+
+    def doubled_once(name, tensor):
+        held = tirx.Var("held", "float32")
+        return te.compute(tensor.shape, lambda *at: tirx.Let(held, tensor(*at), held * held), name=name)
+
+    result = doubled_once("again", doubled_once("first", x))
+    function = scheduled(te.create_prim_func([x, result])).with_attr("global_symbol", "main")
+    assert function.script().count("T.sblock(") == 2  # one in the other
+    built = tvm.compile(tvm.IRModule({"main": function}), target=next(iter(resolve("native").values())))
+    data = np.arange(64, dtype=np.float32).reshape(4, 16) / 16
+    out = tvm.runtime.tensor(np.zeros_like(data))
+    built.mod["main"](tvm.runtime.tensor(data), out)
+    np.testing.assert_array_equal(out.numpy(), data**4)
