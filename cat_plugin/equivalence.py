@@ -37,6 +37,11 @@ class Equivalence:
     error : type of CATError
         What is raised where outputs differ.
 
+    Attributes
+    ----------
+    rows_are_independent : bool
+        Whether a row gives the same among others as alone; False as well where an output has no row for each input.
+
     Raises
     ------
     CATError
@@ -55,6 +60,8 @@ class Equivalence:
         with torch.no_grad(), without_autocast():
             self.expected = [_outputs(model, rows) for rows in self.calls]
             again = _outputs(model, self.calls[-1])
+        alone = [leaf[:1] if isinstance(leaf, Tensor) and leaf.ndim else leaf for leaf in self.expected[-1]]
+        self.rows_are_independent = _farthest(alone, self.expected[0]) <= TOLERANCE
         if (apart := _farthest(again, self.expected[-1])) > TOLERANCE:
             raise self.error(
                 f"the model gives different outputs for the same inputs ({apart:.2g} of the largest apart); expected "
@@ -87,6 +94,14 @@ class Equivalence:
             if apart <= TOLERANCE:
                 continue
             rows = call.rows
+            blame = (
+                "This is a fault of this package, not of the model: please report it with the model's code."
+            )
+            if any(getattr(child, "use_nested_tensor", False) for child in self.model.modules()):
+                blame = (
+                    "The model's nn.TransformerEncoder returns zeros for padded tokens in evaluation mode and other values in "
+                    "training mode; make it with enable_nested_tensor=False."
+                )
             place = (
                 self._first_difference(module, call.to(device))
                 if locate and isinstance(module, fx.GraphModule)
@@ -95,8 +110,7 @@ class Equivalence:
             raise self.error(
                 f"after the step {stage!r} the model's outputs are {apart:.2g} of the largest output away from the "
                 f"original's on {rows} calibration row{'s' if rows > 1 else ''}{_shapes(found, expected)}; expected less than "
-                f"{TOLERANCE:g}{f', and the first module whose output differs is {place!r}' if place else ''}. This is "
-                "a fault of this package, not of the model: please report it with the model's code."
+                f"{TOLERANCE:g}{f', and the first module whose output differs is {place!r}' if place else ''}. {blame}"
             )
 
     def _first_difference(self, module: fx.GraphModule, call: ModelCall) -> str | None:
@@ -125,7 +139,7 @@ class Equivalence:
 
 def _keep(outputs: dict[str, Tensor], name: str) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and not output.is_nested:
             outputs[name] = output.detach().clone()
 
     return hook

@@ -92,9 +92,9 @@ def constant_value(expr: Any) -> np.ndarray:
     return np.asarray((expr.value if hasattr(expr, "value") else expr.data).numpy())
 
 
-def constant(array: np.ndarray) -> Any:
-    """A tensor constant with the contents of `array`."""
-    return relax.const(np.ascontiguousarray(array))
+def constant(array: np.ndarray, dtype: str | None = None) -> Any:
+    """A tensor constant with the contents of `array`; without a type, relax makes 32 bits of 64."""
+    return relax.const(np.ascontiguousarray(array), dtype)
 
 
 def call_pure_packed(name: str, args: list[Any], types: list[Any]) -> Any:

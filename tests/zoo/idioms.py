@@ -136,6 +136,7 @@ MUTATION: dict[str, Callable[[Tensor], Tensor]] = {
     "assign-in-clone": _assign_in_clone,
     "chunk-sigmoid_": _chunk_sigmoid,
     "masked_fill_": _masked_fill,
+    "assign-where": lambda y: y.clone().index_put_((y < -0.2,), torch.tensor(-0.2)),
     "copy-into": _copy_into,
     "in-place-chain": _in_place_chain,
 }
@@ -233,6 +234,7 @@ ARITHMETIC: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "instance-norm": lambda y: F.instance_norm(y),
     "normalize": lambda y: F.normalize(y, dim=1),
     "standardize": lambda y: (y - y.mean((2, 3), keepdim=True)) / (y.std((2, 3), keepdim=True) + 1e-3),
+    "double-inside": lambda y: (y.double() * 1.5).float(),
     "variance": lambda y: y * y.var(1, keepdim=True),
     "colliding-names": _CollidingNames,
     "batch-statistics": _BatchStatistics,
@@ -331,6 +333,8 @@ BATCH: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "fold-batch": lambda y: y.view(-1, 8, 8).relu().view(-1, 8, 8, 8),
     "new-zeros": lambda y: y + y.new_zeros(y.shape[0], 1, 1, 1) + y.new_ones(y.shape[0], 1, 1, 1) * 0.1,
     "arange-positions": lambda y: y + torch.arange(y.shape[-1]) * 0.1,
+    "by-rows": lambda y: y * y.shape[0] / y.shape[0] + y * y.numel() / (y.shape[0] * 600),
+    "repeated-by-rows": lambda y: y + torch.linspace(-1, 1, 8).view(1, 8, 1, 1).repeat(y.shape[0], 1, 8, 8),
     "ones-batch": lambda y: torch.cat([y[:, :7], torch.ones(y.shape[0], 1, 8, 8)], 1),
     "transposed-batch": lambda y: y.transpose(0, 1).relu().transpose(0, 1),
 }

@@ -34,7 +34,10 @@ class _Disturbed(fx.Interpreter):
             return args[0]
         if target is _qd.dequantize_per_tensor.default:
             x, _, _, low, high, *_ = args
-            return self._moved(x, (x.max().clamp_min(0) - x.min().clamp_max(0)) / (high - low))
+            ends = x.min().clamp_max(0), x.max().clamp_min(0)
+            return self._moved(x, (ends[1] - ends[0]) / (high - low)).clamp(
+                *ends
+            )  # a grid ends where values do
         result = super().call_function(target, args, kwargs)
         if target is _qd.dequantize_per_channel.default:
             axis, low, high = args[3:6]

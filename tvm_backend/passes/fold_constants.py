@@ -51,7 +51,7 @@ class _Fold(Rewriter):
                 np.transpose(value, compat.ints(expr.attrs.axes) if expr.attrs.axes else None)
             )
         if name == "astype":
-            return compat.constant(value.astype(str(expr.attrs.dtype)))
+            return compat.constant(value.astype(str(expr.attrs.dtype)), str(expr.attrs.dtype))
         shape = dialect.shape_of(self.emit(expr))
         if not all(isinstance(d, int) for d in shape):
             return None

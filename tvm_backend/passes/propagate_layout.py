@@ -139,7 +139,8 @@ class _Propagate(Rewriter):
                 if value.ndim > len(axes):
                     return None
                 value = value.reshape((1,) * (len(axes) - value.ndim) + value.shape)
-                operands.append(compat.constant(np.transpose(value, np.argsort(axes))))
+                turned = np.transpose(value, np.argsort(axes))
+                operands.append(compat.constant(turned, str(value.dtype)))
             else:
                 return None
         return self._permuted(compat.call_with(expr, operands), axes)

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.closed_form.moments import ROWS, measure
-from cat_plugin.ptq.graph.executor import Executor, first_inputs
+from cat_plugin.ptq.graph.executor import Executor, first_inputs, rows_of
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import arguments, is_batch_size, is_batched, is_call, is_relu6, operand
 from cat_plugin.ptq.quantizers.observers import search_weight_range
@@ -139,9 +139,8 @@ def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice]
     count, power, error = min(quantized.batch_size, quantized.count), 0.0, 0.0
     pieces = quantized.pieces(node, count) if is_batched(node) else [slice(0, count)]
     for rows in pieces:
-        y = quantized.value(node, rows)
-        if not is_batched(node):  # rows of the last axis, see Executor.gathered
-            y = y.reshape(-1, y.shape[-1])
+        y = rows_of(node, quantized.value(node, rows))
+        if not is_batched(node):
             rows = slice(0, len(y))
         some = target(rows).to(y.device)
         share = 1.0 / len(pieces) if not is_batched(node) else len(y) / count

@@ -16,7 +16,7 @@ from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.graph.ops import is_batch_size, is_batched, row_bytes
 from cat_plugin.ptq.rows import Rows
 
-__all__ = ["Executor", "first_inputs", "last_uses", "pass_bytes", "rows_of_a_pass"]
+__all__ = ["Executor", "first_inputs", "last_uses", "pass_bytes", "rows_of", "rows_of_a_pass"]
 
 _PASS = 64 << 20  # bytes that a pass may always take
 
@@ -143,11 +143,10 @@ class Executor:
 
     @torch.no_grad()
     def gathered(self, node: fx.Node) -> Tensor:
-        """All of a node's value; where the batch is not the first axis, as rows of the last axis."""
+        """All of a node's value, as :func:`rows_of` puts it where the first axis is not the batch."""
         if node in self.values:
             return self.values[node]
-        parts = [self.value(node, rows) for rows in self.pieces(node)]
-        return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+        return torch.cat([rows_of(node, self.value(node, rows)) for rows in self.pieces(node)])
 
     def run_stretch(self, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> None:
         """Compute ``outputs`` anew from what stands before ``nodes``.
@@ -167,6 +166,14 @@ class Executor:
             value = self.values.pop(node, None)
             if value is not None and not any(value is other for other in self.values.values()):
                 self.store.release(value)
+
+
+def rows_of(node: fx.Node, value: Tensor) -> Tensor:
+    """A node's value with rows in front: several for an input where frames of it are, else those of the last axis."""
+    shape = node.meta["val"].shape
+    if not isinstance(shape[0], int) and all(isinstance(size, int) for size in shape[1:]):
+        return value
+    return value.reshape(-1, value.shape[-1])
 
 
 def first_inputs(value: Tensor, count: int, total: int) -> Tensor:

@@ -94,7 +94,7 @@ def _operands(node: fx.Node) -> list[fx.Node]:
     items: list[Any] = []
     for arg in node.args:
         items += list(arg) if isinstance(arg, list | tuple) else [arg]
-    return [a for a in items if _is_tensor(a) and a.op != "get_attr" and a.meta["val"].is_floating_point()]
+    return [a for a in items if _is_tensor(a) and a.op != "get_attr" and a.meta["val"].dtype == torch.float32]
 
 
 def _hoisted(value: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -190,6 +190,10 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
             continue
         bias = constant(module, node.args[2]) if len(node.args) > 2 else None
         weight = weight_of(module, node)
+        if weight.dtype != torch.float32:
+            kind = str(weight.dtype).removeprefix("torch.")
+            prepared.unquantized.append(f"{name} ({KIND[node.target]}): computes in {kind}")
+            continue
         group = group_of(weight.shape[1], spec.weight_groups) if weight.ndim == 2 else None
         vectors = node.meta.get("rotation_vectors")
         layer = QuantOp(name, node.target, weight, bias, arguments(node)[3:], *bits, group, vectors)

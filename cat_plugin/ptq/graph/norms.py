@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ __all__ = ["Norm", "norm_of"]
 
 #: Rows that a function is tried on; two would do for weight and bias.
 _ROWS = 6
+#: Further rows, on which it must be the norm that it looks like.
+_ODD_ROWS = 10
 #: Largest tensor that a function is tried on.
 _MOST = 1 << 22
 _TOLERANCE = 2e-5
@@ -67,7 +69,7 @@ def norm_of(
     _, *sizes = source.meta["val"].shape
     if not sizes or not all(isinstance(size, int) for size in sizes):
         return None
-    if _ROWS * torch.Size(sizes).numel() > _MOST:
+    if _ODD_ROWS * torch.Size(sizes).numel() > _MOST:
         return None
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(_ROWS, *sizes, dtype=torch.float64, generator=generator) + 0.5
@@ -79,13 +81,57 @@ def norm_of(
     for along in axes:
         last = tuple(range(x.ndim - len(along), x.ndim))
         if 0 not in along and (along == last or len(along) == 1):
-            found = _softmax(x, y, along) or _norm(x, y, along, epsilons)
-            if found is not None:
-                return found
+            softmax = _softmax(x, y, along)
+            for found in _norms(x, y, along, epsilons) if softmax is None else [softmax]:
+                odd = _odd_rows(x, found)
+                if _same_where_finite(function(odd), _computed(found, odd)):
+                    return found
     return None
 
 
+def _odd_rows(x: Tensor, norm: Norm) -> Tensor:
+    """Rows (R, ...) that bounds and epsilons of any kind show in: zeros, constants, single large values, large and low rows."""
+    width = torch.Size([x.shape[axis] for axis in norm.axes]).numel()
+    largest = 0 if norm.weight is None else int(norm.weight.abs().argmax())
+    flat = torch.zeros(_ODD_ROWS, *[x.shape[axis] for axis in _others(x, norm)[1:]], width, dtype=x.dtype)
+    flat[1] = 2.0
+    for row, place in enumerate((0, largest, width - 1)):
+        flat[2 + 2 * row, ..., place] = 1e4
+        flat[3 + 2 * row, ..., place] = -1e4
+    order = [*_others(x, norm), *norm.axes]
+    odd = flat.unflatten(-1, [x.shape[axis] for axis in norm.axes])
+    odd = odd.permute([order.index(axis) for axis in range(x.ndim)]).contiguous()
+    odd[-2] = x[0] * 300
+    odd[-1] = x[0] - 100
+    return odd
+
+
+def _others(x: Tensor, norm: Norm) -> list[int]:
+    return [axis for axis in range(x.ndim) if axis not in norm.axes]
+
+
+def _computed(norm: Norm, x: Tensor) -> Tensor:
+    """What a norm makes of a tensor."""
+    if norm.kind in ("softmax", "log_softmax"):
+        return torch.softmax(x, norm.axes[0]) if norm.kind == "softmax" else x.log_softmax(norm.axes[0])
+    centred = x - x.mean(norm.axes, keepdim=True) if norm.kind == "layer_norm" else x
+    y = centred / (centred.square().mean(norm.axes, keepdim=True) + norm.eps).sqrt()
+    shape = [size if axis in norm.axes else 1 for axis, size in enumerate(x.shape)]
+    y = y if norm.weight is None else y * norm.weight.double().reshape(shape)
+    return y if norm.bias is None else y + norm.bias.double().reshape(shape)
+
+
+def _same_where_finite(found: Tensor | None, expected: Tensor) -> bool:
+    """Whether two tensors are the same wherever the first is a number, as an exponential in pieces is not everywhere."""
+    if found is None or found.shape != expected.shape:
+        return False
+    finite = torch.isfinite(found)
+    return _same(expected[finite], found[finite])
+
+
 def _same(found: Tensor, expected: Tensor) -> bool:
+    if not expected.numel():
+        return False
     return float((found - expected).abs().max()) <= _TOLERANCE * float(expected.abs().max())
 
 
@@ -98,12 +144,13 @@ def _softmax(x: Tensor, y: Tensor, axes: tuple[int, ...]) -> Norm | None:
     return None
 
 
-def _norm(x: Tensor, y: Tensor, axes: tuple[int, ...], epsilons: Iterable[float]) -> Norm | None:
+def _norms(x: Tensor, y: Tensor, axes: tuple[int, ...], epsilons: Iterable[float]) -> Iterator[Norm]:
+    """The norms that a function may be, by what it makes of ordinary rows."""
     shape = [x.shape[axis] for axis in axes]
     others = [axis for axis in range(x.ndim) if axis not in axes]
     width = torch.Size(shape).numel()
     if width < 2:
-        return None
+        return
     x, y = (each.permute(*others, *axes).reshape(-1, width) for each in (x, y))
     centred = x - x.mean(1, keepdim=True)
     for kind, values in (("layer_norm", centred), ("rms_norm", x)):
@@ -119,8 +166,7 @@ def _norm(x: Tensor, y: Tensor, axes: tuple[int, ...], epsilons: Iterable[float]
                 None if (weight - 1).abs().max() < 1e-6 and none else weight.float().reshape(shape),
                 None if none else bias.float().reshape(shape),
             ]
-            return Norm(kind, axes, eps, *tensors)
-    return None
+            yield Norm(kind, axes, eps, *tensors)
 
 
 def _affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:

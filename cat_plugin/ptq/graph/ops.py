@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import Argument
 
 __all__ = [
@@ -204,7 +205,11 @@ def is_batched(node: Node) -> bool:
     if not isinstance(value, Tensor) or value.ndim == 0:
         return False
     first = value.shape[0]
-    return not isinstance(first, int) and str(first).isidentifier()
+    if isinstance(first, int) or free_unbacked_symbols(
+        first
+    ):  # the number of what a mask selects is no batch
+        return False
+    return str(first).isidentifier()
 
 
 def row_bytes(node: Node) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import QuantizationError
-from cat_plugin.ptq.graph.ops import MOVING, is_call, operand, output_leaves
+from cat_plugin.ptq.graph.ops import is_call, operand, output_leaves
 from cat_plugin.torch_compat import schema_of
 
 __all__ = ["fold_constants", "functional", "plain"]
@@ -61,6 +61,13 @@ def _uses_batch_statistics(node: fx.Node) -> bool:
     return is_call(node, {_aten.batch_norm.default}) and node.args[5] is not False
 
 
+def _is_transform(node: fx.Node) -> bool:
+    """A step of what :func:`torch.vmap` does, which works on live tensors alone."""
+    return node.op == "call_function" and str(getattr(node.target, "__module__", "")).startswith(
+        "torch._functorch"
+    )
+
+
 def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The program's graph as a module, with nothing in it that writes into a tensor.
 
@@ -69,7 +76,9 @@ def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     QuantizationError
         If an operation remains that does.
     """
-    if any(_writes(node) or _uses_batch_statistics(node) for node in program.graph.nodes):
+    if any(
+        _writes(node) or _uses_batch_statistics(node) or _is_transform(node) for node in program.graph.nodes
+    ):
         program = program.run_decompositions({})
     module = program.module(check_guards=False)
     for node in reversed(module.graph.nodes):
@@ -118,6 +127,7 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
                 env[node] = env[node.args[0]]
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
+            _free_of_layout(env[node])
             _static_sizes(env[node])
     result = fx.GraphModule(root, graph)
     result.graph.eliminate_dead_code()
@@ -181,13 +191,15 @@ def _attribute(
     return new
 
 
+def _free_of_layout(node: fx.Node) -> None:
+    """A view is refused where its operand's memory is laid out otherwise, as what takes an operation's place may leave it."""
+    if is_call(node, {_aten.view.default, _aten._unsafe_view.default}):
+        node.target = _aten.reshape.default
+
+
 def _static_sizes(node: fx.Node) -> None:
     """Write -1 for the one symbolic size of a reshape, so that no symbol flows through the graph."""
-    if not is_call(node, MOVING) or node.target not in (
-        _aten.view.default,
-        _aten.reshape.default,
-        _aten._unsafe_view.default,
-    ):
+    if not is_call(node, {_aten.reshape.default}):
         return
     shape = node.meta["val"].shape
     symbolic = [i for i, size in enumerate(shape) if not isinstance(size, int)]

@@ -156,12 +156,17 @@ def _replacement(
         )
         return None if found is None else _emit(module, end, source, found, group)
     if all(is_call(node, _PIECES) and _of_numbers(module, node) for node in group):
-        points = torch.linspace(-12, 12, 2401, dtype=torch.float64)
+        near = torch.linspace(-12, 12, 2401, dtype=torch.float64)
+        far = torch.logspace(1.1, 6, 200, dtype=torch.float64)  # where only a bound can tell one from another
+        points = torch.cat([near, far, -far])
         values = _run(module, source, group, points)
-        if values is None or values.shape != points.shape:
+        if values is None or values.shape != points.shape or not torch.isfinite(values[: len(near)]).all():
             return None
         for target, keywords, function in _BY_VALUE:
-            if float((values - function(points)).abs().max()) < _TOLERANCE:
+            expected = function(points)
+            difference = (values - expected).abs() / expected.abs().clamp_min(1)
+            # a power or an exponential in pieces leaves the range of numbers far away
+            if float(difference[torch.isfinite(values)].max()) < _TOLERANCE:
                 with module.graph.inserting_before(end):
                     return module.graph.call_function(target, (source,), keywords)
     return None
@@ -187,7 +192,9 @@ def _axes(source: fx.Node, group: list[fx.Node]) -> list[tuple[int, ...]]:
 def _numbers(group: list[fx.Node]) -> list[float]:
     """Single small numbers that a group adds or bounds by, among which an epsilon is."""
     given = [arg for node in group for arg in (*node.args, *node.kwargs.values())]
-    return sorted({float(arg) for arg in given if isinstance(arg, float | int) and 0 <= arg < 0.1} | {0.0})
+    small = {float(arg) for arg in given if isinstance(arg, float | int) and 0 <= arg < 0.1} | {0.0}
+    # what is added to a deviation, not to a variance, acts like its square where it is too small to matter elsewhere
+    return sorted(small | {value**2 for value in small if value**2 > torch.finfo(torch.float32).tiny})
 
 
 def _run(module: fx.GraphModule, source: fx.Node, group: list[fx.Node], x: Tensor) -> Tensor | None:

@@ -119,10 +119,14 @@ def _read(nodes: list[fx.Node], first: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(found)
 
 
+def _is_rows(node: fx.Node) -> bool:
+    return is_batched(node) and node.meta["val"].is_floating_point()
+
+
 def _made(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
     """Batched tensors of real numbers that are read outside of ``nodes``, the last node at the end in any case."""
     inside = set(nodes)
-    read = [n for n in nodes[:-1] if is_batched(n) and n.meta["val"].is_floating_point()]
+    read = [n for n in nodes[:-1] if _is_rows(n)]
     return (*(n for n in read if any(u not in inside for u in n.users)), nodes[-1])
 
 
@@ -219,7 +223,7 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
         return [whole_model(module)]
     graph = module.graph
     if granularity == "layer":
-        return [_single(module, node) for node in _layer_nodes(module, graph.nodes)]
+        return [_single(module, node) for node in _layer_nodes(module, graph.nodes) if is_batched(node)]
     # a quantizer, and what only moves or activates, is no place to cut: the float tensor behind it is
     cuts = [n for n in cuts_of(graph) if not _calls(module, n, ActQuantizer)]
     order = [n for n in graph.nodes if n.op not in ("get_attr", "output", "placeholder")]
@@ -240,8 +244,10 @@ def find_units(module: fx.GraphModule, names: Sequence[str] = (), granularity: s
         if _layer_nodes(module, nodes) and ends:
             segments.append((source, nodes))
             source, start = cut, rank[cut] + 1
-    if start < len(order):
-        rest = order[start:]
+    rest = order[start:]
+    while rest and not _is_rows(rest[-1]):  # a mean over the batch, or a class's number, is no result to fit
+        rest.pop()
+    if rest:
         if _layer_nodes(module, rest) or not segments:
             segments.append((source, rest))
         else:

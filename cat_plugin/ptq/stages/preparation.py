@@ -74,6 +74,11 @@ class Trace(_Exact):
         rows = rows_of_the_model(state.module.graph, spec.batch_size, budget)
         _check(state, first, len(inputs), rows)
         state.equivalence = Equivalence(state.model, inputs.call)
+        if not state.equivalence.rows_are_independent:
+            state.notes.append(
+                "what the model gives for an input depends on the others in its batch, or is one value for all: ranges are "
+                f"those of batches of {rows}, and values of a batch of another size may lie outside of them"
+            )
         state.quality = Quality.of(state.module.graph, spec.outputs, spec.logits, spec.class_axis)
         return ()
 

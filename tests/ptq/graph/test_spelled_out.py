@@ -169,3 +169,43 @@ def test_they_are_compiled(name: str, tmp_path) -> None:
         bundle, out=tmp_path / "model.so", cache=False
     )  # compares the library with the bundle
     assert [kernel.kind for kernel in report.kernels].count("linear") == 2
+
+
+def _normed(y, axes=(-1,)):
+    centred = y - y.mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y: torch.clamp(y * torch.sigmoid(y), max=20.0),
+        lambda y: _normed(y).clamp(-3, 3),
+        lambda y: _normed(y.clamp(-50, 50)),
+        lambda y: (y.clamp(-30, 30).exp()) / y.clamp(-30, 30).exp().sum(-1, keepdim=True),
+        lambda y: y.exp() / (y.exp().sum(-1, keepdim=True) + 1e-6),
+        lambda y: y / (y.square().sum(-1, keepdim=True).sqrt() + 1e-8),
+        lambda y: y / y.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-12),
+        lambda y: (y - y.mean(-1, keepdim=True)) / (y.std(-1, keepdim=True, correction=0) + 1e-8),
+    ],
+    ids=[
+        "clipped silu", "clipped norm", "norm of clipped", "softmax of clipped", "softmax with epsilon",
+        "length with epsilon", "length with bound", "deviation with epsilon",
+    ],
+)  # fmt: skip
+def test_bounds_and_epsilons_act_where_calibration_does_not_reach(function) -> None:
+    class Pieces(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(16, 16, bias=False)
+
+        def forward(self, x):
+            return function(self.fc(x))
+
+    model, x = Pieces().eval(), small_inputs(4, 16)
+    torch.nn.init.eye_(model.fc.weight)
+    odd = torch.cat([x * 40, torch.eye(16) * 1e4, torch.zeros(1, 16), torch.full((1, 16), 2.0)])
+    if function(odd).isnan().any():
+        odd = torch.cat([x * 20, x - 60])  # what is no number in the model may be one in the graph
+    with torch.no_grad():
+        torch.testing.assert_close(trace(model, x)(odd), model(odd), rtol=1e-4, atol=1e-4)

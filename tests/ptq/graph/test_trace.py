@@ -68,3 +68,105 @@ def test_what_is_assigned_has_a_gradient(assign):
     torch.testing.assert_close(traced(x), expected)
     gradients = [torch.autograd.grad(result.sum(), x)[0] for result in (traced(x), expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_what_a_mask_selects_is_no_batch():
+    class Halved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            y = self.fc(x)
+            y[y > 0.5] *= 0.5
+            return self.head(y)
+
+    model, x = randomise(Halved()), small_inputs(20, 4)
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(x), model(x), rtol=0.05, atol=0.05)
+
+
+def test_mapped_functions_are_written_out():
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 6)
+
+        def forward(self, x):
+            return torch.vmap(lambda row: row * 2 - row.sum())(self.fc(x))
+
+    model, x = randomise(Mapped()), small_inputs(6, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(trace(model, x)(x), model(x))
+
+
+@pytest.mark.parametrize("preset", ["fast", "balanced"])
+def test_frames_of_an_input_are_rows_of_a_convolution(preset):
+    class Frames(nn.Module):
+        """A convolution on (N * T, ...) images, as networks for video and averages over flipped images have it."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+        def forward(self, x):
+            y = torch.relu(self.norm(self.conv(x.flatten(0, 1)))).mean((2, 3))
+            return self.head(y.view(x.shape[0], x.shape[1], 8)).mean(1)
+
+    model, x = randomise(Frames()), small_inputs(20, 3, 3, 6, 6)
+    steps = {} if preset == "fast" else {"unit_steps": 2, "model_steps": 2}
+    quantized, report = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset=preset, **steps), x)
+    assert len(report.layers) == 2
+    with torch.no_grad():
+        for rows in (1, 20):
+            torch.testing.assert_close(quantized(x[:rows]), model(x[:rows]), rtol=0.05, atol=0.05)
+
+
+def test_a_result_without_rows_may_come_last():
+    class Averaged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            z = self.head(torch.relu(self.fc(x)))
+            return z, z.mean()
+
+    model, x = randomise(Averaged()), small_inputs(20, 4)
+    spec = QuantSpec(w_bits=8, a_bits=8, preset="balanced", unit_steps=2, model_steps=2)
+    quantized, report = quantize(model, spec, x)
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(x), model(x), rtol=0.05, atol=0.05)
+    assert any("depends on the others in its batch" in note for note in report.notes)
+
+
+def test_attention_with_a_mask_is_written_out_whatever_the_layout_of_its_result():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x):
+            mask = torch.ones(5, 5, dtype=torch.bool).triu(1)
+            return self.head(self.attention(x, x, x, attn_mask=mask, need_weights=False)[0].mean(1))
+
+    model, x = randomise(Masked()), small_inputs(20, 5, 8)
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(x), model(x), rtol=0.05, atol=0.05)
+
+
+def test_an_encoder_that_leaves_out_padded_tokens_is_refused_with_what_to_do():
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 3)
+
+        def forward(self, x):
+            padded = torch.arange(5).expand(x.shape[0], 5) >= 3 + (x[:, 0, :1] > 0).long()
+            return self.head(self.encoder(x, src_key_padding_mask=padded).mean(1))
+
+    with pytest.raises(QuantizationError, match="enable_nested_tensor=False"):
+        quantize(Padded().eval(), QuantSpec(preset="fast"), small_inputs(20, 5, 8))

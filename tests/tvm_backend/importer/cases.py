@@ -55,6 +55,12 @@ def _slices(x):
     return y
 
 
+def _filled(x):
+    y = torch.empty(x.shape[0], 4, 6, 6)
+    y[:, :2], y[:, 2:] = x[:, 2:], x[:, :2]
+    return y
+
+
 TABLE = torch.arange(24.0).reshape(4, 6)
 ROWS, COLUMNS = torch.tensor([0, -1, 2]), torch.tensor([1, -2, 0])
 
@@ -227,6 +233,7 @@ CASES = {
     "scatter": lambda x: (
         x.scatter(1, x.argmax(1, keepdim=True), 0.5),
         x.scatter(1, x.argmax(1, keepdim=True), x[:, :1]),
+        torch.where(x < 0, x, 0.5).index_put((x > 0,), torch.tensor(3.0)),
         x.index_put((torch.tensor([0]), torch.tensor([2])), torch.tensor(3.0)),
         _slices(x),
     ),
@@ -257,6 +264,7 @@ CASES = {
         F.channel_shuffle(x, 2),
     ),
     "made": lambda x: (
+        _filled(x),
         torch.zeros_like(x) + torch.arange(6),
         torch.full_like(x, 2.5),
         torch.ones(x.shape[0], 3),
@@ -366,6 +374,11 @@ CASES = {
         F.scaled_dot_product_attention(x, x[:, :2], x[:, 2:], enable_gqa=True),
     ),
     "batch": lambda x: (
+        x / x.shape[0],
+        x * x.numel() - x.shape[0],
+        x > x.shape[0] - 4,
+        TABLE.repeat(x.shape[0], 2),
+        x[:, :1].repeat(x.shape[0], 4, 1, 1)[: x.shape[0]],
         x[-1:].expand(x.shape[0], -1, -1, -1),
         x.flip(0),
         x + x[-1],

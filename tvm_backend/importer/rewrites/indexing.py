@@ -73,6 +73,23 @@ def _expand(x: Any, sizes: Any, *, implicit: bool = False) -> Any:
     return x.clone() if same else NotImplemented
 
 
+def _repeat(x: Any, counts: Any) -> Any:
+    """As often as there are rows: by a broadcast, since TVM's ``tile`` takes numbers alone."""
+    if all(isinstance(count, int) for count in counts):
+        return NotImplemented
+    shape = [*[1] * (len(counts) - x.dim()), *x.shape]
+    spread = x.reshape([part for size in shape for part in (1, size)])
+    spread = spread.expand(
+        [part for count, size in zip(counts, shape, strict=True) for part in (count, size)]
+    )
+    return spread.reshape([count * size for count, size in zip(counts, shape, strict=True)])
+
+
+def _empty(size: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, **_: Any) -> Any:
+    """What nobody reads before it is written."""
+    return torch.zeros(size, dtype=dtype, layout=layout, device=device)
+
+
 def _narrow(x: Any, dim: int, start: Any, length: Any) -> Any:
     start = start + x.shape[dim] if isinstance(start, int) and start < 0 else start
     return aten.slice(x, dim, start, start + length)
@@ -118,6 +135,10 @@ def _index(x: Any, indices: Any, unsafe: bool = False) -> Any:
 def _index_put(x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """Rows scattered into `x` with the indexed dimensions in front, and flat."""
     where = [i for i, index in enumerate(indices) if index is not None]
+    if not accumulate and len(where) == 1 and indices[where[0]].dtype == torch.bool and not values.dim():
+        mask = indices[where[0]]  # y[y < 0] = 0
+        behind = x.dim() - where[0] - mask.dim()
+        return torch.where(mask.reshape([*mask.shape, *[1] * behind]), values.to(x.dtype), x)
     if accumulate or any(indices[i].dtype in (torch.bool, torch.uint8) for i in where):
         return NotImplemented
     order = [*where, *(i for i in range(x.dim()) if i not in where)]
@@ -168,6 +189,8 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.select.int: _select,
         aten.slice.Tensor: _slice,
         aten.narrow.default: _narrow,
+        aten.repeat.default: _repeat,
+        aten.empty.memory_format: _empty,
         aten.split_with_sizes.default: _split,
         aten.expand.default: _expand,
         aten.index.Tensor: _index,

@@ -31,17 +31,23 @@ def common_dtype(left: Any, right: Any, divides: bool = False) -> torch.dtype:
     return torch.get_default_dtype() if divides and whole else dtype
 
 
-def _converted(value: Any, dtype: torch.dtype) -> Any:
+def _converted(value: Any, dtype: torch.dtype, other: Any) -> Any:
+    """An operand in a type; a size that is no number, as a tensor, since TVM's operators take no other."""
+    if isinstance(value, torch.SymInt) and isinstance(other, torch.Tensor):
+        return torch.arange(value, value + 1, dtype=dtype, device=other.device).reshape([])
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype != dtype else value
 
 
 def _promoting(operator: Any, divides: bool) -> Callable[..., Any]:
     def rewrite(left: Any, right: Any, **options: Any) -> Any:
         dtype = common_dtype(left, right, divides)
-        new = _converted(left, dtype), _converted(right, dtype)
+        new = _converted(left, dtype, right), _converted(right, dtype, left)
         if new[0] is left and new[1] is right:
             return NotImplemented
-        return operator(*new, **options)
+        of_sizes = isinstance(left, torch.SymInt) or isinstance(right, torch.SymInt)
+        return (getattr(operator.overloadpacket, "Tensor", operator) if of_sizes else operator)(
+            *new, **options
+        )
 
     return rewrite
 
@@ -55,12 +61,12 @@ def _division_with_mode(left: Any, right: Any, *, rounding_mode: str | None) -> 
         if isinstance(right, torch.Tensor) and rounding_mode == "floor" and left.dtype == right.dtype:
             return NotImplemented
         right = right.to(dtype) if isinstance(right, torch.Tensor) else torch.full((), right, dtype=dtype)
-        left = _converted(left, dtype)
+        left = _converted(left, dtype, right)
         if rounding_mode == "floor":
             return torch.div(left, right, rounding_mode="floor")
         whole = torch.div(torch.abs(left), torch.abs(right), rounding_mode="floor")
         return whole * (torch.sign(left) * torch.sign(right))
-    quotient = torch.div(_converted(left, dtype), _converted(right, dtype))
+    quotient = torch.div(_converted(left, dtype, right), _converted(right, dtype, left))
     return torch.floor(quotient) if rounding_mode == "floor" else torch.trunc(quotient)
 
 
