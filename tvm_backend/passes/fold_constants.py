@@ -47,17 +47,15 @@ class _Fold(Rewriter):
             return None
         value = compat.constant_value(expr.args[0])
         if name == "permute_dims":
-            return compat.constant(
-                np.transpose(value, compat.ints(expr.attrs.axes) if expr.attrs.axes else None)
-            )
+            axes = compat.ints(expr.attrs.axes) if expr.attrs.axes else None
+            return compat.constant(np.transpose(value, axes), str(value.dtype))
         if name == "astype":
             return compat.constant(value.astype(str(expr.attrs.dtype)), str(expr.attrs.dtype))
         shape = dialect.shape_of(self.emit(expr))
         if not all(isinstance(d, int) for d in shape):
             return None
-        return compat.constant(
-            np.broadcast_to(value, shape) if name == "broadcast_to" else value.reshape(shape)
-        )
+        shaped = np.broadcast_to(value, shape) if name == "broadcast_to" else value.reshape(shape)
+        return compat.constant(shaped, str(value.dtype))
 
     def _quantize(self, call: dialect.SymbolicCall) -> np.ndarray:
         value, *parameters = [compat.constant_value(arg) for arg in call.args]
