@@ -93,13 +93,14 @@ def _odd_rows(x: Tensor, norm: Norm) -> Tensor:
     """Rows (R, ...) that bounds and epsilons of any kind show in: zeros, constants, single large values, large and low rows."""
     width = torch.Size([x.shape[axis] for axis in norm.axes]).numel()
     largest = 0 if norm.weight is None else int(norm.weight.abs().argmax())
-    flat = torch.zeros(_ODD_ROWS, *[x.shape[axis] for axis in _others(x, norm)[1:]], width, dtype=x.dtype)
+    kept = [x.shape[axis] for axis in _others(x, norm)[1:]]
+    flat = torch.zeros(_ODD_ROWS, *kept, width, dtype=x.dtype)
     flat[1] = 2.0
     for row, place in enumerate((0, largest, width - 1)):
         flat[2 + 2 * row, ..., place] = 1e4
         flat[3 + 2 * row, ..., place] = -1e4
     order = [*_others(x, norm), *norm.axes]
-    odd = flat.unflatten(-1, [x.shape[axis] for axis in norm.axes])
+    odd: Tensor = flat.reshape(_ODD_ROWS, *kept, *[x.shape[axis] for axis in norm.axes])
     odd = odd.permute([order.index(axis) for axis in range(x.ndim)]).contiguous()
     odd[-2] = x[0] * 300
     odd[-1] = x[0] - 100

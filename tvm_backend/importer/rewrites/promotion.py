@@ -34,7 +34,7 @@ def common_dtype(left: Any, right: Any, divides: bool = False) -> torch.dtype:
 def _converted(value: Any, dtype: torch.dtype, other: Any) -> Any:
     """An operand in a type; a size that is no number, as a tensor, since TVM's operators take no other."""
     if isinstance(value, torch.SymInt) and isinstance(other, torch.Tensor):
-        return torch.arange(value, value + 1, dtype=dtype, device=other.device).reshape([])
+        return aten.arange.start(value, value + 1, dtype=dtype, device=other.device).reshape([])
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype != dtype else value
 
 
