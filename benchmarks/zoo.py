@@ -119,8 +119,9 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.networks or list(ZOO):
         print(name, file=sys.stderr, flush=True)
         rows += measure(name, options.batches, options.kept, options.seconds)
-        merge(options.out, rows, [f"{each}/{batch}" for each in ZOO for batch in options.batches])
-    print(table(sorted(rows, key=lambda row: float(row["times_faster"])), COLUMNS))
+        rows.sort(key=lambda row: float(row["times_faster"]))
+        merge(options.out, rows, [row["row"] for row in rows])
+    print(table(rows, COLUMNS))
 
 
 if __name__ == "__main__":
