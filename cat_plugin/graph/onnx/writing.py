@@ -19,6 +19,7 @@ from cat_plugin.graph.onnx.files import need, write_model
 from cat_plugin.graph.onnx.runtimes import refusals, runtime_notes
 from cat_plugin.graph.onnx.writer import CONVERTERS, Writer, operation_of
 from cat_plugin.graph.onnx.writing_check import check_written
+from cat_plugin.structures import names_of
 
 __all__ = ["OPSETS", "export_onnx", "to_onnx"]
 
@@ -122,7 +123,8 @@ def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
     Returns
     -------
     onnx.ModelProto
-        Checked by ONNX's own checker; inputs have the program's names, the outputs ``output`` or ``output_0`` and so on.
+        Checked by ONNX's own checker; inputs have the program's names, outputs those of the result's keys and fields, else
+        ``output`` or ``output_0`` and so on.
 
     Raises
     ------
@@ -131,6 +133,16 @@ def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
     """
     _check_opset(opset)
     return _written(program, opset)[0]
+
+
+def _output_names(program: ExportedProgram, count: int) -> list[str]:
+    """The keys and fields of what the program returns, where it has them for all; else ``output``, or numbered."""
+    if count == 1:
+        return ["output"]
+    structure = program.call_spec.out_spec
+    names = names_of(structure.unflatten(range(structure.num_leaves))) if structure is not None else []
+    named = len(names) == count and all(name.replace(".", "_").isidentifier() for name in names)
+    return names if named else [f"output_{i}" for i in range(count)]
 
 
 def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
@@ -146,7 +158,7 @@ def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
             writer.names[node] = writer.fresh(node.name)
             inputs.append(writer.described(writer.names[node], node.meta["val"]))
     results = [str(name) for name in program.graph_signature.user_outputs]
-    wanted = ["output"] if len(results) == 1 else [f"output_{i}" for i in range(len(results))]
+    wanted = _output_names(program, len(results))
     reserved = [writer.fresh(name) for name in wanted]
     for node in program.graph.nodes:
         if node.op == "call_function" and "_assert" not in str(node.target):

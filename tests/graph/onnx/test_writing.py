@@ -239,3 +239,23 @@ def test_grids_of_groups_of_tokens_and_of_softmax_are_written(tmp_path, options)
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
     with torch.no_grad():
         agrees(found, module(x).numpy())
+
+
+class Heads(nn.Module):
+    """Two results, named or not."""
+
+    def __init__(self, named):
+        super().__init__()
+        self.body, self.named = nn.Linear(6, 4), named
+
+    def forward(self, x):
+        logits = self.body(x)
+        return {"logits": logits, "boxes": {"size": logits.exp()}} if self.named else (logits, logits.exp())
+
+
+@pytest.mark.parametrize(
+    ("named", "names"), [(True, ["logits", "boxes.size"]), (False, ["output_0", "output_1"])]
+)
+def test_outputs_have_the_names_of_what_the_model_returns(named, names):
+    program = export_program(Heads(named).eval(), torch.randn(4, 6))
+    assert [output.name for output in to_onnx(program).graph.output] == names
