@@ -18,6 +18,7 @@ from tvm_backend.objects import Source, objects
 from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.pipeline import library_passes
+from tvm_backend.passes.schedule_loops import ScheduleLoops
 from tvm_backend.report import KernelEntry
 from tvm_backend.target import is_cuda, machine_of
 
@@ -62,8 +63,8 @@ def build_library(
     CompileError
         TVM or the linker failed.
     """
-    lower = LowerKernels(target)
-    passes = library_passes(target, lower, dump)
+    lower, schedules = LowerKernels(target), ScheduleLoops()
+    passes = library_passes(target, lower, schedules, dump)
     size = sum(array.nbytes for array in compat.constants(mod))
     try:
         if is_cuda(target):
@@ -76,8 +77,9 @@ def build_library(
             leftover = vm_build._vmcodegen(builder, passes(mod))  # noqa: SLF001 - tvm.compile would compile the functions as well
         functions = dict(lower.sources)
         for variable, function in compat.functions(leftover):
-            if isinstance(function, tirx.PrimFunc) and variable.name_hint not in functions:
-                functions[str(variable.name_hint)] = _finished(function)
+            name = str(variable.name_hint)
+            if isinstance(function, tirx.PrimFunc) and name not in functions:
+                functions[name] = _finished(function, schedules.plain.get(name))
         executable = vm_build._vmlink(builder, target, _anchor())  # noqa: SLF001
         with tempfile.TemporaryDirectory(dir=path.parent) as workspace:
             linker.reserve(Path(workspace), 0)
@@ -94,9 +96,9 @@ def build_library(
     return lower.calls("main")
 
 
-def _finished(function: tirx.PrimFunc) -> Source:
+def _finished(function: tirx.PrimFunc, plain: tirx.PrimFunc | None) -> Source:
     """A function of operators left in float, which is there already."""
-    return Source(tvm.ir.save_json(function), lambda _name: function)
+    return Source(tvm.ir.save_json(function), lambda _name: function, plain)
 
 
 def _anchor() -> tvm.IRModule:

@@ -44,10 +44,13 @@ class Source:
         What it depends on besides its name: equal forms make equal functions.
     build : callable
         Writes it, under the name that is given.
+    plain : PrimFunc, optional
+        The same computation in loops as they come, compiled where TVM fails on what is written.
     """
 
     form: str
     build: Callable[[str], PrimFunc]
+    plain: PrimFunc | None = None
 
 
 def symbol_of(name: str, form: object) -> str:
@@ -89,6 +92,11 @@ def _prune(directory: Path) -> None:
             old.unlink(missing_ok=True)
 
 
+def _build(symbol: str, function: PrimFunc, target: Any, path: Path) -> None:
+    module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
+    tvm.tirx.build(module, target=target).write_to_file(str(path))
+
+
 def objects(
     functions: Mapping[str, Source], target: Any, directory: Path, keep: bool = True
 ) -> Iterator[Path]:
@@ -118,8 +126,13 @@ def objects(
         if code is not None:
             path.write_bytes(code)
             return path
-        module = tvm.IRModule({symbol: source.build(symbol).with_attr("global_symbol", symbol)})
-        tvm.tirx.build(module, target=target).write_to_file(str(path))
+        try:
+            _build(symbol, source.build(symbol), target, path)
+        except Exception as error:
+            if source.plain is None:
+                raise
+            _log.debug("%s is compiled without its schedule: %s", symbol, str(error).splitlines()[-1:])
+            _build(symbol, source.plain, target, path)
         if kept is not None:
             try:
                 kept.parent.mkdir(parents=True, exist_ok=True)

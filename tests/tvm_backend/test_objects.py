@@ -97,3 +97,20 @@ def test_an_error_of_one_function_is_raised(tmp_path, cache):
 
     with pytest.raises(ValueError, match="no such kernel"):
         compiled({**sources([]), "bad": Source("bad", fail)}, tmp_path / "a")
+
+
+def test_what_tvm_cannot_compile_as_it_was_scheduled_is_compiled_as_it_came(tmp_path, cache, monkeypatch):
+    build = module._build
+
+    def failing(symbol, function, *rest):
+        if "scheduled" in function.attrs:
+            raise tvm.error.InternalError("no such vector")
+        build(symbol, function, *rest)
+
+    plain = registry.lower(QuantizeSpec(1, (8,), (BYTES,)), TARGET).generator.build("plain")
+    (wanted,) = compiled({"plain": Source("a", lambda _name: plain)}, tmp_path / "a")
+    monkeypatch.setattr(module, "_build", failing)
+    written = plain.with_attr("scheduled", True)
+    assert compiled({"plain": Source("b", lambda _name: written, plain)}, tmp_path / "b") == [wanted]
+    with pytest.raises(tvm.error.InternalError, match="no such vector"):
+        compiled({"plain": Source("c", lambda _name: written)}, tmp_path / "c")

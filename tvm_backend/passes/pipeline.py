@@ -99,7 +99,7 @@ def _float_schedules() -> tvm.transform.Pass:
 
 
 def library_passes(
-    target: tvm.target.Target, lower: LowerKernels, dump: Dump | None = None
+    target: tvm.target.Target, lower: LowerKernels, schedules: ScheduleLoops, dump: Dump | None = None
 ) -> tvm.transform.Pass:
     """From symbolic kernels, and whatever is left in float, to what the virtual machine runs.
 
@@ -109,6 +109,8 @@ def library_passes(
         The target.
     lower : LowerKernels
         The pass that puts the kernels in; it knows them afterwards.
+    schedules : ScheduleLoops
+        The pass that schedules what is left in float on a processor; it knows afterwards what that was.
     dump : Dump, optional
         Takes the module after each pass.
 
@@ -129,7 +131,7 @@ def library_passes(
         transform.FuseOps(),
         transform.FuseTIR(),
         transform.RewriteDataflowReshape(),
-        _float_schedules() if is_cuda(target) else ScheduleLoops,
+        _float_schedules() if is_cuda(target) else schedules.pass_,
         # The kernels come after TVM's fusion, which does not understand their loops.
         lower.pass_,
         transform.ToNonDataflow(),

@@ -11,13 +11,25 @@ from tvm_backend.kernels.loops import scheduled
 __all__ = ["ScheduleLoops"]
 
 
-def _schedule(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-    changed = {
-        variable: scheduled(function)
-        for variable, function in compat.functions(mod)
-        if isinstance(function, tirx.PrimFunc) and "tirx.is_scheduled" not in function.attrs
-    }
-    return compat.with_functions(mod, changed)
+class ScheduleLoops:
+    """The pass, which keeps what it has scheduled as it was, for what TVM cannot compile otherwise.
 
+    Attributes
+    ----------
+    pass_ : tvm.transform.Pass
+        To be put into a pipeline.
+    plain : dict of str to tvm.tirx.PrimFunc
+        By its name, each function that was changed.
+    """
 
-ScheduleLoops = tvm.transform.module_pass(_schedule, opt_level=0, name="ScheduleLoops")
+    def __init__(self) -> None:
+        self.plain: dict[str, tirx.PrimFunc] = {}
+        self.pass_ = tvm.transform.module_pass(self._schedule, opt_level=0, name="ScheduleLoops")
+
+    def _schedule(self, mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        changed = {}
+        for variable, function in compat.functions(mod):
+            if isinstance(function, tirx.PrimFunc) and "tirx.is_scheduled" not in function.attrs:
+                changed[variable] = scheduled(function)
+                self.plain[str(variable.name_hint)] = function
+        return compat.with_functions(mod, changed)

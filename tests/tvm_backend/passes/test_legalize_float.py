@@ -36,7 +36,7 @@ def _run(operator, x):
         with builder.dataflow():
             out = builder.emit_output(builder.emit(operator(given)))
         builder.emit_func_output(out)
-    mod = ScheduleLoops(relax.transform.LegalizeOps(FUNCTIONS)(builder.finalize()))
+    mod = ScheduleLoops().pass_(relax.transform.LegalizeOps(FUNCTIONS)(builder.finalize()))
     target = next(iter(resolve("native").values()))
     machine = relax.VirtualMachine(tvm.compile(mod, target=target), tvm.cpu())
     assert "T.vectorized" in mod.script()

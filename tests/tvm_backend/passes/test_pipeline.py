@@ -12,6 +12,7 @@ from tvm_backend import compat, dialect
 from tvm_backend.passes.dump import Dump
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.pipeline import INTEGER_PASSES, integer_kernels, library_passes
+from tvm_backend.passes.schedule_loops import ScheduleLoops
 from tvm_backend.target import resolve
 
 
@@ -60,13 +61,13 @@ def test_dump_has_the_module_after_each_pass(tmp_path):
 
     target = next(iter(resolve("native").values()))
     lower = LowerKernels(target)
-    made = library_passes(target, lower, Dump(folder).variant(""))(after)
+    made = library_passes(target, lower, ScheduleLoops(), Dump(folder).variant(""))(after)
     steps = sorted((folder / "library").iterdir())
     lowered = next(file for file in steps if file.stem.endswith("LowerKernels"))
     assert "cat.kernel" not in lowered.read_text()
     assert "T.prim_func" in lowered.read_text()
     assert steps[-1].read_text() == made.script(show_meta=False) + "\n"
-    compat.assert_structural_equal(made, library_passes(target, LowerKernels(target))(after))
+    compat.assert_structural_equal(made, library_passes(target, LowerKernels(target), ScheduleLoops())(after))
 
 
 def test_dump_into_what_is_no_folder_says_so(tmp_path):
