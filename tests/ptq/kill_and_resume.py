@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -78,9 +79,20 @@ def finished(folder: Path) -> int:
     return len(json.loads(state.read_text())["finished"]) if state.exists() else 0
 
 
+def _keep_locks_apart() -> None:
+    """Bars of torch.fx take a lock that all processes share: a run killed while it holds it would stop all that come after."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return
+    tqdm.monitor_interval = 0  # a thread would take it too
+    tqdm.set_lock(threading.RLock())
+
+
 def main(root: Path, kills: int, preset: str) -> dict[str, int]:
     """Kill until `kills` runs were hit, over as many whole quantizations as that takes."""
     torch.set_num_threads(1)
+    _keep_locks_apart()
     # Once in this process, for what torch imports and builds on first use: else each run would spend itself on that.
     work(root / "state", root / "result", root / "reported", preset)
     undisturbed = root / "undisturbed"
