@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,23 @@ def quantize_words(root: Path, **changes: str) -> list[str]:
     return ["quantize", recipe, *(word for key, value in options.items() for word in (f"--{key}", value))]
 
 
+@contextlib.contextmanager
+def loggers_as_they_were() -> Iterator[None]:
+    """Commands set how much is logged, as programs do; what runs behind them in this process is not to be quiet too."""
+    loggers = [logging.getLogger(name) for name in ("cat_plugin", "tvm_backend")]
+    before = [(logger.level, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, (level, handlers) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers = handlers
+
+
+@pytest.fixture(autouse=True)
+def _loggers() -> Iterator[None]:
+    with loggers_as_they_were():
+        yield
+
+
 @pytest.fixture(scope="session")
 def workspace(digits_network: Any, digits_split: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipe, weights, data and a bundle."""
@@ -43,7 +62,8 @@ def workspace(digits_network: Any, digits_split: Any, tmp_path_factory: pytest.T
     np.savez(root / "calibration.npz", inputs=digits_split.calibration[0].numpy())
     for name, (images, labels) in {"tune": digits_split.tune, "test": digits_split.test}.items():
         np.savez(root / f"{name}.npz", inputs=images.numpy(), labels=labels.numpy())
-    assert main(quantize_words(root)) == 0
+    with loggers_as_they_were():
+        assert main(quantize_words(root)) == 0
     return root
 
 
@@ -54,9 +74,9 @@ def library(workspace: Path) -> Path:
     from cat_plugin.cli import main
 
     path = workspace / "library" / "digits.so"
-    assert (
-        main(["compile", str(workspace / "bundle"), "--out", str(path), "--batch-sizes", "1", "--quiet"]) == 0
-    )
+    words = ["compile", str(workspace / "bundle"), "--out", str(path), "--batch-sizes", "1", "--quiet"]
+    with loggers_as_they_were():
+        assert main(words) == 0
     return path
 
 
