@@ -41,6 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "fast": {},
     "fast+online": {"rotation": "online"},
     "fast+folded": {"rotation": "folded"},
+    "fast+searched+online": {"smoothing": "searched", "rotation": "online"},
+    "fast+searched+folded": {"smoothing": "searched", "rotation": "folded"},
     "trained+online": {**TRAINED, "smoothing": None, "rotation": "online"},
     "fast+searched, positions alike": {"smoothing": "searched", "position_weights": False},
     "fast+searched, uniform softmax": {"smoothing": "searched", "softmax_grid": "uniform"},
