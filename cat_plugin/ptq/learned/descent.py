@@ -20,6 +20,7 @@ __all__ = [
     "Objective",
     "Outcome",
     "Schedule",
+    "Snapshots",
     "Trained",
     "TrainedInPlace",
     "descend",
@@ -128,7 +129,25 @@ class Trained(Protocol):
         """Write everything trained into the modules."""
 
 
-class TrainedInPlace(ABC):
+class Snapshots(ABC):
+    """What is trained is tensors, which are copied and written back."""
+
+    @abstractmethod
+    def _trained(self) -> list[Tensor]:
+        """All of them, in one order."""
+
+    def snapshot(self) -> list[Tensor]:
+        """Copy of everything that is trained."""
+        return [value.detach().clone() for value in self._trained()]
+
+    @torch.no_grad()
+    def load(self, snapshot: list[Tensor]) -> None:
+        """Go back to a :meth:`snapshot`."""
+        for parameter, value in zip(self._trained(), snapshot, strict=True):
+            parameter.copy_(value)
+
+
+class TrainedInPlace(Snapshots):
     """What computes with its trained values as they will be written down: its state is those values."""
 
     relaxed = False
@@ -144,18 +163,8 @@ class TrainedInPlace(ABC):
     def _trained(self) -> list[Tensor]:
         return [value for group in self.groups() for value in group["params"]]
 
-    def snapshot(self) -> list[Tensor]:
-        """Copy of everything that is trained."""
-        return [value.detach().clone() for value in self._trained()]
-
-    @torch.no_grad()
-    def load(self, snapshot: list[Tensor]) -> None:
-        """Go back to a :meth:`snapshot`."""
-        for parameter, value in zip(self._trained(), snapshot, strict=True):
-            parameter.copy_(value)
-
-    state = snapshot
-    restore = load
+    state = Snapshots.snapshot
+    restore = Snapshots.load
 
 
 def held_out_rows(count: int) -> int:

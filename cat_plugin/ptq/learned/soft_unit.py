@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import is_batch_size, operand
 from cat_plugin.ptq.graph.units import Unit
+from cat_plugin.ptq.learned.descent import Snapshots
 from cat_plugin.ptq.learned.precision import compute_in_bf16
 from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.steps import SoftActivation
@@ -111,7 +112,7 @@ def _copied(value: Tensor | None) -> Tensor | None:
 Soft = TypeVar("Soft", bound=SoftLayer)
 
 
-class SoftUnit(Generic[Soft]):
+class SoftUnit(Snapshots, Generic[Soft]):
     """A unit with what is trained of its layers and quantizers.
 
     Parameters
@@ -195,16 +196,6 @@ class SoftUnit(Generic[Soft]):
     def _trained(self) -> list[Tensor]:
         found = [value for layer in self.layers.values() for value in layer.trained()]
         return found + [activation.log_scale for activation in self.activations.values()]
-
-    def snapshot(self) -> list[Tensor]:
-        """Copy of everything that is trained."""
-        return [value.detach().clone() for value in self._trained()]
-
-    @torch.no_grad()
-    def load(self, snapshot: list[Tensor]) -> None:
-        """Go back to a :meth:`snapshot`."""
-        for parameter, value in zip(self._trained(), snapshot, strict=True):
-            parameter.copy_(value)
 
     def state(self) -> Written:
         """Copy of what :meth:`harden` would write over, to go back to."""
