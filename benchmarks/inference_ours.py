@@ -37,7 +37,7 @@ def _name(model: str, precision: str) -> str:
     sources = [path for folder in folders for path in (CHECKOUT / "cat_plugin" / folder).rglob("*.py")]
     for path in (*sorted(sources), CHECKOUT / "benchmarks" / "models.py"):
         digest.update(path.read_bytes())
-    return f"{model}_{precision}_{digest.hexdigest()[:12]}"
+    return f"{model}_{precision.replace(' ', '_')}_{digest.hexdigest()[:12]}"
 
 
 def _suffix(isa: str) -> str:
@@ -51,7 +51,7 @@ def library_path(cache: Path, model: str, precision: str, isa: str = "native") -
 
 def _pointer(cache: Path, model: str, precision: str, isa: str) -> Path:
     """The file that names the library which was prepared last, though sources may have changed since."""
-    return cache / "ours" / f"{model}_{precision}{_suffix(isa)}.prepared.json"
+    return cache / "ours" / f"{model}_{precision.replace(' ', '_')}{_suffix(isa)}.prepared.json"
 
 
 def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path) -> dict[str, Any]:
@@ -67,9 +67,16 @@ def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path)
     split = split_of(model, data, calibration=IMAGES, evaluation=0)
     batches = split.batches(16, IMAGES)
     reference = MODELS[model](data)
-    weights, activations = bits_of(precision)
+    bits, _, pairs = precision.partition(" ")
+    weights, activations = bits_of(bits)
     start = time.perf_counter()
-    spec = QuantSpec(w_bits=weights, a_bits=activations, preset="fast", num_samples=IMAGES)
+    spec = QuantSpec(
+        w_bits=weights,
+        a_bits=activations,
+        preset="fast",
+        num_samples=IMAGES,
+        bounded_pairs=pairs == "bounded",
+    )
     quantized, _ = quantize(reference, spec, batches)
     components = None if model == "resnet20" else COMPONENTS
     step = ClusterAffine(mode="diagonal", n_clusters=CLUSTERS, n_components=components, random_state=0)

@@ -1,7 +1,7 @@
 """Which releases of Neural Compressor are supported, what each can do, and what must be installed beside it.
 
-These are the releases that the tests run on; those between them share their interfaces.  The table in the README and
-the environments of ``tox.ini`` are checked against this list.
+These are the releases that the tests run on; those between them share their interfaces.  The table in docs/hosts.md
+and the environments of ``tox.ini`` are checked against this list.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ RELEASES = (
 
 
 def markdown_table() -> str:
-    """The table of supported releases, for the README."""
+    """The table of supported releases, for docs/hosts.md."""
     rows: list[tuple[str, ...]] = [
         ("Neural Compressor", "YAML recipe", "2.x Python API", "3.x torch API", "3.x static int8", "tox"),
         ("---",) * 6,

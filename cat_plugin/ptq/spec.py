@@ -159,6 +159,14 @@ class QuantSpec:
         """,
         since="0.1",
     )
+    bounded_pairs: Switch = option(
+        default=False,
+        doc="""
+        Round 8-bit weights such that two neighbours of one sign add up to 128 at most (:mod:`cat_plugin.ptq.quantizers.pairs`).
+        Processors without VNNI then multiply bytes instead of words, exactly; on others it changes nothing.
+        """,
+        since="0.3",
+    )
     symmetric_activations: Switch = option(
         default=False, doc="Signed activations have zero point 0; otherwise it is searched.", since="0.1"
     )

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from cat_plugin.ptq.closed_form.moments import Moments
+from cat_plugin.ptq.quantizers.pairs import LIMIT, bounded
 
 __all__ = ["fit_integers", "least_squares_weight", "ridge_by_halves"]
 
@@ -115,8 +116,20 @@ def _inverse_factor(h: Tensor) -> Tensor:
     return eye.float().expand(h.shape).clone()
 
 
+def _beside_(q: Tensor, other: Tensor) -> Tensor:
+    """`q` clamped in place to what may stand beside the integers of its neighbours."""
+    return q.clamp_(-LIMIT - other.clamp(max=0), LIMIT - other.clamp(min=0))
+
+
 def _spread_rounding(
-    target: Tensor, h: Tensor, scale: Tensor, zero: Tensor, low: int, high: int, modulation: Tensor | None
+    target: Tensor,
+    h: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    low: int,
+    high: int,
+    modulation: Tensor | None,
+    neighbours: Tensor | None,
 ) -> Tensor:
     """Step 2 for (G, R, K) targets; returns the integers as floats."""
     g, _, k = target.shape
@@ -130,6 +143,12 @@ def _spread_rounding(
     s, z = (_by_column(values.float(), k, order) for values in (scale, zero))
     if modulation is not None:
         s = s * modulation.gather(2, index)
+    if neighbours is not None:  # of a pair, the integer that is not chosen yet is taken to be near its target
+        beside = order.argsort(1).gather(1, neighbours[order])
+        free = beside == torch.arange(k, device=h.device)
+        steps = _times(_by_column(scale.float(), k), modulation)
+        expected = bounded(target.float() / steps, neighbours)
+        integers.copy_(expected.gather(2, index).round_())
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
         block = work[:, :, start:end].clone()
@@ -138,6 +157,9 @@ def _spread_rounding(
             column, row = block[:, :, j], upper[:, start + j, start:end]
             s_j, z_j = s[:, :, start + j], z[:, :, start + j]
             q = (column / s_j + z_j).round_().clamp_(low, high)
+            if neighbours is not None:
+                other = integers.gather(2, beside[:, start + j].reshape(-1, 1, 1).expand(-1, q.shape[1], 1))
+                _beside_(q, other.squeeze(2).masked_fill(free[:, start + j].unsqueeze(1), 0.0))
             integers[:, :, start + j] = q
             errors[:, :, j] = (column - (q - z_j) * s_j) / row[:, j].unsqueeze(1)
             block[:, :, j + 1 :] -= errors[:, :, j].unsqueeze(2) * row[:, j + 1 :].unsqueeze(1)
@@ -191,12 +213,14 @@ def _descend(
     high: int,
     sweeps: int,
     modulation: Tensor | None,
+    neighbours: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Step 3; ``q`` and ``scale`` improved."""
     hf, diagonal = h.float(), h.diagonal(dim1=1, dim2=2).float()
     q, target, scale = q.clone(), target.float(), scale.float()
     pull = torch.bmm(target, hf)  # (G, R, K): H w*
     z = _by_column(zero.float(), q.shape[2])
+    beside = list(range(q.shape[2])) if neighbours is None else neighbours.tolist()
     for _ in range(sweeps):
         scale, residual = _best_scales(_times(q - z, modulation), pull, hf, scale)
         s = _times(_by_column(scale, q.shape[2]), modulation)
@@ -210,6 +234,8 @@ def _descend(
                 s_j = s[:, :, start + j]
                 step = block[:, :, j] / (diagonal[:, start + j].unsqueeze(1) * s_j)
                 new = (column + step).round_().clamp_(low, high)
+                if beside[start + j] != start + j:
+                    _beside_(new, q[:, :, beside[start + j]])
                 moved[:, :, j] = (new - column) * s_j
                 q[:, :, start + j] = new
                 block -= moved[:, :, j].unsqueeze(2) * local[:, j].unsqueeze(1)
@@ -231,6 +257,7 @@ def fit_integers(
     factors: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1, 1.25),
     trial: int | None = None,
     modulation: Tensor | None = None,
+    neighbours: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Integers and scales of least output error.
 
@@ -254,6 +281,9 @@ def fit_integers(
         Passes after which the best starting scale of each channel alone goes on; None compares them at the end.
     modulation : Tensor or None
         (G, R, K) what the steps are multiplied by.
+    neighbours : Tensor or None
+        (K,) inputs whose integers are kept from exceeding :data:`~cat_plugin.ptq.quantizers.pairs.LIMIT` together; only where
+        zero points are 0.
 
     Returns
     -------
@@ -265,7 +295,13 @@ def fit_integers(
     if target.shape[1] > _ROWS:  # rows do not depend on each other
         given = (target, scale, zero_point, *(() if modulation is None else (modulation,)))
         pieces = [torch.split(values, _ROWS, 1) for values in given]
-        effort: dict[str, Any] = {"damping": damping, "sweeps": sweeps, "factors": factors, "trial": trial}
+        effort: dict[str, Any] = {
+            "damping": damping,
+            "sweeps": sweeps,
+            "factors": factors,
+            "trial": trial,
+            "neighbours": neighbours,
+        }
         found = [
             fit_integers(part, moments, s, z, qrange, **effort, modulation=next(iter(m), None))
             for part, s, z, *m in zip(*pieces, strict=True)
@@ -282,9 +318,9 @@ def fit_integers(
     zeros = zero_point.reshape(g, 1, r, -1).expand(g, many, r, -1).flatten(1, 2)
     targets = target.unsqueeze(1).expand(g, many, r, k).reshape(g, many * r, k)
     many_m = None if modulation is None else modulation.float().repeat(1, many, 1)
-    q = _spread_rounding(targets, h, scales, zeros, low, high, many_m)
+    q = _spread_rounding(targets, h, scales, zeros, low, high, many_m, neighbours)
     tried = sweeps if trial is None else min(trial, sweeps)
-    q, scales = _descend(q, targets, h, scales, zeros, low, high, tried, many_m)
+    q, scales = _descend(q, targets, h, scales, zeros, low, high, tried, many_m, neighbours)
     error = _times((q - _by_column(zeros, k)) * _by_column(scales, k), many_m) - targets.float()
     losses = (torch.bmm(error, h.float()) * error).sum(2).reshape(g, many, r)
     pick = losses.argmin(1, keepdim=True)
@@ -293,5 +329,5 @@ def fit_integers(
     chosen = scales.gather(1, pick.unsqueeze(3).expand(g, 1, r, scales.shape[3])).squeeze(1)
     if tried < sweeps:
         zeros = zero_point.reshape(g, r, -1)
-        q, chosen = _descend(q, target, h, chosen, zeros, low, high, sweeps - tried, modulation)
+        q, chosen = _descend(q, target, h, chosen, zeros, low, high, sweeps - tried, modulation, neighbours)
     return q.to(torch.int8), chosen.reshape(scale.shape)

@@ -217,6 +217,9 @@ def fit_layer(
                 effort = {"sweeps": 4, "trial": 1}
             if scarce:
                 effort["damping"] = 1.0
+            neighbours = layer.neighbours
+            if neighbours is not None:  # a coarser grid leaves fewer pairs at their bound
+                effort |= {"factors": (1.0, 1.1, 1.25), "sweeps": 4, "neighbours": neighbours}
             if factor is not None:
                 effort["modulation"] = factor.reshape(weight.shape)
             integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)

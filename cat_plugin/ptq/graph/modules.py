@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cat_plugin.ptq.graph.ops import KIND
+from cat_plugin.ptq.quantizers.pairs import bounded, partners
 from cat_plugin.ptq.quantizers.uniform import integer_range
 
 __all__ = ["LEAST_MODULATION", "QuantOp", "modulation"]
@@ -55,6 +56,8 @@ class QuantOp(nn.Module):
         (O, ...) int8 integers once chosen; None computes with the float weight.
     left, right : Tensor or None
         The vectors.
+    bounded : bool
+        Whether neighbouring 8-bit weights are kept from exceeding what bytes can be multiplied by.
     """
 
     weight: Tensor
@@ -81,6 +84,7 @@ class QuantOp(nn.Module):
     ) -> None:
         super().__init__()
         self.group = group
+        self.bounded = False
         self.name, self.target, self.extra = name, target, extra
         self.w_bits, self.a_bits = w_bits, a_bits
         self.register_buffer("weight", weight)
@@ -110,6 +114,14 @@ class QuantOp(nn.Module):
         """Groups of a convolution, 1 for a linear layer."""
         return int(self.extra[3]) if len(self.extra) > 3 else 1
 
+    @property
+    def neighbours(self) -> Tensor | None:
+        """(K,) inputs of a channel that are multiplied side by side; None where their weights are free."""
+        if not self.bounded or self.w_bits < 8:
+            return None
+        dilation = self.extra[2][-1] if len(self.extra) > 2 and self.kind != "linear" else 1
+        return partners(tuple(self.weight.shape), self.groups, int(dilation)).to(self.weight.device)
+
     def per_channel(self, values: Tensor) -> Tensor:
         """Reshape (O,) so that it broadcasts over the weight; repeat (O, I / group) over each group's features."""
         if values.ndim == 2:
@@ -130,7 +142,16 @@ class QuantOp(nn.Module):
         """(O, ...) int8 weight, each value rounded to the nearest point of the grid."""
         qmin, qmax = self.qrange
         scale, zero = self.steps(self.scale), self.per_channel(self.zero_point)
-        return torch.clamp(torch.round(self.weight / scale) + zero, qmin, qmax).to(torch.int8)
+        return self.admissible(torch.clamp(torch.round(self.weight / scale) + zero, qmin, qmax)).to(
+            torch.int8
+        )
+
+    def admissible(self, integers: Tensor) -> Tensor:
+        """(O, ...) integers, those of neighbours moved towards zero where they exceed their bound."""
+        neighbours = self.neighbours
+        if neighbours is None:
+            return integers
+        return bounded(integers.flatten(1), neighbours).reshape(integers.shape)
 
     def dequantized(self) -> Tensor:
         """(O, ...) float32 weight that the integers stand for, or the float weight if none were chosen."""

@@ -97,7 +97,8 @@ class Rounding(SoftLayer):
     @torch.no_grad()
     def harden(self) -> None:
         """Write integers, scale and bias into the layer."""
-        self.layer.q_weight = self.integers().round().clamp(*self.layer.qrange).to(torch.int8)
+        integers = self.integers().round().clamp(*self.layer.qrange)
+        self.layer.q_weight = self.layer.admissible(integers).to(torch.int8)
         self.layer.scale = self.log_scale.exp()
         if self.bias is not None:
             self.layer.bias = self.bias.clone()

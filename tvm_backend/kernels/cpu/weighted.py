@@ -170,7 +170,7 @@ class Blocked(Weighted[_Spec]):
         return (
             ""
             if without == self.isa or self.isa.group > 2
-            else "in words: two neighbouring weights exceed 128"
+            else "in words: neighbouring weights exceed 128 (see bounded_pairs)"
         )
 
     @property

@@ -206,7 +206,7 @@ def test_weights_that_are_not_are_widened_and_never_packed_for_bytes(target):
     large, small = pairs(spec.weight_shape, 127, 2), pairs(spec.weight_shape, 64, 64)
     kernel = lower(spec, machine, large)
     assert kernel.machine.group == 2
-    assert kernel.remark == "in words: two neighbouring weights exceed 128"
+    assert kernel.remark == "in words: neighbouring weights exceed 128 (see bounded_pairs)"
     assert lower(spec, machine) is kernel
     assert lower(spec, machine, small) is lower(spec, machine, small // 2 * 2 - 1)
     with pytest.raises(CompileError, match="weights of conv2d_3x3_66_40 are too large for a kernel"):
