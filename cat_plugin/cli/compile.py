@@ -58,6 +58,14 @@ def compile_(
     batch_sizes: Annotated[
         str, typer.Option("--batch-sizes", help="Batch sizes to generate code of their own for, as 1,16.")
     ] = "",
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens",
+            min=1,
+            help="Length of the token sequences that the library takes, where the bundle takes any; else the export's.",
+        ),
+    ] = None,
     cache: Annotated[bool, typer.Option(help="Take the result from the cache, and keep it there.")] = True,
 ) -> None:
     """Compile a bundle with TVM to a library that runs without PyTorch."""
@@ -69,9 +77,10 @@ def compile_(
     opened = read_bundle(bundle)  # what is wrong with it is found out before TVM is imported
     may_write(out, LIBRARY)
     may_write(out.with_suffix(".json"), LIBRARY)
-    report = _earlier(opened, chosen, sizes, out) if cache and out.suffix == ".so" else None
+    noted = cache and tokens is None and out.suffix == ".so"
+    report = _earlier(opened, chosen, sizes, out) if noted else None
     if report is None:
-        report = _compiled(opened, chosen, sizes, out, cache)
+        report = _compiled(opened, chosen, sizes, out, tokens, cache)
     values = {**report.to_dict(), "library": str(out), "bytes": out.stat().st_size}
     del values["path"]
     facts = {
@@ -101,7 +110,9 @@ def _earlier(bundle: Bundle, target: Any, sizes: list[int], out: Path) -> Compil
     return answer.install(out)
 
 
-def _compiled(bundle: Bundle, target: Any, sizes: list[int], out: Path, cache: bool) -> CompileReport:
+def _compiled(
+    bundle: Bundle, target: Any, sizes: list[int], out: Path, tokens: int | None, cache: bool
+) -> CompileReport:
     backend = tvm_backend()
     _beside(out, list(_variants(target))[1:])
     with state.working("compiling") as status:
@@ -110,6 +121,6 @@ def _compiled(bundle: Bundle, target: Any, sizes: list[int], out: Path, cache: b
             status.update(f"step {min(done + 1, total)} of {total}: {what}")
 
         made: CompileReport = backend.compile(
-            bundle, target=target, out=out, batch_sizes=sizes, cache=cache, progress=told
+            bundle, target=target, out=out, batch_sizes=sizes, tokens=tokens, cache=cache, progress=told
         )
     return made

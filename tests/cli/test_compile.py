@@ -31,6 +31,8 @@ def test_compile_says_what_it_did(workspace: Path, library: Path, tmp_path: Path
         (["--target", "no-such-processor"], "no-such-processor"),
         (["--batch-sizes", "1,x"], "--batch-sizes"),
         (["--out", "model.dll"], "must end in .so"),
+        (["--tokens", "7"], "takes inputs of one size"),
+        (["--tokens", "0"], "--tokens"),
     ],
 )
 def test_bad_compile_options(

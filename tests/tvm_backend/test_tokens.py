@@ -10,7 +10,9 @@ from torch import nn
 pytest.importorskip("tvm")
 
 import tvm_backend
+from cat_plugin.cli import main
 from cat_plugin.errors import CompileError, LibraryError
+from cat_plugin.graph.bundle import export_bundle
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.torch_compat import register_quantized_decomposed
@@ -73,7 +75,10 @@ def test_a_library_takes_one_of_the_lengths(tmp_path):
     x = network.inputs(8)
     module, _ = quantize(network.build(), QuantSpec(preset="fast", weight_only=True), x)
     program = export_program(module, x[:2])
-    tvm_backend.compile(program, out=tmp_path / "short.so", tokens=7)
+    export_bundle(module, x[:2], tmp_path / "bundle")
+    assert (
+        main(["compile", str(tmp_path / "bundle"), "--out", str(tmp_path / "short.so"), "--tokens", "7"]) == 0
+    )
     library = tvm_backend.load(tmp_path / "short.so")
     expected = module(x).detach().numpy()
     np.testing.assert_allclose(library(x[:, :7].numpy()), expected[:, :7], rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Make kernels of softmax, LayerNorm and GELU, for a processor.
+"""Make kernels of softmax, LayerNorm, RMSNorm and GELU, for a processor.
 
 Before::
 
@@ -9,12 +9,16 @@ After::
     lv = R.reshape(x, R.shape([n * 6 * 257, 257]))
     lv1 = cat.kernel(lv, RowsSpec("softmax", ...))
     lv2 = R.reshape(lv1, R.shape([n, 6, 257, 257]))
+
+RMSNorm is found as it is spelled out, ``x * rsqrt(mean(x * x) + epsilon)``, or with a division by the root; a multiplication of the
+result by a constant for each feature is the kernel's scale.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tvm import relax
 
 from tvm_backend import compat, dialect
@@ -30,18 +34,21 @@ class _Fold(Rewriter):
     def visit(self, expr: relax.Expr) -> relax.Expr | None:
         name = compat.op_name(expr)
         if name == "nn.softmax":
-            return self._rows(expr, "softmax", [int(expr.attrs.axis)])
+            return self._rows(expr.args, "softmax", [int(expr.attrs.axis)])
         if name == "nn.layer_norm" and expr.attrs.center and expr.attrs.scale:
             axes = compat.ints(expr.attrs.axes)
-            return self._rows(expr, "layer_norm", axes, epsilon=float(expr.attrs.epsilon))
-        return self._rows(expr, _EACH[name], [-1]) if name in _EACH else None
+            return self._rows(expr.args, "layer_norm", axes, epsilon=float(expr.attrs.epsilon))
+        if name in ("multiply", "divide"):
+            scaled = self._scaled(expr)
+            return self._rms_norm(expr) if scaled is None else scaled
+        return self._rows(expr.args, _EACH[name], [-1]) if name in _EACH else None
 
     def _rows(
-        self, expr: relax.Expr, function: Any, axes: list[int], epsilon: float = 0.0
+        self, args: list[relax.Expr], function: Any, axes: list[int], epsilon: float = 0.0
     ) -> relax.Expr | None:
-        x, *constants = expr.args
+        x, *constants = args
         *leading, features = dialect.shape_of(x)
-        floats = all(str(compat.type_of(arg).dtype) == "float32" for arg in expr.args)
+        floats = all(str(compat.type_of(arg).dtype) == "float32" for arg in args)
         if not floats or not leading or not isinstance(features, int) or axes not in ([-1], [len(leading)]):
             return None
         rows = leading[0]
@@ -52,6 +59,67 @@ class _Fold(Rewriter):
         spec = RowsSpec(dialect.static_batch(x), features, function, Epilogue(), epsilon)
         out = dialect.kernel(spec, [x, *constants], dialect.shape_of(x)[0])
         return relax.op.reshape(self.emit(out), [*leading, features]) if len(leading) > 1 else out
+
+    def _rms_norm(self, expr: relax.Expr) -> relax.Expr | None:
+        """``x`` times one over the root of the mean of its squares, without a scale so far."""
+        division = compat.op_name(expr) == "divide"
+        for x, factor in (expr.args,) if division else (expr.args, expr.args[::-1]):
+            root = self.definition(factor)
+            if compat.op_name(root) != ("sqrt" if division else "rsqrt"):
+                continue
+            mean, epsilon = self._sum(root.args[0])
+            if (
+                compat.op_name(mean) != "mean"
+                or not mean.attrs.keepdims
+                or not self._is_square(mean.args[0], x)
+            ):
+                continue
+            ones = compat.constant(np.ones(dialect.shape_of(x)[-1], np.float32))
+            return self._rows([x, ones], "rms_norm", compat.ints(mean.attrs.axis), epsilon)
+        return None
+
+    def _sum(self, expr: relax.Expr) -> tuple[relax.Expr, float]:
+        """What a positive number is added to, and the number."""
+        total = self.definition(expr)
+        if compat.op_name(total) == "add":
+            for value, number in (total.args, total.args[::-1]):
+                if compat.is_constant(number) and compat.constant_value(number).size == 1:
+                    epsilon = float(compat.constant_value(number).item())
+                    return (self.definition(value), epsilon) if epsilon >= 0 else (total, 0.0)
+        return total, 0.0
+
+    def _is_square(self, expr: relax.Expr, x: relax.Expr) -> bool:
+        made = self.definition(expr)
+        name = compat.op_name(made)
+        if name == "power":
+            power = made.args[1]
+            two = compat.is_constant(power) and (compat.constant_value(power) == 2).all()
+            return bool(two) and made.args[0].same_as(x)
+        return (name == "multiply" and all(arg.same_as(x) for arg in made.args)) or (
+            name == "square" and made.args[0].same_as(x)
+        )
+
+    def _scaled(self, expr: relax.Expr) -> relax.Expr | None:
+        """A scale for each feature that is multiplied on behind an RMSNorm."""
+        if compat.op_name(expr) != "multiply":
+            return None
+        for value, scale in (expr.args, expr.args[::-1]):
+            if not compat.is_constant(scale) or not self.sole_user(value):
+                continue
+            rows = self.definition(value)
+            source = rows.args[0] if compat.op_name(rows) == "reshape" else value
+            call = dialect.match_kernel(self.definition(source), RowsSpec)
+            factors = compat.constant_value(scale)
+            if (
+                call is None
+                or call.attributes.function != "rms_norm"
+                or factors.shape != (call.attributes.features,)
+            ):
+                continue
+            whole = compat.constant(dialect.float_array(call.args[1]) * factors)
+            out = dialect.kernel(call.attributes, [call.args[0], whole], dialect.shape_of(source)[0])
+            return out if source is value else relax.op.reshape(self.emit(out), dialect.shape_of(value))
+        return None
 
 
 FoldRows = as_pass(_Fold, "FoldRows")

@@ -1,7 +1,7 @@
-"""Softmax, LayerNorm and GELU on rows of float32, by vectors, each row read from the nearest cache.
+"""Softmax, LayerNorm, RMSNorm and GELU on rows of float32, by vectors, each row read from the nearest cache.
 
 Errors, which the tests hold against float64: softmax ``p (2**-20 + 2**-24 d)`` at a distance ``d`` from the largest number; LayerNorm, on
-centred numbers, ``2**-20 ((1 + |y|) |scale| + |bias|)``; GELU, as ``x`` times the normal distribution, ``2**-20 max(1, |x|)``.
+centred numbers, ``2**-20 ((1 + |y|) |scale| + |bias|)``; RMSNorm ``2**-20 |y|``; GELU, as ``x`` times the normal distribution, ``2**-20 max(1, |x|)``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def reference(spec: RowsSpec, data: NDArray[Any], *constants: NDArray[Any]) -> t
         centred = x - x.mean(axis=1, keepdims=True)
         value = centred / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + spec.epsilon)
         value = value * constants[0] + constants[1]
+    elif spec.function == "rms_norm":
+        value = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + spec.epsilon) * constants[0]
     elif spec.function == "gelu":
         value = x * 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2))
     else:
@@ -60,9 +62,11 @@ class Rows(CpuGenerator[RowsSpec]):
         batch = tir.batch_extent(spec.batch)
         with tir.Function(name) as function:
             data, *rest = function.buffers(self.arguments(batch))
-            constants = [rest.pop(0) for _ in range(2)] if spec.function == "layer_norm" else []
+            constants = [rest.pop(0) for _ in spec.constants]
             row = _Row(self, data, constants, rest)
-            emit = {"softmax": row.softmax, "layer_norm": row.layer_norm}.get(spec.function, row.each)
+            emit = {"softmax": row.softmax, "layer_norm": row.layer_norm, "rms_norm": row.rms_norm}.get(
+                spec.function, row.each
+            )
             Tasks(batch, 1, spec.features * _COST, TASK_ELEMENTS).run(lambda index, *_: emit(index))
         return function.result
 
@@ -137,6 +141,22 @@ class _Row:
         def out(at: Expr, lanes: int) -> None:
             gamma, beta = (tir.load(constant, [at], lanes) for constant in self.constants)
             self.store(centred(at, lanes) * tir.broadcast(scale, lanes) * gamma + beta, row, at, lanes)
+
+        self.vectors(out)
+
+    def rms_norm(self, row: Expr) -> None:
+        """Divided by the root of the mean square, and scaled."""
+
+        def square(at: Expr, lanes: int) -> Expr:
+            value = ir.hold(tir.load(self.data, [row, at], lanes), "float32", lanes)
+            return value * value
+
+        mean = self.folded(square) * tir.float32(1 / self.spec.features)
+        scale = ir.hold(tir.float32(1) / tir.sqrt(mean + tir.float32(self.spec.epsilon)), "float32", 1)
+
+        def out(at: Expr, lanes: int) -> None:
+            value = tir.load(self.data, [row, at], lanes) * tir.broadcast(scale, lanes)
+            self.store(value * tir.load(self.constants[0], [at], lanes), row, at, lanes)
 
         self.vectors(out)
 

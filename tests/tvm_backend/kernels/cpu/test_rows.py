@@ -1,4 +1,4 @@
-"""Softmax, LayerNorm and GELU of rows: how far they are from float64, and what they make of numbers that are none."""
+"""Softmax, LayerNorm, RMSNorm and GELU of rows: how far they are from float64, and what they make of numbers that are none."""
 
 from __future__ import annotations
 
@@ -59,6 +59,22 @@ def test_layer_norm_is_within_a_few_roundings(target, features):
     (found,) = run(spec, target, data, gamma, beta)
     bound = 2.0**-20 * ((1 + np.abs(normal)) * np.abs(gamma) + np.abs(beta))
     assert (np.abs(found - (normal * gamma + beta)) <= bound).all()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("features", [5, 384, 2049])
+def test_rms_norm_is_within_a_few_roundings(target, features):
+    spec = RowsSpec(None, features, "rms_norm", PLAIN, epsilon=1e-6)
+    rng = np.random.default_rng(0)
+    data = (rng.normal(size=(6, features)) * rng.uniform(0.001, 30, (6, 1))).astype(np.float32)
+    data[1] += 100  # far from zero
+    data[2] = 0
+    gamma = rng.normal(size=features).astype(np.float32)
+    x = data.astype(float)
+    exact = x / np.sqrt((x * x).mean(axis=1, keepdims=True) + 1e-6) * gamma
+    np.testing.assert_allclose(reference(spec, data, gamma)[0], exact, rtol=1e-6)
+    (found,) = run(spec, target, data, gamma)
+    assert (np.abs(found - exact) <= 2.0**-20 * np.abs(exact)).all()
 
 
 @pytest.mark.parametrize("target", TARGETS)
