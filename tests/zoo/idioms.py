@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.zoo.mutation import MUTATION
+
 __all__ = ["ARITHMETIC", "BATCH", "COMPUTED_WEIGHTS", "IDIOMS", "INDEXING", "MUTATION", "Idiom", "idiom"]
 
 
@@ -38,108 +40,6 @@ def idiom(name: str) -> nn.Module:
         module = made() if isinstance(made, type) else Idiom(made)
     return module.eval()
 
-
-# ---- values written into tensors that others read, or read already -------------------------------------------------
-
-
-def _slice_relu(y: Tensor) -> Tensor:
-    y[:, :4].relu_()
-    return y
-
-
-def _view_add(y: Tensor) -> Tensor:
-    y.view(y.shape[0], -1).add_(1)
-    return y
-
-
-def _permuted_relu(y: Tensor) -> Tensor:
-    y.permute(0, 2, 3, 1).relu_()
-    return y
-
-
-def _strided_functional(y: Tensor) -> Tensor:
-    F.relu(y[:, ::2], True)
-    return y
-
-
-def _alias_before(y: Tensor) -> Tensor:
-    old = y
-    y += 1
-    return old * 0.5 + y
-
-
-def _view_before(y: Tensor) -> Tensor:
-    flat = y.flatten(2)
-    y.mul_(2)
-    return flat.view_as(y) + y
-
-
-def _copy_before(y: Tensor) -> Tensor:
-    old = y.clone()
-    y.relu_()
-    return y + old
-
-
-def _assign_zero(y: Tensor) -> Tensor:
-    y[:, 0] = 0
-    return y
-
-
-def _scale_slice(y: Tensor) -> Tensor:
-    y[:, :4] *= 2
-    return y
-
-
-def _fill_zeros_like(y: Tensor) -> Tensor:
-    out = torch.zeros_like(y)
-    out[:, :4] = y[:, 4:]
-    return out
-
-
-def _assign_in_clone(y: Tensor) -> Tensor:
-    z = y.clone()
-    z[:, :, 0] = 0
-    return z + y
-
-
-def _chunk_sigmoid(y: Tensor) -> Tensor:
-    a, b = y.chunk(2, 1)
-    a.sigmoid_()
-    return torch.cat([a * b, y[:, :4]], 1)
-
-
-def _masked_fill(y: Tensor) -> Tensor:
-    y.masked_fill_(y < 0, 0.1)
-    return y
-
-
-def _copy_into(y: Tensor) -> Tensor:
-    y[:, 1].copy_(y[:, 2])
-    return y
-
-
-def _in_place_chain(y: Tensor) -> Tensor:
-    return y.add_(0.5).mul_(2).clamp_(-1, 3).sub_(0.25)
-
-
-MUTATION: dict[str, Callable[[Tensor], Tensor]] = {
-    "slice-relu_": _slice_relu,
-    "view-add_": _view_add,
-    "permute-relu_": _permuted_relu,
-    "strided-relu-inplace": _strided_functional,
-    "alias-before": _alias_before,
-    "view-before": _view_before,
-    "clone-before": _copy_before,
-    "assign-zero": _assign_zero,
-    "scale-slice": _scale_slice,
-    "fill-zeros_like": _fill_zeros_like,
-    "assign-in-clone": _assign_in_clone,
-    "chunk-sigmoid_": _chunk_sigmoid,
-    "masked_fill_": _masked_fill,
-    "assign-where": lambda y: y.clone().index_put_((y < -0.2,), torch.tensor(-0.2)),
-    "copy-into": _copy_into,
-    "in-place-chain": _in_place_chain,
-}
 
 # ---- numbers, scalars and tensors without axes ----------------------------------------------------------------------
 
@@ -207,6 +107,9 @@ ARITHMETIC: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "times-0d-tensor": lambda y: y * torch.tensor(0.5),
     "scalar-parameter": _ScalarParameter,
     "sum-of-list": _SumOfList,
+    "addcmul": lambda y: (
+        torch.addcmul(y, y.abs(), y.flip(1), value=0.3) + torch.addcmul(y, y, y.mean(1, True))
+    ),
     "add-alpha": lambda y: torch.add(y, y.abs(), alpha=0.3),
     "sub-alpha": lambda y: torch.sub(y, y.abs(), alpha=2),
     "rsub": lambda y: torch.rsub(y, y.abs(), alpha=0.5),
@@ -219,6 +122,7 @@ ARITHMETIC: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "leaky-relu": lambda y: F.leaky_relu(y, 0.2),
     "prelu": lambda y: F.prelu(y, torch.tensor([0.3])),
     "rrelu": lambda y: F.rrelu(y, 0.1, 0.3),
+    "rrelu-inplace": lambda y: F.rrelu(y, inplace=True),
     "mish": F.mish,
     "gelu-tanh": lambda y: F.gelu(y, approximate="tanh"),
     "swish-by-hand": lambda y: y * torch.sigmoid(y),
@@ -256,6 +160,7 @@ INDEXING: dict[str, Callable[[Tensor], Tensor]] = {
     "gather": lambda y: y.gather(3, torch.zeros_like(y, dtype=torch.long) + 3),
     "repeat": lambda y: y[:, :4].repeat(1, 2, 1, 1),
     "repeat-interleave": lambda y: y[:, :4].repeat_interleave(2, 1),
+    "repeat-by-table": lambda y: y.repeat_interleave(torch.tensor([1, 3, 0, 2, 2, 2, 1, 1]), dim=3)[..., :11],
     "stack": lambda y: torch.stack([y[:, :4], y[:, 4:]], 2).flatten(1, 2),
     "unbind": lambda y: torch.stack(y.unbind(1)[::-1], 1),
     "split-uneven": lambda y: torch.cat(y.split([1, 5, 2], 1)[::-1], 1),

@@ -17,7 +17,7 @@ from cat_plugin.errors import QuantizationError
 from cat_plugin.ptq.graph.ops import is_call, operand, output_leaves
 from cat_plugin.torch_compat import schema_of
 
-__all__ = ["fold_constants", "functional", "plain"]
+__all__ = ["fold_constants", "functional", "plain", "select_repeated"]
 
 _aten = torch.ops.aten
 
@@ -48,6 +48,12 @@ _CREATIONS = frozenset(
         _aten.zeros.default,
     }
 )
+#: What leaves memory as it finds it, and what writes zeros there: what nobody reads must come out the same at every run.
+_UNWRITTEN = {
+    _aten.empty.memory_format: _aten.zeros.default,
+    _aten.new_empty.default: _aten.new_zeros.default,
+    _aten.empty_like.default: _aten.zeros_like.default,
+}
 _NORM = _aten._native_batch_norm_legit_no_training.default
 
 
@@ -95,6 +101,30 @@ def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     return module
 
 
+def select_repeated(module: fx.GraphModule) -> int:
+    """Select where a table of constants says how often each part along an axis is repeated; return how often.
+
+    A selection has a size that is known, which those of a repetition by a table and of all that follows are not.
+    """
+    replaced = 0
+    for node in module.graph.nodes:
+        if not is_call(node, {_aten.repeat_interleave.self_Tensor}) or len(node.args) < 3:
+            continue
+        table = operand(node, 1)
+        while is_call(table, _IDENTITY) or _is_copy(table):
+            table = operand(table)
+        if table.op != "get_attr" or table.meta["val"].numel() < 2:
+            continue
+        name = f"_places_{node.name}"
+        module.register_buffer(name, torch.repeat_interleave(operator.attrgetter(str(table.target))(module)))
+        with module.graph.inserting_before(node):
+            places = module.graph.get_attr(name)
+        node.target, node.args = _aten.index_select.default, (node.args[0], node.args[2], places)
+        replaced += 1
+    module.recompile()
+    return replaced
+
+
 def plain(module: fx.GraphModule) -> fx.GraphModule:
     """Copy into a graph module of ours: tensors in, tensors out, unique names, no dead or identity nodes."""
     graph = fx.Graph()
@@ -115,6 +145,8 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
             env[node] = env[node.args[0]]
         elif is_call(node, {_aten.copy.default}):
             env[node] = _copied(graph, node, env)
+        elif is_call(node, {_aten.addcmul.default}):
+            env[node] = _product_added(graph, node, env)
         elif node.op == "get_attr":
             env[node] = _attribute(module, node, root, graph, names)
         elif is_call(node, {_NORM}):
@@ -122,11 +154,17 @@ def plain(module: fx.GraphModule) -> fx.GraphModule:
             args = (x, weight, bias, mean, var, False, momentum, eps, True)
             env[node] = graph.call_function(_aten.batch_norm.default, args)
             env[node].meta = {**node.meta, "val": node.meta["val"][0]}
-        elif is_call(node, {operator.getitem}) and is_call(node.args[0], {_NORM}):
+        elif (slope := _mean_slope(node)) is not None:
+            env[node] = graph.call_function(_aten.leaky_relu.default, (env[operand(node)], slope))
+            env[node].meta = {**node.meta, "val": node.meta["val"][0]}
+        elif is_call(node, {operator.getitem}) and (
+            is_call(node.args[0], {_NORM}) or _mean_slope(node.args[0]) is not None
+        ):
             if node.args[1] == 0:
                 env[node] = env[node.args[0]]
         else:
             env[node] = graph.node_copy(node, lambda n: env[n])
+            _written(env[node])
             _free_of_layout(env[node])
             _static_sizes(env[node])
     result = fx.GraphModule(root, graph)
@@ -146,6 +184,34 @@ def _copied(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
         result = graph.call_function(_aten.expand_as.default, (result, env[operand(node, 0)]))
         result.meta = dict(node.meta)
     return result
+
+
+def _product_added(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    """``addcmul`` as a product and a sum: in the engine's own graphs that operation is a transform."""
+    left, right = operand(node, 1), operand(node, 2)
+    product = graph.call_function(_aten.mul.Tensor, (env[left], env[right]))
+    product.meta = {**node.meta, "val": left.meta["val"] * right.meta["val"]}
+    value = node.kwargs.get("value", 1)
+    result = graph.call_function(
+        _aten.add.Tensor, (env[operand(node)], product), {} if value == 1 else {"alpha": value}
+    )
+    result.meta = dict(node.meta)
+    return result
+
+
+def _mean_slope(node: fx.Node) -> float | None:
+    """Slope below zero of what :func:`torch.nn.functional.rrelu` becomes where it is written in place; None of others."""
+    if not is_call(node, {_aten.rrelu_with_noise_functional.default}):
+        return None
+    lower, upper, training = (*node.args[2:5], *(0.125, 1 / 3, False)[len(node.args) - 2 :])
+    return None if training else (lower + upper) / 2
+
+
+def _written(node: fx.Node) -> None:
+    """Zeros in memory that is taken as it is found."""
+    if node.op == "call_function" and node.target in _UNWRITTEN:
+        node.target = _UNWRITTEN[node.target]
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "memory_format"}
 
 
 def _is_copy(node: fx.Node) -> bool:

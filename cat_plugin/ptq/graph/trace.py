@@ -21,7 +21,7 @@ from cat_plugin.errors import CATTypeError, QuantizationError
 from cat_plugin.models import without_autocast
 from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.ops import output_leaves
-from cat_plugin.ptq.graph.plain import fold_constants, functional, plain
+from cat_plugin.ptq.graph.plain import fold_constants, functional, plain, select_repeated
 from cat_plugin.ptq.graph.spelled_out import join_pieces
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.structures import as_structure, leaves_of
@@ -52,6 +52,14 @@ def _quiet() -> Iterator[None]:
 
 
 def _export(model: nn.Module, example: Inputs, *, strict: bool) -> fx.GraphModule:
+    module = functional(_exported(model, example, strict=strict))
+    # Writing into parts of a tensor makes torch forget that the batch varies; seen anew, sizes are what they are.
+    if select_repeated(module) or not _batch_is_free(module):
+        module = functional(_exported(module, example, strict=False))
+    return module
+
+
+def _exported(model: nn.Module, example: Inputs, *, strict: bool) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1, max=65535)
     call = example.call
     rows: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
@@ -59,12 +67,17 @@ def _export(model: nn.Module, example: Inputs, *, strict: bool) -> fx.GraphModul
         rows[tensor] = {0: batch}
     try:
         shapes = rows.dynamic_shapes(model, call.args, call.kwargs)
-        program = torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=strict)
+        return torch.export.export(model, call.args, call.kwargs, dynamic_shapes=shapes, strict=strict)
     except TypeError as error:
         if "dynamic_shapes" not in str(error):
             raise
-        program = torch.export.export(model, call.args, call.kwargs, strict=strict)
-    return functional(program)
+        return torch.export.export(model, call.args, call.kwargs, strict=strict)
+
+
+def _batch_is_free(module: fx.GraphModule) -> bool:
+    """Whether the first axis of every input is a symbol that has no value."""
+    values = [n.meta.get("val") for n in module.graph.nodes if n.op == "placeholder"]
+    return all(str(value.shape[0]).isidentifier() for value in values if isinstance(value, Tensor))
 
 
 @contextmanager
@@ -160,7 +173,7 @@ def _keeps_batch(module: fx.GraphModule) -> bool:
     sources = [value for value in inputs if isinstance(value, Tensor)]
     if not sources:
         return True
-    if any(isinstance(source.shape[0], int) for source in sources):
+    if not _batch_is_free(module):
         return False
     batch = str(sources[0].shape[0])
     return any(
