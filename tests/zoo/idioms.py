@@ -152,6 +152,7 @@ INDEXING: dict[str, Callable[[Tensor], Tensor]] = {
     "select-negative": lambda y: y + y.select(2, -2).unsqueeze(2),
     "index-list": lambda y: y[:, [0, -1, 2, -3, 4, 5, 6, 7]],
     "index-tensor": lambda y: y[:, torch.tensor([7, 6, -6, 4, 3, 2, 1, 0])],
+    "index-mask": lambda y: y[:, :, torch.tensor([True, False, True, True] * 2)],
     "index-select": lambda y: y.index_select(1, torch.tensor([3, 2, 1, 0, 7, 6, 5, 4])),
     "slice-negative": lambda y: F.pad(y[:, :, 1:-1, -7:-1], (1, 1, 1, 1)),
     "slice-step": lambda y: y[:, :, ::2, 1::2],

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import QuantizationError
-from cat_plugin.ptq.graph.ops import is_call, operand, output_leaves
+from cat_plugin.ptq.graph.ops import arguments, is_call, operand, output_leaves
 from cat_plugin.torch_compat import schema_of
 
-__all__ = ["fold_constants", "functional", "plain", "select_repeated"]
+__all__ = ["fold_constants", "functional", "plain", "select_by_number"]
 
 _aten = torch.ops.aten
 
@@ -101,28 +101,59 @@ def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     return module
 
 
-def select_repeated(module: fx.GraphModule) -> int:
-    """Select where a table of constants says how often each part along an axis is repeated; return how often.
+def select_by_number(module: fx.GraphModule) -> int:
+    """Write selections by constant masks, and repetitions by tables of constants, as selections by number, in place.
 
-    A selection has a size that is known, which those of a repetition by a table and of all that follows are not.
+    Those have sizes that are known.
+
+    Returns
+    -------
+    int
+        Number of operations replaced.
     """
     replaced = 0
     for node in module.graph.nodes:
-        if not is_call(node, {_aten.repeat_interleave.self_Tensor}) or len(node.args) < 3:
+        if is_call(node, {_aten.repeat_interleave.self_Tensor}) and len(node.args) > 2:
+            table = _table(module, operand(node, 1))
+            if table is None or table.numel() < 2:
+                continue
+            (places,) = _places(module, node, (torch.repeat_interleave(table),))
+            node.target, node.args = _aten.index_select.default, (node.args[0], node.args[2], places)
+        elif is_call(node, {_aten.index.Tensor}):
+            tables = [None if index is None else _table(module, index) for index in arguments(node)[1]]
+            if not any(table is not None and table.dtype == torch.bool for table in tables):
+                continue
+            indices: list[Any] = []
+            for index, table in zip(arguments(node)[1], tables, strict=True):
+                if table is not None and table.dtype == torch.bool:
+                    indices += _places(module, node, table.nonzero(as_tuple=True))
+                else:
+                    indices.append(index)
+            node.args = (node.args[0], indices)
+        else:
             continue
-        table = operand(node, 1)
-        while is_call(table, _IDENTITY) or _is_copy(table):
-            table = operand(table)
-        if table.op != "get_attr" or table.meta["val"].numel() < 2:
-            continue
-        name = f"_places_{node.name}"
-        module.register_buffer(name, torch.repeat_interleave(operator.attrgetter(str(table.target))(module)))
-        with module.graph.inserting_before(node):
-            places = module.graph.get_attr(name)
-        node.target, node.args = _aten.index_select.default, (node.args[0], node.args[2], places)
         replaced += 1
     module.recompile()
     return replaced
+
+
+def _table(module: fx.GraphModule, node: fx.Node) -> Tensor | None:
+    """The constant that a node hands on; None if it is computed."""
+    while is_call(node, _IDENTITY) or _is_copy(node):
+        node = operand(node)
+    found = operator.attrgetter(str(node.target))(module) if node.op == "get_attr" else None
+    return found if isinstance(found, Tensor) else None
+
+
+def _places(module: fx.GraphModule, node: fx.Node, numbers: tuple[Tensor, ...]) -> list[fx.Node]:
+    """Constants of the module, read in front of a node."""
+    made = []
+    for axis, each in enumerate(numbers):
+        name = f"_places_{node.name}_{axis}"
+        module.register_buffer(name, each)
+        with module.graph.inserting_before(node):
+            made.append(module.graph.get_attr(name))
+    return made
 
 
 def plain(module: fx.GraphModule) -> fx.GraphModule:
@@ -203,8 +234,10 @@ def _mean_slope(node: fx.Node) -> float | None:
     """Slope below zero of what :func:`torch.nn.functional.rrelu` becomes where it is written in place; None of others."""
     if not is_call(node, {_aten.rrelu_with_noise_functional.default}):
         return None
-    lower, upper, training = (*node.args[2:5], *(0.125, 1 / 3, False)[len(node.args) - 2 :])
-    return None if training else (lower + upper) / 2
+    given = arguments(node)[2:5]
+    given += (0.125, 1 / 3, False)[len(given) :]
+    lower, upper, training = given
+    return None if training else float(lower + upper) / 2
 
 
 def _written(node: fx.Node) -> None:

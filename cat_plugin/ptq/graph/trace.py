@@ -21,7 +21,7 @@ from cat_plugin.errors import CATTypeError, QuantizationError
 from cat_plugin.models import without_autocast
 from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.ops import output_leaves
-from cat_plugin.ptq.graph.plain import fold_constants, functional, plain, select_repeated
+from cat_plugin.ptq.graph.plain import fold_constants, functional, plain, select_by_number
 from cat_plugin.ptq.graph.spelled_out import join_pieces
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.structures import as_structure, leaves_of
@@ -54,7 +54,7 @@ def _quiet() -> Iterator[None]:
 def _export(model: nn.Module, example: Inputs, *, strict: bool) -> fx.GraphModule:
     module = functional(_exported(model, example, strict=strict))
     # Writing into parts of a tensor makes torch forget that the batch varies; seen anew, sizes are what they are.
-    if select_repeated(module) or not _batch_is_free(module):
+    if select_by_number(module) or not _batch_is_free(module):
         module = functional(_exported(module, example, strict=False))
     return module
 
