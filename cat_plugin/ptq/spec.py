@@ -207,7 +207,7 @@ class QuantSpec:
     equalization: Switch | None = option(
         default=None,
         doc="Scale channels for the least rounding noise (:mod:`cat_plugin.ptq.transforms.equalization`); None for models with "
-        "depthwise convolutions.",
+        "depthwise convolutions whose activations have less than 8 bits.",
         since="0.1",
     )
     smoothing: Annotated[str, OneOf(("smoothquant", *TRAINED, "repq", "searched"))] | None = option(

@@ -15,7 +15,8 @@ finds best.
 
 ReLU6 commutes with ``S`` if channel i is clipped at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
 ReLU6 stays what it is: no range is scaled beyond 6, so that what it clips more, the quantizer behind it would clip, and what
-it clips less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions.
+it clips less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions whose
+activations have less than 8 bits.
 """
 
 from __future__ import annotations
@@ -279,7 +280,9 @@ class Equalization(Transform):
     name = "equalization"
 
     def applies(self, module: fx.GraphModule, spec: QuantSpec) -> bool:
-        return has_depthwise(module) if spec.equalization is None else spec.equalization
+        # 8 bits have levels enough for every channel, and a range made to fit clips what calibration did not show
+        wanted = spec.a_bits < 8 and has_depthwise(module)
+        return wanted if spec.equalization is None else spec.equalization
 
     def places(self, module: fx.GraphModule) -> list[Pair]:
         layers = [n for n in module.graph.nodes if _is_weighted(n)]

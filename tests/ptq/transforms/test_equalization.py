@@ -169,7 +169,9 @@ def test_dead_channels_do_equalization_no_harm():
     model.a.weight.data[2], model.a.bias.data[2] = 0, -1.0  # nothing comes through ReLU6
     model.b.weight.data[4], model.b.bias.data[4] = 0, 0
     model.c.weight.data[:], model.c.bias.data[:] = 0, 0.5  # a constant tensor
-    module, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", batch_size=8), x)
+    module, _ = quantize(
+        model, QuantSpec(w_bits=8, a_bits=8, preset="fast", batch_size=8, equalization=True), x
+    )
     with torch.no_grad():
         torch.testing.assert_close(module(x), model(x), rtol=0.02, atol=0.02)
     low, _ = quantize(model, QuantSpec(w_bits=2, a_bits=2, preset="fast", batch_size=8), x)
@@ -178,4 +180,19 @@ def test_dead_channels_do_equalization_no_harm():
 
 def test_equalization_is_for_depthwise_models_unless_asked_for():
     for make, shape, expected in ((GroupedNet, (4, 4, 8, 8), True), (SmallResNet, (4, 3, 12, 12), False)):
-        assert has_depthwise(trace(randomise(make()), small_inputs(*shape))) is expected
+        module = trace(randomise(make()), small_inputs(*shape))
+        assert has_depthwise(module) is expected
+        few, many = QuantSpec(w_bits=8, a_bits=7), QuantSpec(w_bits=4, a_bits=8)
+        assert Equalization().applies(module, few) is expected
+        assert not Equalization().applies(module, many)
+        assert Equalization().applies(module, QuantSpec(w_bits=4, a_bits=8, equalization=True))
+
+
+def test_8_bit_activations_are_not_clipped_by_what_few_inputs_show():
+    """Channels made to fit the calibration data would be clipped where other inputs are larger: 8 bits do without."""
+    model, x = randomise(Uneven()), small_inputs(256, 3, 6, 6)
+    module, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x[:16])
+    scaled, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast", equalization=True), x[:16])
+    with torch.no_grad():
+        error, other = ((m(x[16:]) - model(x[16:])).square().mean() for m in (module, scaled))
+    assert error < other
