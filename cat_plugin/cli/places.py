@@ -35,6 +35,7 @@ _NOTE = b"logits written by cat-ptq"
 _GENERATOR = b'<meta name="generator" content="cat-ptq report">'
 _STATE_NAME = re.compile(r"[0-9a-f]{16}")
 _STATE_FILES = ("state_*.safetensors", f".*{PART}")
+_STAGING = f".tensors{PART}"
 _LOGITS_NAME = re.compile(rf"\.?logits_[0-9a-f]{{16}}\.npy(\.[0-9a-f]+{re.escape(PART)})?")
 
 
@@ -167,10 +168,14 @@ def _is_of_a_state(entry: Path, kept: Path) -> bool:
     inside = entry.relative_to(kept).parts
     if len(inside) == 1 and _LOGITS_NAME.fullmatch(entry.name):
         return entry.is_file() and not entry.is_symlink()
-    if not _STATE_NAME.fullmatch(inside[0]) or len(inside) > 2 or entry.is_symlink():
+    if not _STATE_NAME.fullmatch(inside[0]) or entry.is_symlink():
         return False
+    if len(inside) > 1 and inside[1] == _STAGING:  # of a run that was interrupted while it wrote there
+        return entry.is_dir() if len(inside) == 2 else len(inside) == 3 and entry.is_file()
     if len(inside) == 1 or not entry.is_file():
         return len(inside) == 1 and entry.is_dir()
+    if len(inside) > 2:
+        return False
     if entry.name != "state.json":
         return any(entry.match(pattern) for pattern in _STATE_FILES)
     try:

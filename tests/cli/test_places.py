@@ -169,7 +169,7 @@ def test_what_is_ours_is_replaced_and_its_neighbours_are_not(
 
 
 def _saved(kept: Path) -> None:
-    (kept / ("0" * 16)).mkdir()
+    (kept / ("0" * 16)).mkdir(parents=True, exist_ok=True)
     (kept / ("0" * 16) / "state.json").write_text('{"fingerprint": "x"}')
 
 
@@ -207,3 +207,19 @@ def test_a_state_is_free_again_when_its_run_has_ended(tmp_path: Path) -> None:
         assert (kept / ("0" * 16) / "state.json").exists()
         assert dropped == []
     assert not kept.exists()
+
+
+def test_a_state_whose_run_was_interrupted_while_it_wrote_tensors_is_a_state(tmp_path: Path) -> None:
+    kept = tmp_path / "bundle.state"
+    _saved(kept)
+    staging = kept / ("0" * 16) / ".tensors.cat-part"
+    staging.mkdir()
+    (staging / ".tmpA1b2C3").write_bytes(b"")
+    with held_state(kept, True, _unused):
+        assert staging.exists()
+    assert not kept.exists()
+    _saved(kept)
+    staging.mkdir()
+    (staging / "folder").mkdir()
+    with pytest.raises(BundleError, match="not of a run's state"), held_state(kept, True, _unused):
+        pytest.fail("a folder was taken for what a run writes")
