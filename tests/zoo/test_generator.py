@@ -13,7 +13,7 @@ from tests.zoo.generator import Plan, Step, check, plans
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=_QUIET)
+@settings(max_examples=20, deadline=None, suppress_health_check=_QUIET)
 @given(plans())
 def test_composed_networks_come_out_as_they_are(plan: Plan) -> None:
     check(plan)

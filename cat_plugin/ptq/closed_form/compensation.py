@@ -30,6 +30,7 @@ __all__ = ["fit_integers", "least_squares_weight", "ridge_by_halves"]
 
 _ATTEMPTS = 8  # at a factorisation, with more ridge each time
 _ROWS = 8192  # channels fitted at once
+_WIDE = 1024  # inputs from which on a residual goes from sweep to sweep, as exact as float32 adds up, and is not computed anew
 _BLOCK = 64  # columns whose errors are gathered before they are spread over the rest by one matrix product
 
 
@@ -151,20 +152,24 @@ def _spread_rounding(
         integers.copy_(expected.gather(2, index).round_())
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
-        block = work[:, :, start:end].clone()
+        block, s_b, z_b = (_columns_first(values[:, :, start:end]) for values in (work, s, z))
         errors = torch.empty_like(block)
         for j in range(end - start):
-            column, row = block[:, :, j], upper[:, start + j, start:end]
-            s_j, z_j = s[:, :, start + j], z[:, :, start + j]
-            q = (column / s_j + z_j).round_().clamp_(low, high)
+            column, row = block[:, j], upper[:, start + j, start:end]
+            q = (column / s_b[:, j] + z_b[:, j]).round_().clamp_(low, high)
             if neighbours is not None:
                 other = integers.gather(2, beside[:, start + j].reshape(-1, 1, 1).expand(-1, q.shape[1], 1))
                 _beside_(q, other.squeeze(2).masked_fill(free[:, start + j].unsqueeze(1), 0.0))
             integers[:, :, start + j] = q
-            errors[:, :, j] = (column - (q - z_j) * s_j) / row[:, j].unsqueeze(1)
-            block[:, :, j + 1 :] -= errors[:, :, j].unsqueeze(2) * row[:, j + 1 :].unsqueeze(1)
-        work[:, :, end:] -= torch.bmm(errors, upper[:, start:end, end:])
+            errors[:, j] = (column - (q - z_b[:, j]) * s_b[:, j]) / row[:, j].unsqueeze(1)
+            block[:, j + 1 :] -= errors[:, j].unsqueeze(1) * row[:, j + 1 :].unsqueeze(2)
+        work[:, :, end:] -= torch.bmm(errors.transpose(1, 2), upper[:, start:end, end:])
     return torch.empty_like(integers).scatter_(2, index, integers)
+
+
+def _columns_first(values: Tensor) -> Tensor:
+    """(G, C, R) copy of (G, R, C) values, in which a column lies in one piece."""
+    return values.transpose(1, 2).contiguous()
 
 
 def _by_column(values: Tensor, k: int, order: Tensor | None = None) -> Tensor:
@@ -203,6 +208,16 @@ def _best_scales(centred: Tensor, pull: Tensor, hf: Tensor, scale: Tensor) -> tu
     return scale, residual
 
 
+def _rescale(centred: Tensor, pull: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
+    """As :func:`_best_scales` for one scale a channel, of whose residual, changed in place, the products are known."""
+    through = pull - residual  # times the scale so far
+    denominator = (through * centred).sum(2, keepdim=True) / scale
+    best = (centred * pull).sum(2, keepdim=True) / denominator.clamp(min=1e-20)
+    best = torch.where((denominator > 1e-20) & (best > 0), best, scale)
+    residual.addcmul_(through, 1.0 - best / scale)
+    return best
+
+
 def _descend(
     q: Tensor,
     target: Tensor,
@@ -221,25 +236,34 @@ def _descend(
     pull = torch.bmm(target, hf)  # (G, R, K): H w*
     z = _by_column(zero.float(), q.shape[2])
     beside = list(range(q.shape[2])) if neighbours is None else neighbours.tolist()
+    carried = q.shape[2] >= _WIDE and q.shape[0] == scale.shape[2] == 1
+    residual: Tensor | None = None
     for _ in range(sweeps):
-        scale, residual = _best_scales(_times(q - z, modulation), pull, hf, scale)
+        centred = _times(q - z, modulation)
+        if residual is None or not carried:
+            scale, residual = _best_scales(centred, pull, hf, scale)
+        else:
+            scale = _rescale(centred, pull, residual, scale)
         s = _times(_by_column(scale, q.shape[2]), modulation)
         before = q.clone()
         for start in range(0, q.shape[2], _BLOCK):
             end = min(start + _BLOCK, q.shape[2])
-            block, local = residual[:, :, start:end].clone(), hf[:, start:end, start:end]
+            local = hf[:, start:end, start:end]
+            block, q_b, s_b = (_columns_first(values[:, :, start:end]) for values in (residual, q, s))
             moved = torch.empty_like(block)
             for j in range(end - start):
-                column = q[:, :, start + j]
-                s_j = s[:, :, start + j]
-                step = block[:, :, j] / (diagonal[:, start + j].unsqueeze(1) * s_j)
-                new = (column + step).round_().clamp_(low, high)
+                step = block[:, j] / (diagonal[:, start + j].unsqueeze(1) * s_b[:, j])
+                new = (q_b[:, j] + step).round_().clamp_(low, high)
                 if beside[start + j] != start + j:
                     _beside_(new, q[:, :, beside[start + j]])
-                moved[:, :, j] = (new - column) * s_j
+                moved[:, j] = (new - q_b[:, j]) * s_b[:, j]
                 q[:, :, start + j] = new
-                block -= moved[:, :, j].unsqueeze(2) * local[:, j].unsqueeze(1)
-            residual -= torch.bmm(moved, hf[:, start:end])
+                block[:, j + 1 :] -= moved[:, j].unsqueeze(1) * local[:, j, j + 1 :].unsqueeze(2)
+            if carried:  # of some sweeps most rows of a block are left as they were
+                rows = moved[0].any(0).nonzero().squeeze(1)
+                residual[0].index_add_(0, rows, moved[0, :, rows].T @ hf[0, start:end], alpha=-1)
+            else:  # of what lies before the block nobody reads the residual in this sweep, and the next begins with its own
+                residual[:, :, end:] -= torch.bmm(moved.transpose(1, 2), hf[:, start:end, end:])
         if torch.equal(before, q):
             break
     return q, scale

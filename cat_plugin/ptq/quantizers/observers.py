@@ -28,6 +28,7 @@ __all__ = [
 _TINY = 1e-8
 _SAMPLE = 1 << 17  # values that a range is searched on
 _TOKENS = 2048
+_CACHED = 1 << 15  # weights whose grids are searched at a time
 
 
 def calibrate(
@@ -217,8 +218,16 @@ def search_weight_range(
     if group is not None:
         scale, zero_point = search_weight_range(weight.reshape(-1, group), bits, symmetric)
         return scale.reshape(len(weight), -1), zero_point.reshape(len(weight), -1)
+    flat = weight.detach().reshape(len(weight), -1)
+    # On a processor as many channels at a time as its cache holds: they are read a hundred times.
+    rows = len(flat) if flat.is_cuda else max(1, _CACHED // max(flat.shape[1], 1))
+    found = [_search_rows(some.double(), bits, symmetric) for some in torch.split(flat, rows)]
+    return torch.cat([scale for scale, _ in found]), torch.cat([zero for _, zero in found])
+
+
+def _search_rows(flat: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """:func:`search_weight_range` of (O, K) float64 rows."""
     qmin, qmax = integer_range(bits, True)
-    flat = weight.detach().reshape(len(weight), -1).double()
     low, high = flat.amin(1).clamp(max=0.0), flat.amax(1).clamp(min=0.0)
     # 2-bit symmetric weights have the levels -2..1: the sign of the grid cannot be turned, the scale decides
     reach = torch.maximum(high, -low).clamp(min=_TINY)
@@ -237,8 +246,8 @@ def search_weight_range(
             trials += [(scale, (centre + d).clamp(qmin, qmax)) for d in (-1, 0, 1)]
     for scale, zero in trials:
         s, z = scale.unsqueeze(1), zero.unsqueeze(1)
-        q = torch.clamp(torch.round(flat / s) + z, qmin, qmax)
-        error = (((q - z) * s - flat) ** 2).sum(1)
+        rounded = (flat / s).round_().add_(z).clamp_(qmin, qmax).sub_(z).mul_(s)
+        error = rounded.sub_(flat).square_().sum(1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cat_plugin.ptq.closed_form import compensation
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.closed_form.moments import Moments, measure
 from cat_plugin.ptq.graph.modules import QuantOp
@@ -159,3 +160,24 @@ def test_the_ridge_is_small_where_data_decide_and_large_where_they_are_noise(noi
         return float((fresh @ (w - true.double()).T).square().mean())
 
     assert risk(ridge) == min(risk(value) for value in (0.01, 0.1, 1.0, 10.0))
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_residuals_that_go_from_sweep_to_sweep_lead_to_the_same_integers(monkeypatch, modulated):
+    """As wide layers are fitted, beside what every sweep begins with anew."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(900, 150, generator=generator).relu() @ torch.rand(150, 150, generator=generator)
+    layer = QuantOp("fc", _ATEN.linear.default, torch.randn(24, 150, generator=generator), None, (), 2, 8)
+    moments = measure(layer, x, x @ layer.weight.T, 1 << 30, 128, torch.Generator())
+    weight = layer.weight.unsqueeze(0).double()
+    scale, zero_point = (v.reshape(1, -1) for v in search_weight_range(layer.weight, 2, False))
+    factor = 0.5 + torch.rand(weight.shape, generator=generator) if modulated else None
+    found = []
+    for wide in (1 << 30, 1):
+        monkeypatch.setattr(compensation, "_WIDE", wide)
+        found.append(fit_integers(weight, moments, scale, zero_point, layer.qrange, modulation=factor))
+    (q, s), (carried_q, carried_s) = found
+    assert float((q != carried_q).float().mean()) < 0.002  # ties in float32
+    torch.testing.assert_close(carried_s, s, rtol=1e-3, atol=0)
+    naive = (weight / scale.unsqueeze(2) + zero_point.unsqueeze(2)).round().clamp(*layer.qrange)
+    assert float((q != naive).float().mean()) > 0.1
