@@ -146,7 +146,10 @@ def _arrays(path: Path, wanted: Iterable[Sequence[str]]) -> tuple[list[np.ndarra
 def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     (inputs, labels), names = _arrays(path, [_INPUT_KEYS, _LABEL_KEYS])
     if inputs is None:
-        raise CATValueError(f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}")
+        raise CATValueError(
+            f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}. A model of several inputs is "
+            "quantized from Python (docs/ptq.md); its bundle and library then take an array for each input here"
+        )
     return inputs, labels
 
 
