@@ -115,14 +115,14 @@ def compile(
     step(0, total, "importing the graph")
     program = of_one_length(_program(source), tokens)
     checks = checks_of(source if tokens is None else program, program)
-    _say_what_is_float(program)
     imported = import_program(program)
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
     symbolic = compat.specialize_batch(imported, batch_sizes)
     dump = None if dump_dir is None else Dump(Path(dump_dir))
-    symbolic = integer_kernels(symbolic, dump)
+    symbolic = integer_kernels(symbolic, dump, not any(map(is_cuda, variants.values())))
     _require_quantized(symbolic, program)
+    _say_what_is_float(symbolic, program)
     with write_errors(CompileError, f"a library to {path}"), staged_files(path) as staging:
         rows = "" if checks is None else checks.digest()
         name = (
@@ -209,7 +209,9 @@ def _locate(
             built = Path(folder) / "part.so"
             try:
                 imported = import_program(part)
-                symbolic = integer_kernels(compat.specialize_batch(imported, batch_sizes))
+                symbolic = integer_kernels(
+                    compat.specialize_batch(imported, batch_sizes), processor=not is_cuda(targets[number])
+                )
                 kernels = build_library(symbolic, targets[number], built)
                 manifest = _signatures(imported, [], batch_sizes)
                 variant = _describe("", targets[number], built, kernels)
@@ -234,20 +236,20 @@ def _require_quantized(symbolic: Any, program: Any) -> None:
         )
 
 
-def _say_what_is_float(program: Any) -> None:
-    """Tell of layers whose grids no integer kernel has: groups of weights, and single tokens."""
+def _say_what_is_float(symbolic: Any, program: Any) -> None:
+    """Tell of layers with scales for groups, or grids of tokens, that no integer kernel took."""
+    kernels = (dialect.match_kernel(expr, WeightedSpec) for expr in compat.bound_values(symbolic["main"]))
+    integers = sum(kernel is not None for kernel in kernels)
     targets = [str(node.target) for node in program.graph.nodes]
-    groups, tokens = (
-        sum(kind in target for target in targets)
-        for kind in ("dequantize_per_channel_group", "dequantize_per_token")
-    )
-    if groups or tokens:
+    if not any(kind in target for target in targets for kind in ("per_channel_group", "per_token")):
+        return
+    layers = sum("dequantize_per_channel" in target for target in targets) - integers
+    if layers > 0:
         _log.warning(
-            "%d weights on grids of groups and %d activations on grids of tokens: the layers that read them are computed in "
-            "float32, and their weights lie in the library as float32. For integer kernels quantize with one scale a channel "
-            "and whole tensors (weight_groups: null, a_granularity: tensor)",
-            groups,
-            tokens,
+            "%d layers with weights in groups or activations on grids of tokens are computed in float32, and their weights lie in "
+            "the library as float32: CUDA devices have no kernels for them, and processors none for weights that something else "
+            "reads or changes first",
+            layers,
         )
 
 

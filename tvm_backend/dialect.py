@@ -7,6 +7,8 @@ No library holds one: :mod:`tvm_backend.passes.lower_kernels` replaces each by a
 - ``cat.quantize(x, QParams)``, ``cat.dequantize(q, QParams)``: per tensor;
 - ``cat.quantize_per_channel(w, scales, zero_points, {"axis", "qmin", "qmax", "dtype"})`` and its inverse,
   ``cat.dequantize_per_channel``, of weights;
+- ``cat.quantize_per_token(x, scales, zero_points, {"qmin", "qmax", "dtype"})``, its inverse ``cat.dequantize_per_token``, and
+  ``cat.dequantize_rows(q, grid)``, whose grid holds scale and zero point of each row: of activations whose grids are computed;
 - ``cat.kernel(data, ..., KernelSpec)``: an integer kernel, arguments as in :mod:`tvm_backend.kernels.spec`, but for
   convolutions and linear layers ``data, weight, scale, bias[, residual]`` with the weight unpacked;
 - ``cat.cluster_affine(logits, ..., {"alpha": ...})`` and the other correction operators.
@@ -34,6 +36,8 @@ __all__ = [
     "decode",
     "dequantize",
     "dequantize_per_channel",
+    "dequantize_per_token",
+    "dequantize_rows",
     "encode",
     "epilogue_of",
     "float_array",
@@ -44,6 +48,7 @@ __all__ = [
     "match_quantize",
     "quantize",
     "quantize_per_channel",
+    "quantize_per_token",
     "shape_of",
     "static_batch",
     "with_epilogue",
@@ -169,6 +174,30 @@ def dequantize_per_channel(
     return _call("dequantize_per_channel", [x, scales, zero_points], attributes, [kind])
 
 
+def quantize_per_token(
+    x: relax.Expr, scales: relax.Expr, zero_points: relax.Expr, attributes: dict[str, Any]
+) -> relax.Expr:
+    """``cat.quantize_per_token``: (..., C) float32 to integers with the scales and zero points (..., 1) of tokens.
+
+    `attributes` holds ``qmin``, ``qmax`` and ``dtype``.
+    """
+    kind = compat.tensor_type(shape_of(x), attributes["dtype"])
+    return _call("quantize_per_token", [x, scales, zero_points], attributes, [kind])
+
+
+def dequantize_per_token(
+    x: relax.Expr, scales: relax.Expr, zero_points: relax.Expr, attributes: dict[str, Any]
+) -> relax.Expr:
+    """``cat.dequantize_per_token``: the inverse."""
+    kind = compat.tensor_type(shape_of(x), "float32")
+    return _call("dequantize_per_token", [x, scales, zero_points], attributes, [kind])
+
+
+def dequantize_rows(x: relax.Expr, grid: relax.Expr) -> relax.Expr:
+    """``cat.dequantize_rows``: the same of rows (N, C) with a grid (N, 2) of float32."""
+    return _call("dequantize_rows", [x, grid], {}, [compat.tensor_type(shape_of(x), "float32")])
+
+
 def correction(name: str, args: list[relax.Expr], alpha: float, features: bool) -> relax.Expr:
     """One of :data:`CORRECTIONS`; the result has the type of the logits, the first of `args`."""
     attributes = {"alpha": float(alpha), "features": features}
@@ -177,8 +206,8 @@ def correction(name: str, args: list[relax.Expr], alpha: float, features: bool) 
 
 def kernel(spec: KernelSpec, args: list[relax.Expr], batch: Any) -> relax.Expr:
     """``cat.kernel``: an integer kernel applied to `args`, for a batch of `batch` (an int or a symbolic variable)."""
-    shape = [batch, *spec.out_shape]
-    types = [compat.tensor_type(shape, storage_dtype(kind)) for kind in spec.out_kinds]
+    outputs = zip(spec.out_shapes, spec.out_kinds, strict=True)
+    types = [compat.tensor_type([batch, *shape], storage_dtype(kind)) for shape, kind in outputs]
     return _call("kernel", args, spec, types)
 
 

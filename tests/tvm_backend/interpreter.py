@@ -50,6 +50,14 @@ def _pool(x: torch.Tensor, spec: s.PoolSpec) -> torch.Tensor:
     return out.permute(0, 2, 3, 1)
 
 
+def _tokens(x: torch.Tensor, spec: s.TokensSpec) -> Any:
+    low, high = x.amin(-1, True).clamp(max=0.0) * spec.share, x.amax(-1, True).clamp(min=0.0) * spec.share
+    scale = ((high - low) / spec.qmax).clamp(min=s.LEAST_SCALE)
+    zero = torch.round(-low / scale)
+    integers = torch.clamp(torch.round(x / scale + zero), 0, spec.qmax)
+    return (integers - zero) * scale if spec.real else [integers, torch.cat([scale, zero], -1)]
+
+
 def _kernel(spec: Any, args: list[torch.Tensor]) -> Any:
     if isinstance(spec, s.QuantizeSpec):
         x = args[0].permute(0, 2, 3, 1) if spec.to_channels_last else args[0]
@@ -63,6 +71,15 @@ def _kernel(spec: Any, args: list[torch.Tensor]) -> Any:
         x = F.pad((args[0] - spec.input.zero_point).permute(0, 3, 1, 2), (left, right, top, bottom))
         acc = F.conv2d(x, args[1], None, spec.stride, 0, spec.dilation, spec.groups).permute(0, 2, 3, 1)
         return _finish(acc * args[2] + args[3], spec.epilogue, args[4] if len(args) > 4 else None)
+    if isinstance(spec, s.TokensSpec):
+        return _tokens(args[0], spec)
+    if isinstance(spec, s.GroupedLinearSpec):
+        x, weight, scales, bias, *further = args
+        zero = further[0][:, 1:] if spec.tokens else 0 if spec.real else spec.input.zero_point
+        parts = [(x - zero).unflatten(-1, (spec.groups, -1)), weight.unflatten(-1, (spec.groups, -1))]
+        value = (torch.einsum("ngk,cgk->ngc", *parts) * scales).sum(1)
+        value = value * further.pop(0)[:, :1] if spec.tokens else value
+        return _finish(value + bias, spec.epilogue, further[0] if further else None)
     if isinstance(spec, s.LinearSpec):
         acc = (args[0] - spec.input.zero_point) @ args[1].T
         return _finish(acc * args[2] + args[3], spec.epilogue, args[4] if len(args) > 4 else None)

@@ -41,10 +41,11 @@ class _Rounded(nn.Module):
         return y, x * 0 + _qd.dequantize_per_channel_group(self.weight, *grid)
 
 
-def test_both_grids_are_torchs_to_the_bit(tmp_path):
+def test_both_grids_are_torchs_to_the_bit(tmp_path, caplog):
     module, x = _Rounded().eval(), torch.randn(5, 3, 16) * torch.logspace(-3, 3, 3).reshape(1, 3, 1)
     program = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     tvm_backend.compile(program, out=tmp_path / "model.so")
+    assert "1 layers with weights in groups" in caplog.text  # it is added, not multiplied
     found = tvm_backend.load(tmp_path / "model.so")(x.numpy())
     for mine, expected in zip(found, module(x), strict=True):
         np.testing.assert_array_equal(np.asarray(mine), expected.numpy())
@@ -55,13 +56,20 @@ def test_both_grids_are_torchs_to_the_bit(tmp_path):
     [
         {"weight_only": True, "w_bits": 3, "weight_groups": 8},
         {"a_granularity": "token", "a_bits": 4, "attention_bits": 8, "rotation": "online"},
+        {"a_granularity": "token", "w_bits": 4, "a_bits": 8, "weight_groups": 8},
+        {"w_bits": 4, "a_bits": 8, "weight_groups": 8},
     ],
 )
-def test_a_language_model_with_them_is_compiled(tmp_path, options):
+def test_a_language_model_with_them_is_compiled_to_integer_weights(tmp_path, caplog, options):
     network = ZOO["llama"]
     x = network.inputs(8)
     module, _ = quantize(network.build(), QuantSpec(preset="fast", **options), x)
-    tvm_backend.compile(export_program(module, x[:2]), out=tmp_path / "model.so")
+    program = export_program(module, x[:2])
+    report = tvm_backend.compile(program, out=tmp_path / "model.so")
+    layers = sum("dequantize_per_channel" in str(node.target) for node in program.graph.nodes)
+    integers = sum(kernel.kind == "linear" for kernel in report.kernels)
+    assert integers == layers > 0
+    assert "computed in float32" not in caplog.text
     found = np.asarray(tvm_backend.load(tmp_path / "model.so")(x.numpy()))
     expected = module(x).detach().numpy()
     # a value half way between two integers of a grid may fall to either side, and moves what follows it

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 from tvm import relax
 
 from cat_plugin.errors import CompileError
@@ -88,21 +87,11 @@ def _dequantize_per_channel_group(node: Any, importer: Any) -> Any:
     return emit(relax.op.reshape(wide, shape))
 
 
-def _quantize_per_token(node: Any, importer: Any) -> Any:
-    """In the order of torch: ``clip(round(x * (1 / scale) + zero_point))``."""
+def _per_token(node: Any, importer: Any, make: Callable[..., Any]) -> Any:
     x, scales, zero_points = (importer.env[arg] for arg in node.args[:3])
-    emit, one = importer.block_builder.emit, relax.const(np.float32(1))
-    ratio = emit(relax.op.multiply(x, emit(relax.op.divide(one, scales))))
-    shifted = emit(relax.op.add(ratio, emit(relax.op.astype(zero_points, "float32"))))
-    clipped = emit(relax.op.clip(emit(relax.op.round(shifted)), int(node.args[3]), int(node.args[4])))
-    return emit(relax.op.astype(clipped, _dtype_name(_argument(node, 5, "dtype"))))
-
-
-def _dequantize_per_token(node: Any, importer: Any) -> Any:
-    x, scales, zero_points = (importer.env[arg] for arg in node.args[:3])
-    emit = importer.block_builder.emit
-    wide, zero = (emit(relax.op.astype(value, "float32")) for value in (x, zero_points))
-    return emit(relax.op.multiply(emit(relax.op.subtract(wide, zero)), scales))
+    attributes: dict[str, Any] = {"qmin": int(node.args[3]), "qmax": int(node.args[4])}
+    attributes["dtype"] = _dtype_name(_argument(node, 5, "dtype"))
+    return importer.block_builder.emit(make(x, scales, zero_points, attributes))
 
 
 def _correction(name: str) -> Converter:
@@ -141,7 +130,7 @@ CONVERTERS: dict[str, Converter] = {
     "quantize_per_channel.default": partial(_per_channel, make=dialect.quantize_per_channel),
     "dequantize_per_channel.default": partial(_per_channel, make=dialect.dequantize_per_channel),
     "dequantize_per_channel_group.default": _dequantize_per_channel_group,
-    "quantize_per_token.default": _quantize_per_token,
-    "dequantize_per_token.default": _dequantize_per_token,
+    "quantize_per_token.default": partial(_per_token, make=dialect.quantize_per_token),
+    "dequantize_per_token.default": partial(_per_token, make=dialect.dequantize_per_token),
     **{f"{name}.default": _correction(name) for name in dialect.CORRECTIONS},
 }

@@ -117,6 +117,14 @@ class Generator(ABC, Generic[_Spec, _Isa]):
         """The kernel's arguments, in order."""
         return self.spec.arguments(batch)
 
+    def compensation(self, weight: NDArray[Any]) -> NDArray[np.int32]:
+        """The int32 argument that takes the zero point out of the sums, see :meth:`Kernel.compensation`."""
+        return zero_point_sums(weight, self.stored_zero)
+
+    def channelwise(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Scales in the shape in which the kernel reads them; those of channels have it."""
+        return values
+
     @abstractmethod
     def build(self, name: str) -> PrimFunc:
         """Write the function, to be called `name`."""
@@ -218,4 +226,4 @@ class Kernel:
         It is ``-zero_point * sum(weight)`` for each output channel, with the zero point as the kernel's instructions
         see it: where int8 activations are multiplied as uint8, that is 128 more.  `weight` is unpacked.
         """
-        return zero_point_sums(np.asarray(weight), self.generator.stored_zero)
+        return self.generator.compensation(np.asarray(weight))

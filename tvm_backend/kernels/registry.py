@@ -17,12 +17,14 @@ from tvm_backend.kernels.cpu import (
     concat,
     conv2d,
     elementwise,
+    grouped_linear,
     isa,
     linear,
     pool,
     product,
     rows,
     subsample,
+    tokens,
 )
 from tvm_backend.kernels.cpu.conv2d_amx import AmxConv
 from tvm_backend.kernels.cpu.depthwise import Depthwise
@@ -45,6 +47,7 @@ from tvm_backend.kernels.spec import (
     ConvSpec,
     DequantizeSpec,
     ElementwiseSpec,
+    GroupedLinearSpec,
     KernelSpec,
     LinearSpec,
     PoolSpec,
@@ -52,6 +55,7 @@ from tvm_backend.kernels.spec import (
     QuantizeSpec,
     RowsSpec,
     SubsampleSpec,
+    TokensSpec,
 )
 
 __all__ = ["KERNELS", "Entry", "Reference", "lower", "machine_of", "reference"]
@@ -88,6 +92,10 @@ KERNELS: dict[type[KernelSpec], Entry] = {
         cuda=(Grouped, MmaProduct, Dp4aProduct),
     ),
     LinearSpec: Entry(linear.reference, cpu=(AmxLinear, linear.Linear), cuda=(MmaProduct, Dp4aProduct)),
+    GroupedLinearSpec: Entry(
+        grouped_linear.reference, cpu=(grouped_linear.RealLinear, grouped_linear.GroupedLinear)
+    ),
+    TokensSpec: Entry(tokens.reference, cpu=(tokens.Tokens,)),
     PoolSpec: Entry(pool.reference, cpu=(pool.Pool,), cuda=(CudaPool,)),
     ProductSpec: Entry(product.reference, cpu=(product.Product,)),
     RowsSpec: Entry(rows.reference, cpu=(rows.Rows,)),

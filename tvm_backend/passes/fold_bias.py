@@ -57,10 +57,11 @@ class _Fold(Rewriter):
             wanted = [channels]
         if bias.size != channels or list(bias.shape)[-len(wanted) :] not in (wanted, wanted[-bias.ndim :]):
             return None
-        data, weight, scale, old = call.args
+        data, weight, scale, old, *further = call.args
         total = compat.constant_value(old) + bias.reshape(-1).astype(np.float32)
         batch = dialect.shape_of(data)[0]
-        out = self.emit(dialect.kernel(call.attributes, [data, weight, scale, compat.constant(total)], batch))
+        args = [data, weight, scale, compat.constant(total), *further]
+        out = self.emit(dialect.kernel(call.attributes, args, batch))
         for step in reversed(between):
             out = self.emit(compat.call_with(step, [out, *step.args[1:]]))
         return out

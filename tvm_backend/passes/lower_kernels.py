@@ -91,6 +91,7 @@ class _Lower(Rewriter):
                 compat.constant(kernel.pack_weight(values)),
                 compat.constant(kernel.compensation(values)),
             ]
+            args[3] = compat.constant(kernel.generator.channelwise(compat.constant_value(args[3])))
             if kernel.generator.numbers is not None:
                 args.insert(5, compat.constant(kernel.generator.numbers))
         name = kernel.name if spec.batch is None else f"{kernel.name}_b{spec.batch}"

@@ -15,11 +15,13 @@ from tvm_backend.passes.fold_concat import FoldConcat
 from tvm_backend.passes.fold_constants import FoldConstants
 from tvm_backend.passes.fold_convolution import FoldConvolution
 from tvm_backend.passes.fold_elementwise import FoldElementwise
+from tvm_backend.passes.fold_grouped_linear import FoldGroupedLinear
 from tvm_backend.passes.fold_linear import FoldLinear
 from tvm_backend.passes.fold_pooling import FoldPooling
 from tvm_backend.passes.fold_product import FoldProduct
 from tvm_backend.passes.fold_rows import FoldRows
 from tvm_backend.passes.fold_subsample import FoldSubsample
+from tvm_backend.passes.fold_tokens import FoldTokens
 from tvm_backend.passes.fuse_clip import FuseClip
 from tvm_backend.passes.fuse_outputs import FuseOutputs
 from tvm_backend.passes.fuse_quantize import FuseQuantize
@@ -44,7 +46,9 @@ INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
     FoldConstants,
     # Operators on integers.
     FoldConvolution,
+    FoldTokens,
     FoldLinear,
+    FoldGroupedLinear,
     FoldBias,
     FoldPooling,
     # Channels last between them.
@@ -67,7 +71,7 @@ PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct, FoldRows, FuseQ
 """What only processors have kernels, or schedules, for."""
 
 
-def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None) -> tvm.IRModule:
+def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None, processor: bool = True) -> tvm.IRModule:
     """Run :data:`INTEGER_PASSES`.
 
     Parameters
@@ -76,6 +80,8 @@ def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None) -> tvm.IRModule
         The imported graph.
     dump : Dump, optional
         Takes the module as it comes and after each pass.
+    processor : bool, optional
+        Whether it is for a processor, which has kernels for scales finer than channels and tensors; a CUDA device has none.
 
     Returns
     -------
@@ -85,6 +91,8 @@ def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None) -> tvm.IRModule
     if dump is not None:
         dump.write(mod, "Imported")
     for step in INTEGER_PASSES:
+        if not processor and step in (FoldTokens, FoldGroupedLinear):
+            continue
         mod = step(mod)
         if dump is not None:
             dump.write(mod, str(step.info.name))

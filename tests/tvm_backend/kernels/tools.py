@@ -12,7 +12,7 @@ from tvm.target import Target
 
 from tvm_backend.kernels.kernel import Kernel
 from tvm_backend.kernels.registry import lower
-from tvm_backend.kernels.spec import ConvSpec, Epilogue, KernelSpec, QParams, TensorKind
+from tvm_backend.kernels.spec import ConvSpec, Epilogue, GroupedLinearSpec, KernelSpec, QParams, TensorKind
 
 
 def native_features() -> set[str]:
@@ -93,19 +93,23 @@ def expected_outputs(
     channels = weight.shape[0]
     # Scales that spread the sums over the quantized range, so that rounding and clamping both happen.
     spread = float(np.sqrt(weight[0].size) * max(1, np.abs(weight).max()) * 64)
-    scale = (rng.uniform(0.1, 2, channels) / spread).astype(np.float32)
+    groups = (spec.groups,) if isinstance(spec, GroupedLinearSpec) else ()
+    scale = (rng.uniform(0.1, 2, (*groups, channels)) / spread).astype(np.float32)
     bias = rng.normal(size=channels).astype(np.float32)
     if spec.epilogue.bounded:  # far from the limit, and often beyond what is stored
         scale, bias = scale * np.float32(1e3), bias * np.float32(1e3)
-    shape = reference(spec, data, weight, scale, bias, _zeros(spec, data, weight))[0].shape
-    arguments = [data, kernel.pack_weight(weight), kernel.compensation(weight), scale, bias]
+    further: list[NDArray[Any]] = []
+    if groups and spec.tokens:
+        zeros = rng.integers(0, spec.input.qmax + 1, len(data))
+        further.append(np.stack([rng.uniform(0.1, 3, len(data)), zeros], 1).astype(np.float32))
+    shape = reference(spec, data, weight, scale, bias, *further, _zeros(spec, data, weight))[0].shape
+    scales = kernel.generator.channelwise(scale)
+    arguments = [data, kernel.pack_weight(weight), kernel.compensation(weight), scales, bias]
     if kernel.generator.numbers is not None:
         arguments.append(kernel.generator.numbers)
-    residual = None
     if spec.epilogue.residual is not None:
-        residual = random_tensor(spec.epilogue.residual, shape, rng)
-        arguments.append(residual)
-    return arguments, reference(spec, data, weight, scale, bias, residual)
+        further.append(random_tensor(spec.epilogue.residual, shape, rng))
+    return [*arguments, *further], reference(spec, data, weight, scale, bias, *further)
 
 
 def _zeros(spec: Any, data: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any] | None:

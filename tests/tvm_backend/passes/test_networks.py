@@ -51,3 +51,36 @@ def test_residual_network_is_all_integers(bits, shortcut, quantize_branch):
     assert counted.count("QuantizeSpec") == 1
     assert counted[-1] == "cluster_affine"
     assert "ElementwiseSpec" not in counted
+
+
+class _Tokens(torch.nn.Module):
+    """Two layers on tokens with grids of their own, the first with groups of weights, and a shortcut around both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("first", torch.randint(-8, 8, (12, 8), generator=generator, dtype=torch.int8))
+        self.register_buffer("groups", torch.rand(12, 2, generator=generator) / 50)
+        self.register_buffer("none", torch.zeros(12, 2, dtype=torch.int64))
+        self.second = models.QWeight(torch.randn(8, 12, generator=generator), 4)
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = x.amin(-1, True).clamp(max=0.0) * 0.9, x.amax(-1, True).clamp(min=0.0) * 0.9
+        scale = ((high - low) * (1.0 / 255)).clamp(min=1e-8)
+        grid = (scale, (-low / scale).round().to(torch.int64), 0, 255, torch.uint8)
+        return models.qd.dequantize_per_token(models.qd.quantize_per_token(x, *grid), *grid, torch.float32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        grid = (self.groups, self.none, -8, 7, torch.int8, 4, torch.float32)
+        weight = models.qd.dequantize_per_channel_group(self.first, *grid)
+        y = torch.relu(torch.nn.functional.linear(self.rounded(x), weight, self.groups[:, 0]))
+        return x + torch.nn.functional.linear(self.rounded(y), self.second())
+
+
+def test_tokens_with_their_own_grids_are_all_integers():
+    model, x = _Tokens().eval(), torch.randn(6, 8) * torch.logspace(-1, 1, 6)[:, None]
+    mod = symbolic(models.exported(model, x))
+    assert kinds(mod) == ["TokensSpec", "GroupedLinearSpec"] * 2
+    assert set(leftovers(mod)) <= {"call_pure_packed"}  # bias, ReLU and shortcut are in the epilogues
+    expected = model(x)
+    assert (interpret(mod, x) - expected).abs().max() < 0.02 * expected.abs().max()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
+from tvm_backend.kernels.cpu.epilogue import pieces
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["exp", "normal_tail", "total"]
+__all__ = ["exp", "folded", "normal_tail", "total"]
 
 _ROUND = 1.5 * 2**23
 """A float32 of this size has no digits behind the point: adding it rounds, and leaves the integer in the lowest bits."""
@@ -64,3 +66,29 @@ def total(value: Expr, lanes: int, join: str = "add") -> Expr:
         low, high = ir.part(held, 0, lanes), ir.part(held, lanes, lanes)
         value = low + high if join == "add" else tir.larger(low, high)
     return value
+
+
+def folded(
+    count: int, lanes: int, values: Callable[[Expr, int], Sequence[Expr]], joins: Sequence[str]
+) -> list[Expr]:
+    """Each of ``values(start, lanes)`` over `count` numbers, joined to one: ``"add"`` for the sum, ``"max"`` for the largest."""
+
+    def join(how: str, one: Expr, other: Expr) -> Expr:
+        return one + other if how == "add" else tir.larger(one, other)
+
+    result: list[Expr] = []
+    for begin, repeat, width in pieces(count, lanes):
+        held = ir.Registers(len(joins), "float32", width)
+        for slot, how in enumerate(joins):
+            held[slot] = tir.constant(0.0 if how == "add" else -math.inf, "float32", width)
+        with tir.loop(repeat) as index:
+            for slot, new in enumerate(values(begin + index * width, width)):
+                held[slot] = join(joins[slot], held[slot], new)
+        ends = [ir.hold(total(held[slot], width, how), "float32", 1) for slot, how in enumerate(joins)]
+        if result:
+            ends = [
+                ir.hold(join(how, one, other), "float32", 1)
+                for how, one, other in zip(joins, result, ends, strict=True)
+            ]
+        result = ends
+    return result

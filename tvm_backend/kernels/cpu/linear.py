@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -87,6 +88,11 @@ class Linear(Blocked[LinearSpec]):
         return np.asarray(weight)[None, :, None, :]
 
     @property
+    def pitch(self) -> int:
+        """Inputs in a row that is lengthened to whole groups."""
+        return self.layout.steps * self.isa.group
+
+    @property
     def unpacking(self) -> str:
         """Each weight is used for a few rows only."""
         return "in registers" if self.layout.bits < 8 else ""
@@ -118,12 +124,12 @@ class LinearEmitter:
     @property
     def pitch(self) -> int:
         """Inputs in a lengthened row."""
-        return self.layout.steps * self.isa.group
+        return self.linear.pitch
 
     def copied(self, flip: bool) -> Any:
         """A copy of the rows with zeros behind each; `flip` offsets them by 128."""
         spec = self.spec
-        dtype = spec.input.flipped.dtype if flip else spec.input.dtype
+        dtype = spec.input.flipped.dtype if flip else self.data.dtype
         copy = tir.allocate((self.batch, self.pitch), dtype)
         with tir.loop(self.batch) as row:
             with tir.loop(spec.in_features) as i:
@@ -148,50 +154,68 @@ class LinearEmitter:
 
     def tile(self, source: Any, block: Expr, row: Expr, rows: int) -> None:
         """One register tile: sums over all products, then the epilogue."""
+        layout, vectors = self.layout, self.layout.vectors
+        held = self.sums([tir.constant(0, "int32", self.isa.lanes)] * (rows * vectors))
+        self.products(held, source, block, row, rows)
+        for r in range(rows):
+            totals = [held[r * vectors + v] for v in range(vectors)]
+            channel = block * layout.block_channels
+            store_row(self.operands, layout, totals, [row + r], channel, block, compensated=False)
+
+    def activations(self, source: Any, indices: Sequence[Expr]) -> Expr:
+        """What an instruction multiplies of a row, in every lane."""
+        return self.isa.activations(source, indices, self.flip)
+
+    def sums(self, begin: Sequence[Expr]) -> Sums:
+        """Sums in registers for a tile, row by row."""
+        layout = self.layout
+        each = layout.period // layout.vectors if layout.bits < 8 else 1
+        return Sums(self.isa, begin, 1, each)
+
+    def products(
+        self, held: Sums, source: Any, block: Expr, row: Expr, rows: int, run: Expr = 0, first: Expr = 0
+    ) -> None:
+        """Add the products of a stretch of the inputs: the one with the number `run`, which begins with input `first`."""
         layout, isa, vectors = self.layout, self.isa, self.layout.vectors
-        share = 8 // layout.bits
-        channel = block * layout.block_channels
-        each = layout.period // vectors if layout.bits < 8 else 1
-        held = Sums(isa, [tir.constant(0, "int32", isa.lanes)] * (rows * vectors), 1, each)
+        share, units = 8 // layout.bits, layout.steps * layout.vectors
 
         def multiply(step: Expr, v: int, weights: Expr) -> None:
             for r in range(rows):
-                x = isa.activations(source, [row + r, step * isa.group], self.flip)
+                x = self.activations(source, [row + r, first + step * isa.group])
                 held.add(r * vectors + v, x, weights)
 
         if layout.bits == 8:
+            begin = block * layout.block_bytes + run * (units * isa.unit)
 
-            def products(step: Expr) -> None:
+            def words(step: Expr) -> None:
                 for v in range(vectors):
-                    unit = block * layout.block_bytes + (step * vectors + v) * isa.unit
-                    multiply(step, v, isa.weights(self.weight, [unit]))
+                    place = begin + (step * vectors + v) * isa.unit
+                    multiply(step, v, isa.weights(self.weight, [place]))
 
-            held.loop(layout.steps, products)
-        else:
-            # Unpacked where they are used: each packed byte crosses the memory bus once.
-            lowest = lowest_values(layout, self.weight, block)
-            words = tir.vector("int32", isa.unit // 4)
-            begin = block * (layout.block_bytes // share)
-            packed_units = layout.period // share
+            held.loop(layout.steps, words)
+            return
+        # Unpacked where they are used: each packed byte crosses the memory bus once.
+        each = layout.period // vectors
+        lowest = lowest_values(layout, self.weight, block, run)
+        integers = tir.vector("int32", isa.unit // 4)
+        begin = block * (layout.block_bytes // share) + run * (units // share * isa.unit)
+        packed_units = layout.period // share
 
-            def period(index: Expr, limit: int) -> None:
-                for source_unit in range(packed_units):
-                    place = begin + (index * packed_units + source_unit) * isa.unit
-                    raw = tir.load(self.weight, [place], isa.unit)
-                    word = ir.hold(tir.reinterpret(words, raw), "int32", isa.unit // 4)
-                    for position in range(share):
-                        number = source_unit * share + position
-                        if number >= limit:
-                            continue
-                        v = number % vectors
-                        weights = unpacked(layout, word, position, lowest[v])
-                        multiply(index * each + number // vectors, v, ir.hold(weights, "int8", isa.unit))
+        def period(index: Expr, limit: int) -> None:
+            for source_unit in range(packed_units):
+                place = begin + (index * packed_units + source_unit) * isa.unit
+                raw = tir.load(self.weight, [place], isa.unit)
+                word = ir.hold(tir.reinterpret(integers, raw), "int32", isa.unit // 4)
+                for position in range(share):
+                    number = source_unit * share + position
+                    if number >= limit:
+                        continue
+                    v = number % vectors
+                    weights = unpacked(layout, word, position, lowest[v])
+                    multiply(index * each + number // vectors, v, ir.hold(weights, "int8", isa.unit))
 
-            full, rest = divmod(layout.steps * vectors, layout.period)
-            held.loop(full, lambda index: period(index, layout.period))
-            if rest:
-                with held.widened():
-                    period(full, rest)
-        for r in range(rows):
-            totals = [held[r * vectors + v] for v in range(vectors)]
-            store_row(self.operands, layout, totals, [row + r], channel, block, compensated=False)
+        full, rest = divmod(units, layout.period)
+        held.loop(full, lambda index: period(index, layout.period))
+        if rest:
+            with held.widened():
+                period(full, rest)

@@ -3,7 +3,7 @@
 A packed weight is one row of bytes.  Weights are first laid out as vectors of ``lanes x group`` bytes in reading
 order.  Below 8 bits several vectors share their bytes: four vectors at 2 bits, two at 4 bits, the first in the lowest
 bits, so that a vector is unpacked by one shift and one mask.  A code is the weight minus its channel's lowest value,
-which is kept, one byte a channel, behind the codes.
+which is kept, one byte a channel, behind the codes; where each stretch has zero points of its own, one byte a channel and stretch.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class WeightLayout:
         Vectors of output channels in a block, that is in a register tile.
     bits : int
         2, 4 or 8.
+    spans : int
+        Equal numbers of stretches that have lowest values of their own: 1 for one a channel.
     """
 
     isa: InstructionSet
@@ -50,6 +52,7 @@ class WeightLayout:
     run: int
     vectors: int
     bits: int
+    spans: int = 1
 
     @property
     def steps(self) -> int:
@@ -90,7 +93,7 @@ class WeightLayout:
     @property
     def length(self) -> int:
         """Bytes of the packed weight."""
-        channels = self.groups * self.blocks * self.block_channels
+        channels = self.groups * self.blocks * self.spans * self.block_channels
         return self.code_bytes + (channels if self.bits < 8 else 0)
 
     @property
@@ -134,13 +137,16 @@ class WeightLayout:
         if self.bits == 8:
             return np.ascontiguousarray(self._blocked(weight).reshape(-1))
         # Zero is always among the values: it fills up stretches and blocks.
-        lowest = np.minimum(weight.min(axis=(2, 3)), 0)
-        check_span(np.maximum(weight.max(axis=(2, 3)), 0) - lowest, self.bits)
-        offsets = np.zeros((self.groups, self.blocks * self.block_channels), np.int8)
+        spans = weight.reshape(self.groups, self.out_channels, self.spans, -1)
+        lowest = np.minimum(spans.min(axis=3), 0)
+        check_span(np.maximum(spans.max(axis=3), 0) - lowest, self.bits)
+        offsets = np.zeros((self.groups, self.blocks * self.block_channels, self.spans), np.int8)
         offsets[:, : self.out_channels] = lowest
-        per_vector = offsets.reshape(self.groups, self.blocks, self.vectors, self.isa.lanes, 1)
-        vector = np.arange(self.block_units) % self.vectors
-        codes = (self._blocked(weight.astype(np.int16)) - per_vector[:, :, vector]).astype(np.uint8)
+        offsets = offsets.reshape(self.groups, self.blocks, -1, self.spans).swapaxes(2, 3)
+        per_vector = offsets.reshape(self.groups, self.blocks, self.spans, self.vectors, self.isa.lanes, 1)
+        step, vector = np.divmod(np.arange(self.block_units), self.vectors)
+        span = np.minimum(step // (self.runs * self.steps // self.spans), self.spans - 1)
+        codes = (self._blocked(weight.astype(np.int16)) - per_vector[:, :, span, vector]).astype(np.uint8)
         share = 8 // self.bits
         units = codes.reshape(self.groups, self.blocks, -1, share, self.isa.unit)
         packed = np.zeros(units.shape[:3] + units.shape[4:], np.uint8)

@@ -87,19 +87,11 @@ class _Row:
 
     def folded(self, value: Callable[[Expr, int], Expr], join: str = "add") -> Expr:
         """The sum, or the largest, of ``value(start, lanes)`` over the row."""
-        parts = pieces(self.spec.features, self.lanes)
-        result = None
-        for begin, repeat, lanes in parts:
-            held = ir.Registers(1, "float32", lanes)
-            held[0] = tir.constant(0.0 if join == "add" else -math.inf, "float32", lanes)
-            with tir.loop(repeat) as index:
-                new = value(begin + index * lanes, lanes)
-                held[0] = held[0] + new if join == "add" else tir.larger(held[0], new)
-            one = ir.hold(functions.total(held[0], lanes, join), "float32", 1)
-            if result is not None:
-                one = ir.hold(result + one if join == "add" else tir.larger(result, one), "float32", 1)
-            result = one
-        return result
+
+        def one(at: Expr, lanes: int) -> list[Expr]:
+            return [value(at, lanes)]
+
+        return functions.folded(self.spec.features, self.lanes, one, [join])[0]
 
     def softmax(self, row: Expr) -> None:
         """Powers of the differences to the largest number, divided by their sum."""

@@ -12,13 +12,14 @@ from tvm_backend.kernels.tir import Expr
 __all__ = ["lowest_values", "unpack_block", "unpacked"]
 
 
-def lowest_values(layout: WeightLayout, packed: Any, block: Expr) -> Any:
-    """Load what is added to the codes of a block; returns a register array with one vector per channel vector."""
+def lowest_values(layout: WeightLayout, packed: Any, block: Expr, span: Expr = 0) -> Any:
+    """Load what is added to the codes of a block, and of one of its spans; returns a register array with one vector per channel vector."""
     isa = layout.isa
     held = ir.Registers(layout.vectors, "int8", isa.unit)
     wide = f"int{8 * isa.group}"
     for vector in range(layout.vectors):
-        place = layout.code_bytes + block * layout.block_channels + vector * isa.lanes
+        number = block if layout.spans == 1 else block * layout.spans + span
+        place = layout.code_bytes + number * layout.block_channels + vector * isa.lanes
         lowest = tir.load(packed, [place], isa.lanes)
         if isa.group > 1:
             # The same byte for each of the channel's `group` weights.

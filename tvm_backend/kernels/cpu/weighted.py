@@ -48,6 +48,7 @@ class Operands:
     numbers: Any
     residual: Any
     outputs: tuple[Any, ...]
+    grid: Any = None
 
     @property
     def epilogue(self) -> Finish:
@@ -126,9 +127,9 @@ class Weighted(CpuGenerator[_Spec]):
         batch = tir.batch_extent(self.spec.batch)
         with tir.Function(name) as function:
             data, weight, compensation, scale, bias, numbers, *rest = function.buffers(self.arguments(batch))
-            residual = rest.pop(0) if self.spec.epilogue.residual is not None else None
-            constants = (compensation, scale, bias, numbers)
-            self.emit(batch, Operands(self.spec, data, weight, *constants, residual, tuple(rest)))
+            further = {operand.name: rest.pop(0) for operand in self.spec.reads[1:]}
+            constants = (compensation, scale, bias, numbers, further.get("residual"))
+            self.emit(batch, Operands(self.spec, data, weight, *constants, tuple(rest), further.get("grid")))
         return function.result
 
     @abstractmethod

@@ -31,9 +31,11 @@ from tvm_backend.kernels.spec.tensors import (
     QuantizeSpec,
     SubsampleSpec,
 )
+from tvm_backend.kernels.spec.tokens import LEAST_SCALE, GroupedLinearSpec, TokensSpec
 from tvm_backend.kernels.spec.values import Epilogue, QParams, TensorKind, storage_dtype
 
 __all__ = [
+    "LEAST_SCALE",
     "Argument",
     "ConcatSpec",
     "ConvSpec",
@@ -41,6 +43,7 @@ __all__ = [
     "ElementwiseSpec",
     "Epilogue",
     "EpilogueSpec",
+    "GroupedLinearSpec",
     "KernelSpec",
     "LinearSpec",
     "Operand",
@@ -51,6 +54,7 @@ __all__ = [
     "RowsSpec",
     "SubsampleSpec",
     "TensorKind",
+    "TokensSpec",
     "WeightedSpec",
     "storage_dtype",
 ]

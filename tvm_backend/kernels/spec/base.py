@@ -57,13 +57,19 @@ class KernelSpec(ABC):
         """What each output holds."""
 
     @property
+    def out_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each output without the batch, where they differ."""
+        return (self.out_shape,) * len(self.out_kinds)
+
+    @property
     def read_bytes(self) -> int:
         """Bytes that are read for one sample, the weight aside."""
         return sum(math.prod(operand.shape) * itemsize(operand.kind) for operand in self.reads)
 
     def moved_bytes(self, weight_bytes: int = 0) -> int:
         """Bytes of inputs and outputs for one sample, plus a packed weight of `weight_bytes` once."""
-        written = math.prod(self.out_shape) * sum(map(itemsize, self.out_kinds))
+        outputs = zip(self.out_shapes, self.out_kinds, strict=True)
+        written = sum(math.prod(shape) * itemsize(kind) for shape, kind in outputs)
         return self.read_bytes + weight_bytes + written
 
     @property
@@ -83,8 +89,10 @@ class KernelSpec(ABC):
 
     def output_arguments(self, batch: Any) -> list[Argument]:
         """The arguments that the kernel writes."""
-        shape = (batch, *self.out_shape)
-        return [(f"output{i}", shape, storage_dtype(kind)) for i, kind in enumerate(self.out_kinds)]
+        outputs = zip(self.out_shapes, self.out_kinds, strict=True)
+        return [
+            (f"output{i}", (batch, *shape), storage_dtype(kind)) for i, (shape, kind) in enumerate(outputs)
+        ]
 
 
 def _read(operands: tuple[Operand, ...], batch: Any) -> list[Argument]:
@@ -171,7 +179,7 @@ class WeightedSpec(EpilogueSpec):
         dtype : str
             Their type.
         """
-        data, *residual = _read(self.reads, batch)
+        data, *further = _read(self.reads, batch)
         channels = (self.out_shape[-1],)
         return [
             data,
@@ -179,6 +187,6 @@ class WeightedSpec(EpilogueSpec):
             ("compensation", channels, "int32"),
             ("scale", channels, "float32"),
             ("bias", channels, "float32"),
-            *residual,
+            *further,
             *self.output_arguments(batch),
         ]

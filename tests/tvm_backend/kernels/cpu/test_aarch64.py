@@ -16,7 +16,7 @@ from tvm.target import Target
 
 from tests.tvm_backend.kernels.tools import expected_outputs, random_tensor, random_weight
 from tvm_backend.kernels.registry import lower, reference
-from tvm_backend.kernels.spec import ConvSpec, Epilogue, LinearSpec, QParams
+from tvm_backend.kernels.spec import ConvSpec, Epilogue, GroupedLinearSpec, LinearSpec, QParams
 
 IMAGE = QParams(0.02, 3, 0, 255, "uint8")
 SIGNED = QParams(0.02, -3, -128, 127, "int8")
@@ -31,12 +31,15 @@ ONE = (1, 1, 1, 1)
 
 
 def layers():
-    """Convolutions of every kind and linear layers, signed and unsigned, at 2, 4 and 8 bits."""
+    """Convolutions of every kind and linear layers, signed, unsigned and on grids of rows, at 2, 4 and 8 bits."""
     for bits in (2, 4, 8):
         for given in (IMAGE, SIGNED):
             yield ConvSpec(None, 9, 11, 32, 40, (3, 3), given, RELU, padding=ONE, weight_bits=bits)
             yield ConvSpec(None, 8, 8, 24, 32, (1, 1), given, SHORTCUT, weight_bits=bits)
             yield LinearSpec(None, 70, 37, given, Epilogue(), bits)
+        tokens = QParams(1.0, 0, 0, 255, "uint8")
+        yield GroupedLinearSpec(None, 70, 37, tokens, Epilogue(), bits, groups=2, tokens=True)
+    yield GroupedLinearSpec(None, 70, 37, SIGNED, RELU, 4, groups=5)
     yield ConvSpec(2, 17, 17, 3, 16, (7, 7), IMAGE, RELU, (2, 2), (3, 3, 3, 3))
     yield ConvSpec(None, 9, 9, 12, 18, (3, 2), SIGNED, RELU, (2, 1), (1, 0, 0, 1), (1, 2), groups=3)
     yield ConvSpec(None, 10, 10, 20, 20, (3, 3), IMAGE, RELU, padding=ONE, groups=20)
