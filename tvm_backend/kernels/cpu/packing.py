@@ -142,8 +142,8 @@ class WeightLayout:
         check_span(np.maximum(spans.max(axis=3), 0) - lowest, self.bits)
         offsets = np.zeros((self.groups, self.blocks * self.block_channels, self.spans), np.int8)
         offsets[:, : self.out_channels] = lowest
-        offsets = offsets.reshape(self.groups, self.blocks, -1, self.spans).swapaxes(2, 3)
-        per_vector = offsets.reshape(self.groups, self.blocks, self.spans, self.vectors, self.isa.lanes, 1)
+        by_span = offsets.reshape(self.groups, self.blocks, -1, self.spans).swapaxes(2, 3)
+        per_vector = by_span.reshape(self.groups, self.blocks, self.spans, self.vectors, self.isa.lanes, 1)
         step, vector = np.divmod(np.arange(self.block_units), self.vectors)
         span = np.minimum(step // (self.runs * self.steps // self.spans), self.spans - 1)
         codes = (self._blocked(weight.astype(np.int16)) - per_vector[:, :, span, vector]).astype(np.uint8)
@@ -152,4 +152,4 @@ class WeightLayout:
         packed = np.zeros(units.shape[:3] + units.shape[4:], np.uint8)
         for position in range(share):
             packed |= units[:, :, :, position] << (position * self.bits)
-        return np.concatenate([packed.reshape(-1), offsets.reshape(-1).view(np.uint8)])
+        return np.concatenate([packed.reshape(-1), by_span.reshape(-1).view(np.uint8)])
