@@ -120,7 +120,9 @@ class QuantOp(nn.Module):
         if not self.bounded or self.w_bits < 8:
             return None
         dilation = self.extra[2][-1] if len(self.extra) > 2 and self.kind != "linear" else 1
-        return partners(tuple(self.weight.shape), self.groups, int(dilation)).to(self.weight.device)
+        found = partners(tuple(self.weight.shape), self.groups, int(dilation))
+        alone = torch.equal(found, torch.arange(len(found)))  # depthwise
+        return None if alone else found.to(self.weight.device)
 
     def per_channel(self, values: Tensor) -> Tensor:
         """Reshape (O,) so that it broadcasts over the weight; repeat (O, I / group) over each group's features."""
