@@ -17,6 +17,8 @@ Where the activations are not quantized they stay float32, and only the weights 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from tvm import relax
 
@@ -123,9 +125,7 @@ class _Fold(Rewriter):
         *leading, features = dialect.shape_of(x)
         if len(leading) < 2:
             return x
-        rows = leading[0]
-        for size in leading[1:]:
-            rows = rows * size
+        rows = math.prod(leading[1:], start=leading[0])
         return self.emit(relax.op.reshape(x, [rows, features]))
 
 

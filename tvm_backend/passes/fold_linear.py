@@ -15,6 +15,8 @@ Leading axes beyond the first (tokens of a transformer) are rows like any others
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from tvm import relax
 
@@ -39,9 +41,7 @@ class _Fold(Rewriter):
         if not leading or not isinstance(features, int):
             return None
         if len(leading) > 1:
-            rows = leading[0]
-            for size in leading[1:]:
-                rows = rows * size
+            rows = math.prod(leading[1:], start=leading[0])
             x = self.emit(relax.op.reshape(x, [rows, features]))
         values = np.ascontiguousarray(weight.values.T)
         spec = LinearSpec(

@@ -15,6 +15,7 @@ merged with it and split again; one matrix for all rows is taken as well.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import relax
@@ -48,9 +49,7 @@ class _Fold(Rewriter):
             (left, one), (right, other) = read[0], read[1]
             kinds = (one, other)
         right, transposed = self._untransposed(right)
-        batch = leading[0]
-        for size in leading[1:]:
-            batch = batch * size
+        batch = math.prod(leading[1:], start=leading[0])
         if len(leading) > 1:
             shape = [batch, inner] if shared else [batch, rows, inner]
             left = self.emit(relax.op.reshape(left, shape))

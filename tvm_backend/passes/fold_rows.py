@@ -16,6 +16,7 @@ result by a constant for each feature is the kernel's scale.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,9 +52,7 @@ class _Fold(Rewriter):
         floats = all(str(compat.type_of(arg).dtype) == "float32" for arg in args)
         if not floats or not leading or not isinstance(features, int) or axes not in ([-1], [len(leading)]):
             return None
-        rows = leading[0]
-        for size in leading[1:]:
-            rows = rows * size
+        rows = math.prod(leading[1:], start=leading[0])
         if len(leading) > 1:
             x = self.emit(relax.op.reshape(x, [rows, features]))
         spec = RowsSpec(dialect.static_batch(x), features, function, Epilogue(), epsilon)

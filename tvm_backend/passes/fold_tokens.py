@@ -19,6 +19,8 @@ Linear layers take the integers (:mod:`tvm_backend.passes.fold_grouped_linear`).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from tvm import relax
 
@@ -44,9 +46,7 @@ class _Fold(Rewriter):
         share = self._share(x, scale, zero, made.attributes["qmax"])
         if share is None or not leading or not isinstance(features, int):
             return None
-        rows = leading[0]
-        for size in leading[1:]:
-            rows = rows * size
+        rows = math.prod(leading[1:], start=leading[0])
         if len(leading) > 1:
             x = self.emit(relax.op.reshape(x, [rows, features]))
         spec = TokensSpec(dialect.static_batch(x), features, made.attributes["qmax"], share)

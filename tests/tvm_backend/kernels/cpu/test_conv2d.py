@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.target import Target
@@ -13,6 +14,7 @@ from tvm.target import Target
 from benchmarks.kernels import convolution
 from benchmarks.layer_shapes import NETWORKS
 from cat_plugin.errors import CompileError
+from cat_plugin.ptq.quantizers.pairs import bounded, partners
 from tests.tvm_backend.kernels.tools import (
     TARGETS,
     batches,
@@ -197,6 +199,23 @@ def test_weights_that_are_small_enough_are_multiplied_as_bytes(target, bits, mos
     assert not kernel.remark
     data = np.full((1, 5, 6, 66), most, np.uint8)
     check_kernel(kernel, Target(TARGETS[target]), data, weight, np.random.default_rng(0), reference)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "dilation"), [(66, 1, 1), (3, 1, 1), (3, 1, 2), (6, 2, 1), (5, 1, 1)]
+)
+def test_what_the_engine_bounds_is_what_lies_side_by_side(channels, groups, dilation):
+    """`bounded_pairs` knows of neighbours what the kernels do: the largest weights, bounded, are multiplied as bytes."""
+    given = QParams(0.02, 0, 0, 255, "uint8")
+    sizes = {"dilation": (1, dilation), "groups": groups}
+    spec = ConvSpec(1, 9, 9, channels, 8, (3, 3), given, Epilogue(), **sizes)
+    weight = pairs(spec.weight_shape, 127, 127)
+    neighbours = partners(spec.weight_shape, groups, dilation)
+    flat = torch.from_numpy(weight.reshape(len(weight), -1).astype(np.float32))
+    small = bounded(flat, neighbours).numpy().astype(np.int8).reshape(weight.shape)
+    machine = Target(TARGETS["avx2"])
+    assert lower(spec, machine, weight).variant == "avx2"
+    assert lower(spec, machine, small).variant == "avx2_bytes"
 
 
 @pytest.mark.parametrize("target", ["haswell", "skylake-avx512"])
