@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from cat_plugin.ptq.closed_form.moments import ROWS
+from cat_plugin.ptq.closed_form.moments import PATCHES, ROWS
 from cat_plugin.ptq.graph.executor import last_uses, pass_bytes, rows_of_a_pass
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import is_batched, row_bytes
@@ -49,7 +49,7 @@ def _fit_bytes(node: fx.Node, layer: QuantOp, count: int, batch_size: int) -> in
     """What the fit of a layer in closed form takes.
 
     Three sets of moments in float64, copies of its weight and covariance; and for each output position of a batch what the
-    position reads, three times.
+    position reads, a bounded number of values at a time, three times.
     """
     inputs, outputs = layer.weight[0].numel(), len(layer.weight)
     covariance, weight = 8 * layer.groups * inputs * inputs, 8 * outputs * inputs
@@ -58,7 +58,8 @@ def _fit_bytes(node: fx.Node, layer: QuantOp, count: int, batch_size: int) -> in
     if layer.kind != "linear" and isinstance(value, Tensor) and is_batched(node):
         positions = math.prod(int(extent) for extent in value.shape[2:])
     rows = min(batch_size * positions, ROWS * batch_size // max(count, 1) + batch_size)
-    patches = 3 * 4 * rows * layer.groups * inputs if layer.kind != "linear" else 0
+    read = layer.groups * inputs
+    patches = 3 * 4 * min(rows * read, max(PATCHES, positions * read)) if layer.kind != "linear" else 0
     return 6 * covariance + 8 * weight + patches
 
 

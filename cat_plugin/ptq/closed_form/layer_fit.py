@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
-from cat_plugin.ptq.closed_form.moments import ROWS, measure
+from cat_plugin.ptq.closed_form.moments import PATCHES, ROWS, measure
 from cat_plugin.ptq.graph.executor import Executor, first_inputs, rows_of
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import arguments, is_batch_size, is_batched, is_call, is_relu6, operand
@@ -115,16 +115,19 @@ def _shift_bias(
     if ends is None or outputs is None or layer.bias is None:
         return
     axis = outputs.ndim - 1 if layer.kind == "linear" else 1
-    count = outputs[0].numel() // outputs.shape[axis]
+    width = outputs.shape[axis]
+    count = outputs[0].numel() // width
 
     def parts() -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, fitted, quantized.batch_size):
-            rows = slice(start, min(start + quantized.batch_size, fitted))
             positions = torch.randperm(count, generator=generator)[: max(1, ROWS // fitted)]
-            given, wanted = outputs[rows].to(quantized.device), target(rows)
-            positions = positions.to(given.device)
-            yield _at(given, axis, positions), _at(wanted, axis, positions)
-            quantized.store.settle()
+            end, step = min(start + quantized.batch_size, fitted), max(1, PATCHES // (width * len(positions)))
+            for first in range(start, end, step):
+                rows = slice(first, min(first + step, end))
+                given, wanted = outputs[rows].to(quantized.device), target(rows)
+                places = positions.to(given.device)
+                yield _at(given, axis, places), _at(wanted, axis, places)
+                quantized.store.settle()
 
     shift = shift_behind_clip(parts(), *ends)
     layer.bias = layer.bias + shift.to(layer.bias.device)
@@ -201,6 +204,7 @@ def fit_layer(
         x = first_inputs(quantized.gathered(operand(node)), fitted, quantized.count)
         some = None if weights is None else weights[:fitted]
         moments = measure(layer, x, target, ROWS, spec.batch_size, generator, some)
+        quantized.store.trim()
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
             weight = grouped.double()

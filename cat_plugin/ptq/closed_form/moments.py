@@ -12,11 +12,14 @@ from torch import Tensor
 
 from cat_plugin.ptq.graph.modules import QuantOp
 
-__all__ = ["ROWS", "Moments", "input_patches", "measure"]
+__all__ = ["PATCHES", "ROWS", "Moments", "input_patches", "measure"]
 
 
 ROWS = 1 << 16
 """Output positions that a layer is fitted to at most."""
+
+PATCHES = 1 << 22
+"""Values of input patches that are held at a time."""
 
 _PADDED = 1 << 21  # values of a layer's input that are padded at a time
 
@@ -180,33 +183,43 @@ def measure(
     sums: list[Tensor] | None = None
     odd: list[Tensor] | None = None
     rows_seen = rows_odd = 0.0
+
+    def outputs_of(rows: slice) -> Tensor:
+        return (y(rows) if callable(y) else y[rows]).to(device)
+
+    convolution = layer.kind != "linear"
+    count = outputs_of(slice(0, 1))[0, 0].numel() if convolution else 1
+    share = min(1.0, max_rows / max(len(x) * count, 1))
     for start in range(0, len(x), batch_size):
-        rows = slice(start, min(start + batch_size, len(x)))
-        # values beyond the memory budget are on the processor, whatever computes
-        outputs = (y(rows) if callable(y) else y[rows]).to(device)
-        positions = None
-        count = outputs[0, 0].numel() if layer.kind != "linear" else 1
-        share = min(1.0, max_rows / max(len(x) * count, 1))
-        if share < 1.0 and layer.kind != "linear":
-            positions = torch.randperm(count, generator=generator)[: max(1, round(share * count))].to(device)
-        patches = input_patches(layer, x[rows].to(device), positions)
-        target = _output_rows(layer, outputs, positions)
-        weighted, wanted, counted = patches, target, float(patches.shape[1])
-        if weights is not None:
-            each = weights[rows].reshape(1, -1, 1).to(patches)
-            weighted, wanted, counted = patches * each, target * each, float(each.sum())
-        transposed = weighted.transpose(1, 2)
-        parts = [
-            torch.bmm(transposed, patches).double(),
-            torch.bmm(transposed, target).double(),
-            weighted.sum(1).double(),
-            wanted.sum(1).double(),
-        ]
-        if (start // batch_size) % 2:
-            odd = [part.clone() for part in parts] if odd is None else _added(odd, parts)
-            rows_odd += counted
-        sums = parts if sums is None else _added(sums, parts)
-        rows_seen += counted
+        end = min(start + batch_size, len(x))
+        positions, step = None, batch_size
+        if convolution:
+            if share < 1.0:
+                kept = max(1, round(share * count))
+                positions = torch.randperm(count, generator=generator)[:kept].to(device)
+            read = layer.groups * layer.weight[0].numel() * (count if positions is None else len(positions))
+            step = max(1, PATCHES // read)
+        for first in range(start, end, step):
+            rows = slice(first, min(first + step, end))
+            # values beyond the memory budget are on the processor, whatever computes
+            patches = input_patches(layer, x[rows].to(device), positions)
+            target = _output_rows(layer, outputs_of(rows), positions)
+            weighted, wanted, counted = patches, target, float(patches.shape[1])
+            if weights is not None:
+                each = weights[rows].reshape(1, -1, 1).to(patches)
+                weighted, wanted, counted = patches * each, target * each, float(each.sum())
+            transposed = weighted.transpose(1, 2)
+            parts = [
+                torch.bmm(transposed, patches).double(),
+                torch.bmm(transposed, target).double(),
+                weighted.sum(1).double(),
+                wanted.sum(1).double(),
+            ]
+            if (start // batch_size) % 2:
+                odd = [part.clone() for part in parts] if odd is None else _added(odd, parts)
+                rows_odd += counted
+            sums = parts if sums is None else _added(sums, parts)
+            rows_seen += counted
     assert sums is not None
     moments = _centred(sums, rows_seen)
     if odd is not None:

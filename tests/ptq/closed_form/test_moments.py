@@ -49,3 +49,22 @@ def test_sampling_positions_keeps_the_moments():
     everything = measure(layer, x, y, 1 << 30, 16, torch.Generator())
     some = measure(layer, x, y, y.numel() // 6 // 3, 16, torch.Generator().manual_seed(0))
     assert float((some.h - everything.h).norm() / everything.h.norm()) < 0.2
+
+
+@pytest.mark.parametrize("case", LAYERS[:-1])
+def test_few_patches_at_a_time_give_the_moments_of_a_whole_batch(case, monkeypatch):
+    layer, x = make_layer(case)
+    y, sizes = layer.compute(x, layer.weight, layer.bias), []
+    expected = measure(layer, x, y, 1 << 30, 8, torch.Generator())
+
+    def counted(*args):
+        sizes.append(input_patches(*args).numel())
+        return input_patches(*args)
+
+    monkeypatch.setattr(moments, "input_patches", counted)
+    monkeypatch.setattr(moments, "PATCHES", 1)  # so that it is one image
+    found = measure(layer, x, y, 1 << 30, 8, torch.Generator())
+    assert max(sizes) == input_patches(layer, x[:1]).numel()
+    torch.testing.assert_close(found.h, expected.h, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.c, expected.c, rtol=1e-4, atol=1e-5)
+    assert len(found.halves) == len(expected.halves)
