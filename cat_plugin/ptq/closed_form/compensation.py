@@ -23,15 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cat_plugin.ptq.closed_form.coordinate_descent import descend
+from cat_plugin.ptq.closed_form.grids import by_column, times
 from cat_plugin.ptq.closed_form.moments import Moments
-from cat_plugin.ptq.quantizers.pairs import LIMIT, bounded
+from cat_plugin.ptq.closed_form.optimal_brain import spread_rounding
 
 __all__ = ["fit_integers", "least_squares_weight", "ridge_by_halves"]
 
 _ATTEMPTS = 8  # at a factorisation, with more ridge each time
 _ROWS = 8192  # channels fitted at once
-_WIDE = 1024  # inputs from which on a residual goes from sweep to sweep, as exact as float32 adds up, and is not computed anew
-_BLOCK = 64  # columns whose errors are gathered before they are spread over the rest by one matrix product
 
 
 def least_squares_weight(weight: Tensor, moments: Moments, ridge: float) -> Tensor:
@@ -58,10 +58,11 @@ def least_squares_weight(weight: Tensor, moments: Moments, ridge: float) -> Tens
     for _ in range(_ATTEMPTS):
         pull = strength.reshape(-1, 1, 1)
         right = moments.c + (trained * pull).transpose(1, 2)
-        solution, failed = torch.linalg.solve_ex(moments.h + eye * pull, right)
-        if not bool(failed.any()) and bool(torch.isfinite(solution).all()):
-            result: Tensor = solution.transpose(1, 2)
-            return result
+        factor, failed = torch.linalg.cholesky_ex(moments.h + eye * pull)
+        if not bool(failed.any()):
+            result = torch.cholesky_solve(right, factor).transpose(1, 2)
+            if bool(torch.isfinite(result).all()):
+                return result
         strength = strength * 10
     return trained.clone()
 
@@ -96,177 +97,6 @@ def ridge_by_halves(weight: Tensor, moments: Moments, candidates: tuple[float, .
             loss += float((torch.bmm(w, judge.h) * w).sum() - 2.0 * (w * judge.c.transpose(1, 2)).sum())
         losses.append(loss)
     return min(zip(losses, candidates, strict=True))[1]
-
-
-def _inverse_factor(h: Tensor) -> Tensor:
-    """Upper Cholesky factor of the inverse of each (K, K) matrix, with as much ridge as rounding errors ask for.
-
-    What cannot be factored with any (it holds NaN or infinities) gets the identity: rounding to nearest.
-    """
-    eye = torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
-    ridge = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12).reshape(-1, 1, 1) * 1e-9
-    for _ in range(_ATTEMPTS):
-        factor, failed = torch.linalg.cholesky_ex(h + ridge * eye)
-        if not bool(failed.any()):
-            inverse = torch.cholesky_inverse(factor)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not bool(failed.any()) and bool(torch.isfinite(upper).all()):
-                result: Tensor = upper.float()
-                return result
-        ridge = ridge * 100
-    return eye.float().expand(h.shape).clone()
-
-
-def _beside_(q: Tensor, other: Tensor) -> Tensor:
-    """`q` clamped in place to what may stand beside the integers of its neighbours."""
-    return q.clamp_(-LIMIT - other.clamp(max=0), LIMIT - other.clamp(min=0))
-
-
-def _spread_rounding(
-    target: Tensor,
-    h: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    low: int,
-    high: int,
-    modulation: Tensor | None,
-    neighbours: Tensor | None,
-) -> Tensor:
-    """Step 2 for (G, R, K) targets; returns the integers as floats."""
-    g, _, k = target.shape
-    order = h.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True)
-    index = order.unsqueeze(1).expand_as(target)
-    rows = torch.arange(g, device=h.device).reshape(-1, 1, 1)
-    permuted = h[rows, order.unsqueeze(2), order.unsqueeze(1)]
-    upper = _inverse_factor(permuted)
-    work = target.gather(2, index).float().clone()
-    integers = torch.empty_like(work)
-    s, z = (_by_column(values.float(), k, order) for values in (scale, zero))
-    if modulation is not None:
-        s = s * modulation.gather(2, index)
-    if neighbours is not None:  # of a pair, the integer that is not chosen yet is taken to be near its target
-        beside = order.argsort(1).gather(1, neighbours[order])
-        free = beside == torch.arange(k, device=h.device)
-        steps = _times(_by_column(scale.float(), k), modulation)
-        expected = bounded(target.float() / steps, neighbours)
-        integers.copy_(expected.gather(2, index).round_())
-    for start in range(0, k, _BLOCK):
-        end = min(start + _BLOCK, k)
-        block, s_b, z_b = (_columns_first(values[:, :, start:end]) for values in (work, s, z))
-        errors = torch.empty_like(block)
-        for j in range(end - start):
-            column, row = block[:, j], upper[:, start + j, start:end]
-            q = (column / s_b[:, j] + z_b[:, j]).round_().clamp_(low, high)
-            if neighbours is not None:
-                other = integers.gather(2, beside[:, start + j].reshape(-1, 1, 1).expand(-1, q.shape[1], 1))
-                _beside_(q, other.squeeze(2).masked_fill(free[:, start + j].unsqueeze(1), 0.0))
-            integers[:, :, start + j] = q
-            errors[:, j] = (column - (q - z_b[:, j]) * s_b[:, j]) / row[:, j].unsqueeze(1)
-            block[:, j + 1 :] -= errors[:, j].unsqueeze(1) * row[:, j + 1 :].unsqueeze(2)
-        work[:, :, end:] -= torch.bmm(errors.transpose(1, 2), upper[:, start:end, end:])
-    return torch.empty_like(integers).scatter_(2, index, integers)
-
-
-def _columns_first(values: Tensor) -> Tensor:
-    """(G, C, R) copy of (G, R, C) values, in which a column lies in one piece."""
-    return values.transpose(1, 2).contiguous()
-
-
-def _by_column(values: Tensor, k: int, order: Tensor | None = None) -> Tensor:
-    """(G, R, K) view or copy of a grid's (G, R, Q) values for each of K columns, in (G, K) order; Q groups divide K."""
-    groups = values.shape[2]
-    if groups == 1:
-        return values.expand(-1, -1, k)
-    spread = values.repeat_interleave(k // groups, 2)
-    return spread if order is None else spread.gather(2, order.unsqueeze(1).expand_as(spread))
-
-
-def _times(values: Tensor, modulation: Tensor | None) -> Tensor:
-    return values if modulation is None else values * modulation
-
-
-def _best_scales(centred: Tensor, pull: Tensor, hf: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """(G, R, Q) scales of least error for (G, R, K) integers less zero point, and the residual ``H (w* - w)``."""
-    groups, width = scale.shape[2], centred.shape[2] // scale.shape[2]
-    if groups == 1:
-        through = torch.bmm(centred, hf)
-        denominator = (through * centred).sum(2, keepdim=True)
-        best = (centred * pull).sum(2, keepdim=True) / denominator.clamp(min=1e-20)
-        scale = torch.where((denominator > 1e-20) & (best > 0), best, scale)
-        return scale, pull - through * scale
-    residual = pull - torch.bmm(centred * _by_column(scale, centred.shape[2]), hf)
-    scale = scale.clone()
-    for group in range(groups):
-        columns = slice(group * width, (group + 1) * width)
-        own, rows = centred[:, :, columns], hf[:, columns]
-        denominator = (torch.bmm(own, rows[:, :, columns]) * own).sum(2)
-        step = (own * residual[:, :, columns]).sum(2) / denominator.clamp(min=1e-20)
-        old = scale[:, :, group]
-        new = torch.where((denominator > 1e-20) & (old + step > 0), old + step, old)
-        residual -= torch.bmm(own * (new - old).unsqueeze(2), rows)
-        scale[:, :, group] = new
-    return scale, residual
-
-
-def _rescale(centred: Tensor, pull: Tensor, residual: Tensor, scale: Tensor) -> Tensor:
-    """As :func:`_best_scales` for one scale a channel, of whose residual, changed in place, the products are known."""
-    through = pull - residual  # times the scale so far
-    denominator = (through * centred).sum(2, keepdim=True) / scale
-    best = (centred * pull).sum(2, keepdim=True) / denominator.clamp(min=1e-20)
-    best = torch.where((denominator > 1e-20) & (best > 0), best, scale)
-    residual.addcmul_(through, 1.0 - best / scale)
-    return best
-
-
-def _descend(
-    q: Tensor,
-    target: Tensor,
-    h: Tensor,
-    scale: Tensor,
-    zero: Tensor,
-    low: int,
-    high: int,
-    sweeps: int,
-    modulation: Tensor | None,
-    neighbours: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Step 3; ``q`` and ``scale`` improved."""
-    hf, diagonal = h.float(), h.diagonal(dim1=1, dim2=2).float()
-    q, target, scale = q.clone(), target.float(), scale.float()
-    pull = torch.bmm(target, hf)  # (G, R, K): H w*
-    z = _by_column(zero.float(), q.shape[2])
-    beside = list(range(q.shape[2])) if neighbours is None else neighbours.tolist()
-    carried = q.shape[2] >= _WIDE and q.shape[0] == scale.shape[2] == 1
-    residual: Tensor | None = None
-    for _ in range(sweeps):
-        centred = _times(q - z, modulation)
-        if residual is None or not carried:
-            scale, residual = _best_scales(centred, pull, hf, scale)
-        else:
-            scale = _rescale(centred, pull, residual, scale)
-        s = _times(_by_column(scale, q.shape[2]), modulation)
-        before = q.clone()
-        for start in range(0, q.shape[2], _BLOCK):
-            end = min(start + _BLOCK, q.shape[2])
-            local = hf[:, start:end, start:end]
-            block, q_b, s_b = (_columns_first(values[:, :, start:end]) for values in (residual, q, s))
-            moved = torch.empty_like(block)
-            for j in range(end - start):
-                step = block[:, j] / (diagonal[:, start + j].unsqueeze(1) * s_b[:, j])
-                new = (q_b[:, j] + step).round_().clamp_(low, high)
-                if beside[start + j] != start + j:
-                    _beside_(new, q[:, :, beside[start + j]])
-                moved[:, j] = (new - q_b[:, j]) * s_b[:, j]
-                q[:, :, start + j] = new
-                block[:, j + 1 :] -= moved[:, j].unsqueeze(1) * local[:, j, j + 1 :].unsqueeze(2)
-            if carried:  # of some sweeps most rows of a block are left as they were
-                rows = moved[0].any(0).nonzero().squeeze(1)
-                residual[0].index_add_(0, rows, moved[0, :, rows].T @ hf[0, start:end], alpha=-1)
-            else:  # of what lies before the block nobody reads the residual in this sweep, and the next begins with its own
-                residual[:, :, end:] -= torch.bmm(moved.transpose(1, 2), hf[:, start:end, end:])
-        if torch.equal(before, q):
-            break
-    return q, scale
 
 
 def fit_integers(
@@ -342,16 +172,19 @@ def fit_integers(
     zeros = zero_point.reshape(g, 1, r, -1).expand(g, many, r, -1).flatten(1, 2)
     targets = target.unsqueeze(1).expand(g, many, r, k).reshape(g, many * r, k)
     many_m = None if modulation is None else modulation.float().repeat(1, many, 1)
-    q = _spread_rounding(targets, h, scales, zeros, low, high, many_m, neighbours)
+    q = spread_rounding(targets, h, scales, zeros, low, high, many_m, neighbours)
     tried = sweeps if trial is None else min(trial, sweeps)
-    q, scales = _descend(q, targets, h, scales, zeros, low, high, tried, many_m, neighbours)
-    error = _times((q - _by_column(zeros, k)) * _by_column(scales, k), many_m) - targets.float()
-    losses = (torch.bmm(error, h.float()) * error).sum(2).reshape(g, many, r)
-    pick = losses.argmin(1, keepdim=True)
+    hf = h.float()
+    pull = torch.bmm(target.float(), hf)
+    many_pull = pull.repeat(1, many, 1)
+    q, scales, residual = descend(q, many_pull, hf, scales, zeros, low, high, tried, many_m, neighbours)
+    error = times((q - by_column(zeros, k)) * by_column(scales, k), many_m) - targets.float()
+    losses = (-residual if residual is not None else torch.bmm(error, hf)).mul_(error).sum(2)
+    pick = losses.reshape(g, many, r).argmin(1, keepdim=True)
     q = q.reshape(g, many, r, k).gather(1, pick.unsqueeze(3).expand(g, 1, r, k)).squeeze(1)
     scales = scales.reshape(g, many, r, -1)
     chosen = scales.gather(1, pick.unsqueeze(3).expand(g, 1, r, scales.shape[3])).squeeze(1)
     if tried < sweeps:
         zeros = zero_point.reshape(g, r, -1)
-        q, chosen = _descend(q, target, h, chosen, zeros, low, high, sweeps - tried, modulation, neighbours)
+        q, chosen, _ = descend(q, pull, hf, chosen, zeros, low, high, sweeps - tried, modulation, neighbours)
     return q.to(torch.int8), chosen.reshape(scale.shape)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_plugin.ptq.closed_form import compensation
+from cat_plugin.ptq.closed_form import coordinate_descent
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.closed_form.moments import Moments, measure
 from cat_plugin.ptq.graph.modules import QuantOp
@@ -172,9 +172,10 @@ def test_residuals_that_go_from_sweep_to_sweep_lead_to_the_same_integers(monkeyp
     weight = layer.weight.unsqueeze(0).double()
     scale, zero_point = (v.reshape(1, -1) for v in search_weight_range(layer.weight, 2, False))
     factor = 0.5 + torch.rand(weight.shape, generator=generator) if modulated else None
+    monkeypatch.setattr(coordinate_descent, "_BLOCK", 64)  # several blocks
     found = []
     for wide in (1 << 30, 1):
-        monkeypatch.setattr(compensation, "_WIDE", wide)
+        monkeypatch.setattr(coordinate_descent, "_WIDE", wide)
         found.append(fit_integers(weight, moments, scale, zero_point, layer.qrange, modulation=factor))
     (q, s), (carried_q, carried_s) = found
     assert float((q != carried_q).float().mean()) < 0.002  # ties in float32

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.closed_form import coordinate_descent
 from cat_plugin.ptq.closed_form.compensation import fit_integers
 from cat_plugin.ptq.closed_form.moments import measure
 from cat_plugin.ptq.graph.modules import QuantOp
@@ -59,8 +60,9 @@ def test_pairs_give_way_by_as_little_as_they_must():
     assert found.tolist() == [[63.0, 65.0, 127.0, 1.0, -126.0, -2.0, 90.0, -90.0]]
 
 
-@pytest.mark.parametrize("scale_factors", [(1.0,), (1.0, 1.1, 1.25)])
-def test_the_bounded_rounding_loses_less_than_cutting_the_free_one(scale_factors):
+@pytest.mark.parametrize(("scale_factors", "block"), [((1.0,), 256), ((1.0, 1.1, 1.25), 256), ((1.0,), 5)])
+def test_the_bounded_rounding_loses_less_than_cutting_the_free_one(monkeypatch, scale_factors, block):
+    monkeypatch.setattr(coordinate_descent, "_BLOCK", block)  # of 5, neighbours lie in two blocks
     k, rows = 24, 16
     x = small_inputs(500, k, seed=1) @ small_inputs(k, k, seed=2)
     weight = small_inputs(rows, k, seed=3).sign() * (1 + 0.2 * small_inputs(rows, k, seed=4)).abs()
