@@ -1,7 +1,7 @@
-"""Every difference between the supported TVM releases (0.25, 0.26, 0.27), and nowhere else.
+"""What differs from one TVM release to the next, and nowhere else, so that another release is one file's work.
 
-What changed: 0.26 renamed relax's ``StructInfo`` to ``Type`` and ``.struct_info`` to ``.ty``; 0.27 made relax's
-constants, tuples and variables classes of ``tvm.ir``.
+Written for 0.27, the first with converters for all that the engine hands over. It made relax's constants, tuples and variables
+classes of ``tvm.ir``; 0.26 had renamed relax's ``StructInfo`` to ``Type`` and ``.struct_info`` to ``.ty``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import tvm_ffi
 from tvm import relax
 
 __all__ = [
-    "TESTED_VERSIONS",
     "assert_structural_equal",
     "bound_values",
     "call_pure_packed",
@@ -40,40 +39,23 @@ __all__ = [
     "tuple_type",
     "type_of",
     "variable_name",
-    "version",
     "with_functions",
 ]
 
-TESTED_VERSIONS = ("0.25", "0.26", "0.27")
-
-
-def version() -> tuple[int, int]:
-    """The installed TVM's major and minor number."""
-    major, minor = tvm.__version__.split(".")[:2]
-    return int(major), int(minor)
-
-
-_structural_equal = getattr(tvm.ir, "structural_equal", None) or tvm_ffi.structural_equal
-_NEW_NAMES = version() >= (0, 26)
-_Tensor = relax.TensorType if _NEW_NAMES else relax.TensorStructInfo
-_Constant: Any = relax.Constant if hasattr(relax, "Constant") else tvm.ir.GenericConst
-
 
 def type_of(expr: Any) -> Any:
-    """The relax type (struct info, before 0.26) of an expression."""
-    return expr.ty if _NEW_NAMES else expr.struct_info
+    """The relax type of an expression."""
+    return expr.ty
 
 
 def tensor_type(shape: Any, dtype: str) -> Any:
     """A tensor type; `shape` is a sequence of ints and symbolic variables."""
-    return _Tensor(shape, dtype)
+    return relax.TensorType(shape, dtype)
 
 
 def tuple_type(fields: list[Any]) -> Any:
     """A tuple type."""
-    if hasattr(tvm.ir, "TupleType") and _NEW_NAMES and not hasattr(relax, "TupleType"):
-        return tvm.ir.TupleType(fields)
-    return relax.TupleType(fields) if _NEW_NAMES else relax.TupleStructInfo(fields)
+    return tvm.ir.TupleType(fields)
 
 
 def tuple_fields(kind: Any) -> list[Any] | None:
@@ -84,12 +66,12 @@ def tuple_fields(kind: Any) -> list[Any] | None:
 
 def is_constant(expr: Any) -> bool:
     """Whether an expression is a tensor constant."""
-    return isinstance(expr, _Constant)
+    return isinstance(expr, tvm.ir.GenericConst)
 
 
 def constant_value(expr: Any) -> np.ndarray:
     """The contents of a tensor constant."""
-    return np.asarray((expr.value if hasattr(expr, "value") else expr.data).numpy())
+    return np.asarray(expr.value.numpy())
 
 
 def constant(array: np.ndarray, dtype: str | None = None) -> Any:
@@ -99,21 +81,19 @@ def constant(array: np.ndarray, dtype: str | None = None) -> Any:
 
 def call_pure_packed(name: str, args: list[Any], types: list[Any]) -> Any:
     """A relax call of a packed function known to have no side effects."""
-    keyword = "ty_args" if _NEW_NAMES else "sinfo_args"
-    return relax.call_pure_packed(name, *args, **{keyword: types})
+    return relax.call_pure_packed(name, *args, ty_args=types)
 
 
 def variable_name(var: Any) -> str:
     """The name of a relax variable."""
-    return str(var.name if hasattr(var, "name") else var.name_hint)
+    return str(var.name)
 
 
 def call_with(call: Any, args: list[Any]) -> Any:
     """A copy of a relax call with other arguments; `call` itself when they are the same."""
     if all(new.same_as(old) for new, old in zip(args, call.args, strict=True)):
         return call
-    extra = call.ty_args if hasattr(call, "ty_args") else call.sinfo_args
-    return relax.Call(call.op, args, call.attrs, extra)
+    return relax.Call(call.op, args, call.attrs, call.ty_args)
 
 
 def functions(mod: Any) -> list[tuple[Any, Any]]:
@@ -165,14 +145,14 @@ def number(expr: Any) -> float:
 
 def same_shape(left: Any, right: Any) -> bool:
     """Whether two tensors are known to have the same shape."""
-    return bool(_structural_equal(type_of(left).shape, type_of(right).shape))
+    return bool(tvm_ffi.structural_equal(type_of(left).shape, type_of(right).shape))
 
 
 def same_size(left: Any, right: Any) -> bool:
     """Whether two dimensions, numbers or symbolic, are known to be equal."""
     if isinstance(left, int) or isinstance(right, int):
         return bool(left is right or (isinstance(left, int) and isinstance(right, int) and left == right))
-    return bool(_structural_equal(left, right))
+    return bool(tvm_ffi.structural_equal(left, right))
 
 
 def bound_values(function: Any) -> list[Any]:
@@ -182,7 +162,7 @@ def bound_values(function: Any) -> list[Any]:
 
 def return_type(function: Any) -> Any:
     """The type of a relax function's result."""
-    return function.ret_ty if hasattr(function, "ret_ty") else function.ret_struct_info
+    return function.ret_ty
 
 
 def ffi_version() -> str:
@@ -213,10 +193,7 @@ def specialize_batch(mod: Any, sizes: Any) -> Any:
 
 def assert_structural_equal(left: Any, right: Any) -> None:
     """Raise when two modules differ by more than names."""
-    check = getattr(tvm.ir, "assert_structural_equal", None)
-    if check is not None:
-        check(left, right, map_free_vars=True)
-    elif not tvm_ffi.structural_equal(left, right, map_free_vars=True):
+    if not tvm_ffi.structural_equal(left, right, map_free_vars=True):
         raise AssertionError(f"modules differ:\n{left}\n---\n{right}")
 
 

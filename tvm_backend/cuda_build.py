@@ -241,9 +241,7 @@ def _source_of(record: bytes) -> bytes:
         (length,) = struct.unpack_from("<Q", record, place)
         if length == len(record) - place - 8 and length:
             return record[place + 8 :]
-    raise CompileError(
-        "this TVM release writes CUDA modules in a form that is not known here; use 0.25 to 0.27"
-    )
+    raise CompileError("this TVM release writes CUDA modules in a form that is not known here; use 0.27")
 
 
 def pack_imports(arch: str, compiler: Compiler = compile_source) -> Callable[[Any, bool, str, str], str]:
@@ -267,7 +265,7 @@ def pack_imports(arch: str, compiler: Compiler = compile_source) -> Callable[[An
         text = str(_ffi_api.ModulePackImportsToC(module, is_system_lib, prefix))
         symbol = re.search(r"const unsigned char (\w+)\[(\d+)\] = \{", text)
         if symbol is None or is_system_lib:
-            raise CompileError("the library's imports could not be packed; use TVM 0.25 to 0.27")
+            raise CompileError("the library's imports could not be packed; use TVM 0.27")
         body = text[symbol.end() : text.index("}", symbol.end())]
         blob = np.array(
             [int(item, 16) for item in body.replace("\n", "").split(",") if item.strip()], np.uint8

@@ -30,8 +30,6 @@ _PACKAGES = {
     "tqdm": "Neural Compressor's GPTQ: pip install tqdm",
 }
 _PAIRS = {
-    "0.25": ("0.1.12",),
-    "0.26": ("0.1.13.post2", "0.1.14", "0.1.14.post0", "0.1.14.post1"),
     "0.27": ("0.1.14.post0", "0.1.14.post1"),
 }
 """TVM's releases and the releases of apache-tvm-ffi that they work with; pip may choose another."""

@@ -39,7 +39,7 @@ def test_doctor_imports_neither_torch_nor_tvm_unless_asked(as_json: AsJson) -> N
     [
         ("0.27.0.post1", "0.1.15", "missing", "does not work with apache-tvm-ffi 0.1.15"),
         ("0.99.0", "0.1.14.post1", "optional", "is not tested"),
-        ("0.25.0", "0.1.12", None, None),
+        ("0.27.0.post1", "0.1.14.post1", None, None),
     ],
 )
 def test_doctor_knows_which_packages_of_tvm_fit(

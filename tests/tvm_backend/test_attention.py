@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
-import tvm
 
 import tvm_backend
-from cat_plugin.errors import CompileError
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.zoo import ZOO
 from tvm_backend.target import native
 
 
-@pytest.mark.xfail(
-    tvm.__version__.startswith("0.25."),
-    reason="TVM 0.25 takes the powers of two that the grid is made of for shifts of floats",
-    raises=CompileError,
-    strict=True,
-)
 def test_a_vision_transformer_with_four_bit_attention_is_compiled(tmp_path):
     network = ZOO["vit"]
     model, inputs = network.build(), network.inputs(32)

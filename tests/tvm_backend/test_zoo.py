@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import tvm
 from torch import Tensor, nn
 
 import tvm_backend
@@ -60,10 +59,6 @@ def _compiled(model: nn.Module, inputs: Tensor, bits: int, path: Path) -> tuple[
 @pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", ZOO)
 def test_networks_are_compiled(name: str, bits: int, tmp_path: Path) -> None:
-    if name == "gru" and tvm.__version__.startswith("0.25."):
-        pytest.skip(
-            "TVM 0.25 takes a quarter of an hour over the cells of a GRU, which are one function there"
-        )
     network = ZOO[name]
     report, differences = _compiled(network.build(), network.inputs(32), bits, tmp_path / "model.so")
     assert max(float(each.max()) for each in differences) < _TOLERANCE

@@ -98,6 +98,7 @@ class FitUnits(Stage):
                 yield dataclasses.replace(step, resumed=True)
             else:
                 yield dataclasses.replace(step, outcome=_train(state, fitted, step.key) if steps else None)
+            del fitted  # else its values stay in memory, counted by nobody, while the next unit is fitted
         if self._needs_results(state):
             state.logits = Rows([fit.results[n] for n in state.quality.nodes(state.module.graph)])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-import tvm
 from torch import nn
 
 from cat_plugin.errors import CompileError
@@ -103,20 +102,6 @@ def _function(name):
     return CASES[name] if name in CASES else _filled(MODULES[name])
 
 
-#: What holds an operator that a release of TVM has no converter for, or lowers to another type.
-_LACKING = {
-    "0.25": ("batch", "binary", "borders", "order", "scatter", "shape"),
-    "0.26": ("order", "scatter", "shape"),
-}
-
-
-def _supported(name):
-    """The case, on a release that lacks one of its operators as one that is refused, never as one that is computed wrongly."""
-    lacking = name in _LACKING.get(tvm.__version__[:4], ())
-    refused = pytest.mark.xfail(strict=True, raises=(CompileError, tvm.error.InternalError))
-    return pytest.param(name, marks=refused) if lacking else name
-
-
 #: Operators of the cases that have been prepared for TVM so far: each is exported once.
 _OPERATORS: dict[str, set[str]] = {}
 
@@ -133,7 +118,7 @@ def _note(monkeypatch, name):
     monkeypatch.setattr(program, "_prepared", noting)
 
 
-@pytest.mark.parametrize("name", map(_supported, [*CASES, *MODULES]))
+@pytest.mark.parametrize("name", [*CASES, *MODULES])
 def test_gives_what_torch_gives(name, monkeypatch):
     _note(monkeypatch, name)
     errors = differences(_function(name), _input())
