@@ -17,7 +17,7 @@ from cat_plugin.batches import ModelCall, as_calls
 from cat_plugin.errors import CalibrationError, no_calibration_batch
 from cat_plugin.logits import LogitsOf, as_rows
 from cat_plugin.models import evaluating, run_call
-from cat_plugin.structures import leaves_of, names_of
+from cat_plugin.structures import leaves_of, names_of_results
 
 __all__ = [
     "Advancing",
@@ -67,9 +67,11 @@ def is_classifier(output: Any) -> bool:
     return isinstance(output, torch.Tensor) and output.ndim == 2 and output.is_floating_point()
 
 
-def _logits(output: Any, batch: int, role: str, wanted: LogitsOf) -> tuple[torch.Tensor, int, int]:
+def _logits(
+    model: torch.nn.Module, output: Any, batch: int, role: str, wanted: LogitsOf
+) -> tuple[torch.Tensor, int, int]:
     """The tensor of logits among a model's results, its place among the leaves and its axis of classes."""
-    leaves, names = leaves_of(output), names_of(output)
+    leaves, names = leaves_of(output), names_of_results(model, output)
     if not wanted.given and not is_classifier(output):
         given = type(output).__name__
         if isinstance(output, torch.Tensor):
@@ -171,7 +173,7 @@ def collect_logits(
     with torch.no_grad(), evaluating(model):
         for number, call in enumerate(calls):
             output = run_call(model, call, f"calibration batch {number}", role)
-            found, leaf, axis = _logits(output, number, role, wanted)
+            found, leaf, axis = _logits(model, output, number, role, wanted)
             _check(found, axis, number, role, parts[0].shape[1] if parts else None)
             most = max(1, min(_ROWS, _BYTES // (4 * max(1, found.shape[axis]))) // total)
             rows = _sampled(found, axis, most, generator)

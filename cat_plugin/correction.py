@@ -21,7 +21,7 @@ from cat_plugin.calls import LogitRows, as_calls, collect_logits
 from cat_plugin.errors import CalibrationError, CATTypeError
 from cat_plugin.logits import LogitsOf, as_rows, from_rows
 from cat_plugin.models import device_of
-from cat_plugin.structures import as_structure
+from cat_plugin.structures import as_structure, output_names
 from cat_plugin.torch_compat import pytree
 
 if TYPE_CHECKING:
@@ -112,6 +112,11 @@ class CorrectedModule(nn.Module):
     def signature(self) -> inspect.Signature:
         """The arguments of :attr:`model`, by which exported graphs name their inputs."""
         return inspect.signature(self.model.forward)
+
+    @property
+    def output_names(self) -> list[str] | None:
+        """What :attr:`model` calls its results, where it says so."""
+        return output_names(self.model)
 
     def logits_of(self, result: Any) -> torch.Tensor:
         """The logits among the results of :attr:`model` or of the module itself."""

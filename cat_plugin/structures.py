@@ -1,5 +1,8 @@
 """Structures of tensors that models take and return: flattened, named, compared leaf by leaf.
 
+A model may say what its results are called, by a list ``output_names`` with a name for each leaf, as an attribute or in ``meta``,
+which copies of a graph keep; imported ONNX models do, and what is made of them.
+
 Tuples, lists, dicts, named tuples and what else is registered with ``torch.utils._pytree`` (data classes by
 ``torch.export.register_dataclass``, the output classes of transformers) are structures.  Other mappings and data classes are
 read as the dicts of what they hold, since :mod:`torch.export` cannot return them.
@@ -15,7 +18,15 @@ from torch import Tensor
 
 from cat_plugin.torch_compat import pytree
 
-__all__ = ["as_structure", "is_plain", "leaves_of", "names_of", "plain_structure"]
+__all__ = [
+    "as_structure",
+    "is_plain",
+    "leaves_of",
+    "names_of",
+    "names_of_results",
+    "output_names",
+    "plain_structure",
+]
 
 _PLAIN = (tuple, list, dict)
 
@@ -75,6 +86,24 @@ def names_of(value: Any) -> list[str]:
     ['logits', 'aux.0', 'aux.1']
     """
     return [".".join(map(_name, path)) or "output" for path, _ in _with_paths(as_structure(value))]
+
+
+def output_names(model: Any) -> list[str] | None:
+    """What a model says that its results are called; None where it says nothing."""
+    meta = getattr(model, "meta", None)
+    for names in (
+        getattr(model, "output_names", None),
+        meta.get("output_names") if isinstance(meta, dict) else None,
+    ):
+        if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+            return list(names) if len(set(names)) == len(names) else None
+    return None
+
+
+def names_of_results(model: Any, value: Any) -> list[str]:
+    """A name for each leaf of what a model returned: its own, else those of :func:`names_of`."""
+    names, own = names_of(value), output_names(model)
+    return own if own is not None and len(own) == len(names) else names
 
 
 def is_plain(spec: pytree.TreeSpec) -> bool:

@@ -42,15 +42,17 @@ def of_one_length(program: Any, tokens: int | None) -> Any:
                 "export the graph from a model that reads token numbers (N, T)"
             )
         return program
-    if len(symbols) > 1:
+    hints = {int(size.node.hint) for size in symbols.values()}
+    if len(hints) > 1:
         raise CompileError(
             f"the graph takes inputs of several sizes ({_words(inputs)}); a library has one length. Export it with example "
             "inputs whose token axes are equally long"
         )
-    ((name, size),) = symbols.items()
-    bounds = next((r for symbol, r in program.range_constraints.items() if str(symbol) == name), None)
-    least, most = (int(bounds.lower), bounds.upper) if bounds is not None else (1, None)
-    length = int(size.node.hint) if tokens is None else tokens
+    # Axes that the graph does not compare have symbols of their own, such as those of a mask that it does not read.
+    bounds = [each for symbol, each in program.range_constraints.items() if str(symbol) in symbols]
+    least = max((int(each.lower) for each in bounds), default=1)
+    most = min((each.upper for each in bounds), default=None)
+    length = hints.pop() if tokens is None else tokens
     if length < least or (most is not None and length > most):
         raise CompileError(
             f"tokens={tokens} is outside of what the graph takes; expected {least} to {most}. Its tables of positions end "

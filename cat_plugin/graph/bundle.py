@@ -251,6 +251,7 @@ class Bundle:
         import torch
 
         import cat_plugin.graph.op  # noqa: F401 - registers the cluster-affine ops
+        from cat_plugin.graph.inspect import signature
         from cat_plugin.torch_compat import register_quantized_decomposed
 
         register_quantized_decomposed()  # the graph refers to these ops
@@ -260,12 +261,21 @@ class Bundle:
             check_archive(stream, path)
             stream.seek(0)
             try:
-                return torch.export.load(stream)
+                program = torch.export.load(stream)
             except Exception as error:
                 raise BundleError(
                     f"{path} cannot be loaded by torch {torch.__version__}: {error}; it was written by torch "
                     f"{self.manifest['libraries'].get('torch', '?')}: use that release or export again"
                 ) from error
+        names, plain = (
+            [each["name"] for each in described["outputs"]]
+            for described in (self.manifest, signature(program))
+        )
+        if names != plain and len(names) == len(
+            plain
+        ):  # what the model called them is not in torch's archive
+            program.graph_module.meta["output_names"] = names
+        return program
 
     def cluster_affine(self) -> dict[str, np.ndarray[Any, Any]] | None:
         """Load the numbers of the cluster-affine step, or None when the model has none (needs no torch)."""

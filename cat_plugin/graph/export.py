@@ -22,7 +22,7 @@ from cat_plugin.batches import ModelCall, read_batch
 from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CATTypeError, ExportError
 from cat_plugin.models import evaluating
-from cat_plugin.structures import as_structure, plain_structure
+from cat_plugin.structures import as_structure, output_names, plain_structure
 from cat_plugin.torch_compat import schema_of
 
 __all__ = ["example_call", "export_program", "fold_weights"]
@@ -160,6 +160,9 @@ def export_program(module: nn.Module, example_inputs: Any) -> ExportedProgram:
         ) from error
     program.example_inputs = None
     program = fold_weights(program)
+    named = output_names(module)
+    if named is not None:
+        program.graph_module.meta["output_names"] = named
     with evaluating(module):
         Equivalence(module, call, ExportError).check("export", program.module(check_guards=False))
     return program

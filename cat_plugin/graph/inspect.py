@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from cat_plugin.errors import ExportError
 from cat_plugin.graph.results import Place, described
-from cat_plugin.structures import names_of, plain_structure
+from cat_plugin.structures import names_of_results, plain_structure
 from cat_plugin.torch_compat import pytree, schema_of
 
 __all__ = ["Correction", "QuantizedLayer", "find_correction", "quantized_layers", "signature"]
@@ -202,8 +202,9 @@ def signature(program: ExportedProgram) -> dict[str, Any]:
     dict
         ``inputs`` and ``outputs``, each a list of name, dtype and shape, where the dynamic batch is ``"N"``
         and a length that any sequence has ``"T"``; ``result``, the
-        structure around the outputs (:mod:`cat_plugin.graph.results`).  Outputs are named by what leads to them: keys, fields
-        and numbers with dots between; a single one is ``output``.
+        structure around the outputs (:mod:`cat_plugin.graph.results`).  Outputs have the names that the exported model gave
+        them, else they are named by what leads to them: keys, fields and numbers with dots between; a single one is
+        ``output``.
     """
     nodes = {node.name: node for node in program.graph.nodes}
     taken = program.graph_signature.input_specs
@@ -231,7 +232,8 @@ def signature(program: ExportedProgram) -> dict[str, Any]:
     placed = [Place(next(tensors)) if isinstance(leaf, Node) else leaf for leaf in leaves]
     spec = program.call_spec.out_spec
     whole = pytree.tree_unflatten(placed, spec) if spec is not None else tuple(placed)
-    names = [name for name, leaf in zip(names_of(whole), placed, strict=True) if isinstance(leaf, Place)]
+    every = zip(names_of_results(program.graph_module, whole), placed, strict=True)
+    names = [name for name, leaf in every if isinstance(leaf, Place)]
     return {
         "inputs": [describe(name, nodes[name]) for name in inputs],
         "outputs": [

@@ -174,7 +174,8 @@ class QuantSpec:
         default=(),
         doc="""
         Name patterns of the results whose error counts, where a model returns several; none is all of them.  A name is the
-        key or field, or the number in a tuple, with dots between: ``logits``, ``1``, ``aux.0``.
+        key or field, or the number in a tuple, with dots between: ``logits``, ``1``, ``aux.0``; of an imported ONNX model its
+        own.
         """,
         since="0.2",
     )

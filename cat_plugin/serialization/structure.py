@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from cat_plugin.errors import BundleError, ExportError
 from cat_plugin.serialization.interface import call_of, give_call, is_flat
-from cat_plugin.structures import plain_structure
+from cat_plugin.structures import output_names, plain_structure
 from cat_plugin.torch_compat import (
     NATIVE_FUNCTIONS,
     PACKED_MODULES,
@@ -170,7 +170,12 @@ def encode_graph(module: fx.GraphModule) -> dict[str, Any]:
         if node.op == "output" and info is not None and flat:
             args = (plain_structure(pytree.tree_unflatten(list(node.args[0]), info.out_spec)),)
         nodes.append([node.op, node.name, target, encode(tuple(args)), encode(dict(node.kwargs))])
-    return {"nodes": nodes, "modules": called, "call": None if info is None or flat else call_of(info)}
+    return {
+        "nodes": nodes,
+        "modules": called,
+        "call": None if info is None or flat else call_of(info),
+        "output_names": output_names(module),
+    }
 
 
 def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Any]) -> fx.GraphModule:
@@ -204,6 +209,8 @@ def decode_graph(data: Mapping[str, Any], tensors: Mapping[str, Any]) -> fx.Grap
         give_call(graph, data["call"])
     graph.lint()
     module = fx.GraphModule(root, graph)
+    if data.get("output_names") is not None:
+        module.meta["output_names"] = [str(name) for name in data["output_names"]]
     module.training = False
     return module
 

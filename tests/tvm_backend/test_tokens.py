@@ -78,6 +78,29 @@ def test_a_language_model_with_them_is_compiled_to_integer_weights(tmp_path, cap
     assert error.max() < 0.1
 
 
+class _Unmasked(nn.Module):
+    """Takes a mask that it does not read, so that nothing says that both are equally long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.out(self.table(ids).mean(1))
+
+
+def test_inputs_that_are_as_long_as_each_other_have_one_length(tmp_path):
+    ids = torch.arange(192).reshape(32, 6) % 20
+    calls = [{"ids": ids, "mask": torch.ones_like(ids)}]
+    module, _ = quantize(_Unmasked().eval(), QuantSpec(w_bits=8, a_bits=8, preset="fast"), calls)
+    program = export_program(module, calls[0])
+    tvm_backend.compile(program, out=tmp_path / "model.so", tokens=5)
+    library = tvm_backend.load(tmp_path / "model.so")
+    given = ids[:, :5].contiguous()
+    expected = module(ids=given, mask=given).detach().numpy()
+    np.testing.assert_allclose(library(ids=given.numpy(), mask=given.numpy()), expected, atol=1e-5)
+
+
 def test_a_library_takes_one_of_the_lengths(tmp_path):
     network = ZOO["llama"]
     x = network.inputs(8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import keyword
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +31,28 @@ _ROLES = {
 }  # fmt: skip
 
 
+class _Forward:
+    """The forward of each module by the names of its own inputs: in place or by keyword, as :mod:`inspect` shows them."""
+
+    def __get__(self, module: OnnxModule | None, owner: type[OnnxModule]) -> Any:
+        if module is None:
+            return self
+
+        def forward(*inputs: Tensor, **named: Tensor) -> Any:
+            """The graph's output, or a tuple of them."""
+            try:
+                bound = module.signature.bind(*inputs, **named)
+            except TypeError as error:
+                names, given = module.arguments, ", ".join([str(len(inputs)), *named])
+                raise CATValueError(
+                    f"the ONNX model takes {len(names)} inputs ({', '.join(names)}); got {given}"
+                ) from error
+            return module.run(bound.args)
+
+        forward.__signature__ = module.signature  # type: ignore[attr-defined]
+        return forward
+
+
 class OnnxModule(nn.Module):
     """The steps of an ONNX graph, run in order.
 
@@ -43,6 +67,8 @@ class OnnxModule(nn.Module):
 
     Notes
     -----
+    It is called with the inputs in their order, or by :attr:`arguments`: their names, as Python writes them.
+
     Layers whose weights are constants hold them as ``<node>.weight`` and ``<node>.bias``, other constants are buffers
     of ``constants``. Sizes are computed by Python, so that :func:`torch.export.export` sees a batch of any size.
     """
@@ -56,6 +82,12 @@ class OnnxModule(nn.Module):
     ) -> None:
         super().__init__()
         self.input_names, self.output_names = list(inputs), list(outputs)
+        self.arguments: list[str] = []
+        for name in inputs:
+            plain = _identifier(name)
+            while plain in self.arguments or keyword.iskeyword(plain):
+                plain += "_"
+            self.arguments.append(plain)
         steps, constants = with_ranges(steps, constants)
         known = {name: Known(array) for name, array in constants.items()}
         steps = recurrent_layers(integer_weights(_fold(steps, known), known), known)
@@ -104,18 +136,18 @@ class OnnxModule(nn.Module):
         used = set(read) | set(self.output_names)
         self._known = {name: array for name, array in self._known.items() if name in used}
 
-    def forward(self, x: Tensor, *others: Tensor) -> Any:
-        """The graph's output, or a tuple of them."""
-        return self.run((x, *others))
+    forward = _Forward()
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The inputs by :attr:`arguments`."""
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return inspect.Signature([inspect.Parameter(name, kind) for name in self.arguments])
 
     def run(
         self, inputs: tuple[Tensor, ...], seen: Callable[[Step, list[Value], Any], Any] | None = None
     ) -> Any:
         """As :meth:`forward`; `seen` gets each step with its inputs and what it gave, and returns what to go on with."""
-        if len(inputs) != len(self.input_names):
-            raise CATValueError(
-                f"the ONNX model takes {len(self.input_names)} inputs ({', '.join(self.input_names)}); got {len(inputs)}"
-            )
         values: dict[str, Value] = {"": None, **dict(zip(self.input_names, inputs, strict=True))}
         for name, array in self._known.items():
             path = self._paths.get(name)

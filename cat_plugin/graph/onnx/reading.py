@@ -49,8 +49,9 @@ def load_onnx(
     Returns
     -------
     torch.nn.Module
-        In evaluation mode. Takes the file's inputs in their order, gives its output or a tuple of them; any batch size,
-        also where the file declares a batch of one.
+        In evaluation mode. Takes the file's inputs in their order, or by their names as Python writes them (``images:0`` is
+        ``images_0``), gives its output or a tuple of them; any batch size, also where the file declares a batch of one. What
+        is made of it (quantized and corrected models, bundles, libraries, ONNX files) calls the outputs as the file does.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from cat_plugin.graph.onnx.files import need, write_model
 from cat_plugin.graph.onnx.runtimes import refusals, runtime_notes
 from cat_plugin.graph.onnx.writer import CONVERTERS, Writer, operation_of
 from cat_plugin.graph.onnx.writing_check import check_written
-from cat_plugin.structures import names_of
+from cat_plugin.structures import names_of, output_names
 
 __all__ = ["OPSETS", "export_onnx", "to_onnx"]
 
@@ -123,8 +123,8 @@ def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
     Returns
     -------
     onnx.ModelProto
-        Checked by ONNX's own checker; inputs have the program's names, outputs those of the result's keys and fields, else
-        ``output`` or ``output_0`` and so on.
+        Checked by ONNX's own checker; inputs have the program's names, outputs those that the exported model gave them (an
+        imported ONNX model's stay), else those of the result's keys and fields, else ``output`` or ``output_0`` and so on.
 
     Raises
     ------
@@ -136,7 +136,10 @@ def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
 
 
 def _output_names(program: ExportedProgram, count: int) -> list[str]:
-    """The keys and fields of what the program returns, where it has them for all; else ``output``, or numbered."""
+    """What the model called its results, else keys and fields, where it has them for all; else ``output``, or numbered."""
+    own = output_names(program.graph_module)
+    if own is not None and len(own) == count:
+        return own
     if count == 1:
         return ["output"]
     structure = program.call_spec.out_spec
@@ -148,7 +151,9 @@ def _output_names(program: ExportedProgram, count: int) -> list[str]:
 def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
     """The model, and the writer that knows which of its values stands for which operation."""
     onnx = need("onnx")
+    wanted = _output_names(program, len(program.graph_signature.user_outputs))
     program = _known_operations(program)
+    results = [str(name) for name in program.graph_signature.user_outputs]
     writer = Writer(program, opset)
     nodes = {node.name: node for node in program.graph.nodes}
     inputs = []
@@ -157,8 +162,6 @@ def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
             node = nodes[spec.arg.name]
             writer.names[node] = writer.fresh(node.name)
             inputs.append(writer.described(writer.names[node], node.meta["val"]))
-    results = [str(name) for name in program.graph_signature.user_outputs]
-    wanted = _output_names(program, len(results))
     reserved = [writer.fresh(name) for name in wanted]
     for node in program.graph.nodes:
         if node.op == "call_function" and "_assert" not in str(node.target):

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from cat_plugin.ptq.graph.ops import output_leaves
 from cat_plugin.ptq.rows import Inputs
-from cat_plugin.structures import is_plain, names_of
+from cat_plugin.structures import is_plain, names_of_results, output_names
 from cat_plugin.torch_compat import PyTreeCodeGen, PyTreeInfo, pytree
 
 __all__ = ["Interface"]
@@ -34,19 +34,24 @@ class Interface:
         Structure of what it returns.
     outputs : tuple of str
         A name for each leaf of the result.
+    named : bool
+        Whether the model itself says what they are called.
     """
 
     inputs: Inputs
     arguments: tuple[str, ...]
     result: pytree.TreeSpec
     outputs: tuple[str, ...]
+    named: bool
 
     @classmethod
-    def of(cls, inputs: Inputs, result: Any, exported: fx.Graph) -> Interface:
+    def of(cls, model: nn.Module, inputs: Inputs, result: Any, exported: fx.Graph) -> Interface:
         """The interface of a model that makes `result` of `inputs`, and that was exported as a graph.
 
         Parameters
         ----------
+        model : nn.Module
+            As the caller holds it.
         inputs : Inputs
             Of one call.
         result : object
@@ -56,7 +61,10 @@ class Interface:
         """
         info = getattr(getattr(exported, "_codegen", None), "pytree_info", None)
         arguments = tuple(name for name in (info.orig_args if info is not None else ()) if name != "self")
-        return cls(inputs, arguments, pytree.tree_structure(result), tuple(names_of(result)))
+        names = names_of_results(model, result)
+        return cls(
+            inputs, arguments, pytree.tree_structure(result), tuple(names), names == output_names(model)
+        )
 
     def restore(self, graph: fx.Graph) -> None:
         """Give a graph of flat tensors the caller's arguments and result, in place."""

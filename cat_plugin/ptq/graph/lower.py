@@ -113,6 +113,8 @@ def lower(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:
     if isinstance(interface, Interface):
         interface.restore(graph)
     result = fx.GraphModule(root, graph, class_name="QuantizedModel")
+    if isinstance(interface, Interface) and interface.named:
+        result.meta["output_names"] = list(interface.outputs)
     result.graph.eliminate_dead_code()
     result.graph.lint()
     result.recompile()

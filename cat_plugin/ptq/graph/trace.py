@@ -128,7 +128,7 @@ def trace(model: nn.Module, example: Tensor | Inputs) -> fx.GraphModule:
     module = plain(found)
     fold_constants(module)
     join_pieces(module)
-    module.meta["interface"] = Interface.of(example, result, found.graph)
+    module.meta["interface"] = Interface.of(model, example, result, found.graph)
     return module
 
 

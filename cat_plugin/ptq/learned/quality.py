@@ -79,8 +79,12 @@ class Quality:
             for place, leaf in enumerate(found)
             if isinstance(leaf, fx.Node) and is_batched(leaf) and leaf.meta["val"].is_floating_point()
         }
+
+        def counts(name: str, pattern: str) -> bool:
+            return fnmatch.fnmatchcase(name, pattern) or pattern == str(real[name])
+
         for pattern in outputs:
-            if not any(fnmatch.fnmatchcase(name, pattern) for name in real):
+            if not any(counts(name, pattern) for name in real):
                 raise QuantizationError(LogitsOf(pattern).missing(list(real)))
         asked = LogitsOf(logits, class_axis)
         place = asked.find(names) if asked.given else None
@@ -89,7 +93,7 @@ class Quality:
         chosen = [
             name
             for name, leaf in real.items()
-            if not outputs or leaf == place or any(fnmatch.fnmatchcase(name, pattern) for pattern in outputs)
+            if not outputs or leaf == place or any(counts(name, pattern) for pattern in outputs)
         ]
         axes: list[int | None] = []
         for name in chosen:

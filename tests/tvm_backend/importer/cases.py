@@ -154,6 +154,9 @@ CASES = {
         torch.clamp_min(x, -0.1),
         torch.clamp(x, x.flip(1) - 1, x.flip(1) + 1),
         whole(x).clamp(-1, 2),
+        whole(x).clamp(min=1),
+        (x > 0).sum(1).clamp(max=2),
+        whole(x).clamp(min=0.5),
     ),
     "softmax": lambda x: (
         torch.softmax(x, 1),

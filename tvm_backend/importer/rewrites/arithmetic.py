@@ -58,6 +58,19 @@ def _round(x: Any, *, decimals: int) -> Any:
     return torch.round(x * factor) / factor if decimals > 0 else torch.round(x / factor) * factor
 
 
+def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
+    """Integers within bounds of which one may be missing, which the converter takes for an infinite one."""
+    if x.dtype.is_floating_point:
+        return NotImplemented
+    for bound, operator in ((min, torch.maximum), (max, torch.minimum)):
+        if bound is not None:
+            kind = torch.result_type(x, bound)
+            if not isinstance(bound, torch.Tensor):
+                bound = torch.full([], bound, dtype=kind, device=x.device)
+            x = operator(x.to(kind), bound.to(kind))
+    return x
+
+
 def _isfinite(x: Any) -> Any:
     return torch.abs(x) < math.inf
 
@@ -79,6 +92,8 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.sub.Scalar: _scaled_by_position(aten.sub.Scalar),
         aten.elu.default: _elu,
         aten.rrelu.default: _rrelu,
+        aten.clamp.default: _clamp,
+        aten.clamp.Tensor: _clamp,
         aten.copy.default: _copy,
         aten.round.decimals: _round,
         aten.isfinite.default: _isfinite,
