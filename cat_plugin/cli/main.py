@@ -84,6 +84,8 @@ def _options(
 ) -> None:
     from rich.logging import RichHandler
 
+    # Of the processes that torchrun starts the first alone says what is done.
+    quiet = quiet or ("TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0")
     state.format = Format.JSON if as_json else form
     state.quiet, state.verbose, state.debug = quiet, verbose, debug
     state.console = Console(stderr=True, quiet=quiet)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from cat_plugin.cli.data import Samples
     from cat_plugin.ptq.cache import TensorStore
+    from cat_plugin.ptq.ranks import Ranks
     from cat_plugin.recipe.recipe import Recipe
     from cat_plugin.report.scoring import FloatArray, Scorer
 
@@ -92,7 +93,8 @@ def quantize(
     """Quantize a model as a recipe says and write the best result as a bundle.
 
     The state of the run is kept in OUT.state until the bundle is written; 'cat-ptq inspect OUT.state' lists it. With --tune the exit code is 3 when no
-    trial met the criterion of the recipe; the best bundle is written all the same.
+    trial met the criterion of the recipe; the best bundle is written all the same. Started by 'torchrun -m cat_plugin quantize', the processes
+    divide the engine's calibration inputs among themselves (preset fast).
     """
     sources_exist(recipe=recipe, data=(data, tune), weights=weights)
     may_write(out, BUNDLE)
@@ -103,6 +105,7 @@ def quantize(
 
     from cat_plugin import export_bundle, load_recipe
     from cat_plugin.cli.models import load_model
+    from cat_plugin.cli.torchrun import follow, joined
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import quantized_layers
     from cat_plugin.graph.preparation import Preparation
@@ -123,35 +126,39 @@ def quantize(
     store = _store(loaded)
     samples = samples_of(data, prepared, store=store)
     how = dataclasses.replace(prepared or Preparation(), source=samples.source)
-    names = _names(names, samples, logits_of(network, samples.inputs[:1], 1))
-    scorer = (
-        None
-        if tune is None
-        else Scorer(labelled(tune, how, same=True, store=store), batch_size, load_metric(metric))
-    )
     batches = list(torch.split(torch.from_numpy(samples.inputs), batch_size))
-    with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
-        if scorer is not None:
-            scorer.kept = kept
-        corrected = _run(loaded, network, batches, scorer, kept, scalars)
-        with state.working("exporting"):
-            program = export_program(corrected, batches[0][:2])
-        layers = [_layer(layer.to_dict()) for layer in quantized_layers(program)]
-        record = recorded(loaded, model, network, corrected, scorer)
-        if measure:
-            with state.working("measuring the layers") as status:
-                record |= measured(
-                    network, corrected, layers, samples.inputs, batch_size, status.update, program
-                )
-        bundle = export_bundle(
-            program,
-            batches[0][:5],
-            out,
-            calibration={"samples": len(samples), "recipe": recipe.name},
-            report=record,
-            preparation=how,
-            class_names=names,
+    with joined() as ranks:
+        if not ranks.first:
+            follow(ranks, network, batches)
+            return
+        names = _names(names, samples, logits_of(network, samples.inputs[:1], 1))
+        scorer = (
+            None
+            if tune is None
+            else Scorer(labelled(tune, how, same=True, store=store), batch_size, load_metric(metric))
         )
+        with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
+            if scorer is not None:
+                scorer.kept = kept
+            corrected = _run(loaded, network, batches, scorer, kept, scalars, ranks)
+            with state.working("exporting"):
+                program = export_program(corrected, batches[0][:2])
+            layers = [_layer(layer.to_dict()) for layer in quantized_layers(program)]
+            record = recorded(loaded, model, network, corrected, scorer)
+            if measure:
+                with state.working("measuring the layers") as status:
+                    record |= measured(
+                        network, corrected, layers, samples.inputs, batch_size, status.update, program
+                    )
+            bundle = export_bundle(
+                program,
+                batches[0][:5],
+                out,
+                calibration={"samples": len(samples), "recipe": recipe.name},
+                report=record,
+                preparation=how,
+                class_names=names,
+            )
     values: dict[str, Any] = {
         "bundle": str(bundle),
         "calibration_samples": len(samples),
@@ -230,12 +237,21 @@ def _scalars(directory: Path | None) -> Iterator[Any]:
 
 
 def _run(
-    recipe: Recipe, network: nn.Module, batches: list[Any], scorer: Scorer | None, kept: Path, scalars: Any
+    recipe: Recipe,
+    network: nn.Module,
+    batches: list[Any],
+    scorer: Scorer | None,
+    kept: Path,
+    scalars: Any,
+    ranks: Ranks,
 ) -> nn.Module:
+    from cat_plugin.cli.torchrun import Leader
     from cat_plugin.recipe.progress import Watch, watching
 
     listener: Callable[..., None] | None = None if scalars is None else scalars.unit
-    with watching(Watch(console=state.console)):
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(Leader(ranks)) if ranks.size > 1 else None
+        stack.enter_context(watching(Watch(console=state.console, engine=engine)))
         corrected = recipe.run(
             network, calibration=batches, eval_fn=_shown(scorer), progress=listener, resume=kept
         )

@@ -185,7 +185,7 @@ def quantize_and_correct(
                 share = rows_for_engine(record.rows, spec.num_samples, params.get("holdout", 0.0))
                 spec = dataclasses.replace(spec, num_samples=share)
                 with evaluating(reference):
-                    module, engine_report = quantize(
+                    module, engine_report = (current_watch().engine or quantize)(
                         reference, spec, record.calls, progress=show, resume=_state_of(key)
                     )
                 report: dict[str, Any] | None = engine_report.to_dict()

@@ -11,6 +11,7 @@ from torch import Tensor
 from cat_plugin.batches import ModelCall, as_calls, stacked
 from cat_plugin.errors import CalibrationError, no_calibration_batch
 from cat_plugin.ptq.cache import TensorStore
+from cat_plugin.ptq.ranks import ALONE, Ranks
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.torch_compat import pytree
 
@@ -92,7 +93,10 @@ class _Rows:
 
 
 def gather_inputs(
-    calibration: Iterable[Any] | Tensor, num_samples: int, store: TensorStore | None = None
+    calibration: Iterable[Any] | Tensor,
+    num_samples: int,
+    store: TensorStore | None = None,
+    ranks: Ranks = ALONE,
 ) -> Inputs:
     """Collect at most ``num_samples`` inputs.
 
@@ -105,6 +109,8 @@ def gather_inputs(
         Inputs wanted; fewer are used when there are no more.
     store : TensorStore or None
         Where copies are kept; None is in memory.
+    ranks : Ranks
+        The processes of whose inputs these are this one's share.
 
     Returns
     -------
@@ -152,4 +158,4 @@ def gather_inputs(
             break
     if example is None or count == 0:
         raise no_calibration_batch()
-    return Inputs([rows.whole() for rows in gathered], example)
+    return Inputs([rows.whole() for rows in gathered], example, ranks)

@@ -14,12 +14,14 @@ from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CalibrationError, CATTypeError
 from cat_plugin.models import device_of, evaluating, fingerprint, full_float32
+from cat_plugin.ptq.agreement import check_agreement, refuse_training, report_of_first
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
 from cat_plugin.ptq.checkpoint import Checkpoint
 from cat_plugin.ptq.graph.accept import acceptable
 from cat_plugin.ptq.pipeline import run_stages
 from cat_plugin.ptq.progress import Progress, Reporter
+from cat_plugin.ptq.ranks import Ranks, share_of
 from cat_plugin.ptq.report import QuantReport
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.state import State
@@ -41,6 +43,7 @@ def quantize(
     device: str | torch.device | None = None,
     resume: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
+    distributed: bool = True,
 ) -> tuple[fx.GraphModule, QuantReport]:
     """Quantize a trained model to 2..8 bits from unlabelled inputs.
 
@@ -55,7 +58,7 @@ def quantize(
         Input batches: a tensor, a mapping of keyword arguments, or a tuple whose first item is the input, or a tuple or
         list of several inputs (:func:`cat_plugin.batches.read_batch`).  None makes them from what the model's
         BatchNorms remember (:func:`~cat_plugin.ptq.synthetic.synthetic_inputs`), which costs accuracy; ``input_shape`` says
-        how large.
+        how large.  Where ``torch.distributed`` is initialised: this process's share, as a ``DistributedSampler`` gives it.
     progress : callable or None
         Called with a :class:`~cat_plugin.ptq.progress.Progress` now and then, and after every unit.
     device : str, torch.device or None
@@ -65,6 +68,10 @@ def quantize(
         on from there and gives the same result.
     input_shape : sequence of int or None
         Of one input, without the batch axis; for a quantization without calibration inputs.
+    distributed : bool, default True
+        Where the default group of ``torch.distributed`` is initialised: whether its processes quantize together.  All of them
+        must call this function then, with the same model and specification, each with its share of the calibration inputs;
+        all get the same result, and the first alone reports progress and writes to `resume`.
 
     Returns
     -------
@@ -80,28 +87,37 @@ def quantize(
     CalibrationError
         If the calibration inputs, or what the model makes of them, cannot be used.
     QuantizationError
-        If the model cannot be traced or has nothing to quantize, or the checkpoint is another run's.
+        If the model cannot be traced or has nothing to quantize, or the checkpoint is another run's; of several processes, if
+        one has failed, or the specification trains.
     """
     if not isinstance(spec, QuantSpec):
         raise CATTypeError(f"spec is a {type(spec).__name__}; expected a QuantSpec.")
     started = time.perf_counter()
-    model, notes = acceptable(model)
-    if calibration is None:
-        calibration, note = _without_data(model, spec, input_shape)
-        notes.append(note)
+    ranks = Ranks.here(distributed)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ranks.together())
+        refuse_training(spec, ranks)
+        model, notes = acceptable(model)
+        share = share_of(spec.num_samples, spec.batch_size, ranks.rank, ranks.size)
+        if calibration is None:
+            calibration, note = _without_data(model, spec, input_shape)
+            calibration = calibration[share_of(len(calibration), spec.batch_size, ranks.rank, ranks.size)]
+            notes.append(note)
         store = stack.enter_context(TensorStore(None if spec.memory_mb is None else spec.memory_mb << 20))
-        inputs = gather_inputs(calibration, spec.num_samples, None if spec.memory_mb is None else store)
+        inputs = gather_inputs(
+            calibration, share.stop - share.start, None if spec.memory_mb is None else store, ranks
+        )
         inputs = inputs.mapped(lambda x: x.float() if x.is_floating_point() else x)
         home = device_of(model) or inputs.device
         stack.enter_context(evaluating(model, warn=True))
         stack.enter_context(torch.no_grad())
         stack.enter_context(full_float32())
         checkpoint = None
-        if resume is not None:
+        key, more = check_agreement(ranks, model, spec, inputs) if resume or ranks.size > 1 else ("", [])
+        if resume is not None and ranks.first:
             checkpoint = Checkpoint(
                 Path(resume),
-                fingerprint(model, spec.to_dict(), *inputs.tensors, torch.__version__),
+                fingerprint(model, spec.to_dict(), key, torch.__version__),
                 {"spec": spec.to_dict(), "inputs": len(inputs)},
             )
             stack.callback(checkpoint.close)
@@ -112,14 +128,14 @@ def quantize(
             device=torch.device(device) if device is not None else home,
             home=home,
             store=store,
-            reporter=Reporter(progress),
-            notes=notes,
+            reporter=Reporter(progress if ranks.first else None),
+            notes=[*notes, *more],
         )
         run_stages(state, checkpoint)
-    report = state.report(time.perf_counter() - started)
+        report = report_of_first(ranks, state.report(time.perf_counter() - started))
     for note in report.notes:
         _log.debug("%s", note)
-    for line in report.summary():
+    for line in report.summary() if ranks.first else ():
         _log.warning("%s", line)
     return state.module, report
 

@@ -10,9 +10,10 @@ from torch import Tensor, fx
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
-__all__ = ["fitted_layers", "put_back", "tensors_of"]
+__all__ = ["PARTS", "fitted_layers", "put_back", "tensors_of"]
 
-_PARTS = ("weight", "q_weight", "scale", "zero_point")
+PARTS = ("weight", "q_weight", "scale", "zero_point")
+"""What is chosen for every layer, besides its bias."""
 
 
 def fitted_layers(module: fx.GraphModule) -> dict[str, QuantOp]:
@@ -38,7 +39,7 @@ def tensors_of(module: fx.GraphModule, layers: Collection[str]) -> dict[str, Ten
     for name, child in module.named_modules():
         if isinstance(child, QuantOp):
             tensors[f"{name}.w_bits"] = torch.tensor(child.w_bits)
-            for part in (*_PARTS, "bias") if name in layers else ():
+            for part in (*PARTS, "bias") if name in layers else ():
                 value = getattr(child, part)
                 if value is not None:
                     tensors[f"{name}.{part}"] = value.detach().cpu().clone().contiguous()
@@ -55,7 +56,7 @@ def put_back(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
             if f"{name}.w_bits" in tensors:
                 child.w_bits = int(tensors[f"{name}.w_bits"])
             if f"{name}.q_weight" in tensors:
-                for part in _PARTS:
+                for part in PARTS:
                     setattr(child, part, tensors[f"{name}.{part}"].to(child.weight.device))
                 bias = tensors.get(f"{name}.bias")
                 child.bias = None if bias is None else bias.to(child.weight.device)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
 
 from cat_plugin.ptq.checkpoint import Checkpoint
 from cat_plugin.ptq.fitted import fitted_layers, put_back, tensors_of
+from cat_plugin.ptq.ranks import Ranks
 from cat_plugin.ptq.report import LayerReport, UnitReport
 from cat_plugin.ptq.stages.stage import Step
 from cat_plugin.ptq.state import State
@@ -17,6 +23,20 @@ _log = logging.getLogger("cat_plugin")
 
 #: Key in the checkpoint of a run whose steps are all done.
 COMPLETE = "complete"
+
+
+def _earlier(
+    ranks: Ranks, checkpoint: Checkpoint | None
+) -> tuple[list[str], dict[str, Any], dict[str, Tensor]]:
+    """Steps, records and tensors of an earlier run: what the first process's checkpoint holds, on all of them."""
+    if checkpoint is None:
+        finished, records, tensors = list[str](), dict[str, Any](), dict[str, Tensor]()
+    else:
+        finished, records, tensors = list(checkpoint.finished), checkpoint.records, checkpoint.tensors
+    if ranks.size > 1:
+        finished, records = json.loads(ranks.told(json.dumps([finished, records]).encode()))
+        tensors = load(ranks.told(save(tensors))) if finished else {}
+    return finished, records, tensors
 
 
 class Journal:
@@ -34,11 +54,10 @@ class Journal:
         self.state, self.checkpoint = state, checkpoint
         self._stored: set[str] = set()  # layers whose integers are in the checkpoint
         self._pending = False
-        if checkpoint is None or not checkpoint.finished:
+        finished, records, tensors = _earlier(state.inputs.ranks, checkpoint)
+        if not finished:
             return
-        records = checkpoint.records
-        state.finished = list(checkpoint.finished)
-        state.kept = checkpoint.tensors
+        state.finished, state.kept = finished, tensors
         state.layers = [
             LayerReport(**{**record, "weight_shape": tuple(record["weight_shape"])})
             for record in records["layers"]
@@ -47,16 +66,16 @@ class Journal:
         state.packs = [(start, end) for start, end in records["packs"]]
         self._note(*records["notes"])
         self._pending = True
-        _log.info("%s", self._found())
+        if checkpoint is not None:
+            _log.info("%s", self._found(checkpoint))
 
-    def _found(self) -> str:
+    def _found(self, checkpoint: Checkpoint) -> str:
         """What there is to go on from."""
-        assert self.checkpoint is not None
         done = self.state.finished
         if self.complete:
-            return f"{self.checkpoint.directory} holds this quantization complete: it is taken from there"
+            return f"{checkpoint.directory} holds this quantization complete: it is taken from there"
         return (
-            f"going on from {self.checkpoint.directory}: {len(done)} step{'s' if len(done) > 1 else ''} done, the last is "
+            f"going on from {checkpoint.directory}: {len(done)} step{'s' if len(done) > 1 else ''} done, the last is "
             f"{done[-1]!r}"
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cat_plugin.batches import ModelCall
+from cat_plugin.ptq.ranks import ALONE, Ranks
 from cat_plugin.structures import names_of
 from cat_plugin.torch_compat import pytree
 
@@ -22,7 +23,14 @@ class Rows:
     ----------
     tensors : sequence of Tensor
         At least one, with one row for each sample.
+
+    Attributes
+    ----------
+    ranks : Ranks
+        The processes of whose rows these are this one's share; one alone holds all.
     """
+
+    ranks: Ranks = ALONE
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.tensors = tuple(tensors)
@@ -38,6 +46,12 @@ class Rows:
     def __getitem__(self, rows: slice | Tensor) -> Rows:
         """Some rows of each tensor."""
         return self.mapped(lambda x: x[rows if isinstance(rows, slice) else rows.to(x.device)])
+
+    def leading(self, count: int) -> Rows:
+        """The first rows of all processes, on each of them."""
+        extent = self.ranks.extent(len(self))
+        mine = self[: min(max(count - extent.start, 0), len(self))]
+        return mine.mapped(self.ranks.gather)
 
     @property
     def device(self) -> torch.device:
@@ -62,11 +76,13 @@ class Inputs(Rows):
         (N, ...) one for each tensor among the arguments, in their order.
     example : ModelCall
         A call with the same structure; its tensors do not matter.
+    ranks : Ranks
+        The processes of whose rows these are this one's share.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], example: ModelCall) -> None:
+    def __init__(self, tensors: Sequence[Tensor], example: ModelCall, ranks: Ranks = ALONE) -> None:
         super().__init__(tensors)
-        self.example = example
+        self.example, self.ranks = example, ranks
 
     @classmethod
     def of(cls, value: Tensor | Rows) -> Inputs:
@@ -78,11 +94,11 @@ class Inputs(Rows):
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """What `change` makes of each tensor, given by the same call."""
-        return Inputs([change(x) for x in self.tensors], self.example)
+        return Inputs([change(x) for x in self.tensors], self.example, self.ranks)
 
     def __getitem__(self, rows: slice | Tensor) -> Inputs:
-        """Some rows of each tensor, given by the same call."""
-        return self.mapped(lambda x: x[rows if isinstance(rows, slice) else rows.to(x.device)])
+        """Some rows of each tensor, given by the same call, and this process's alone."""
+        return Inputs(super().__getitem__(rows).tensors, self.example)
 
     def to(self, device: torch.device) -> Inputs:
         """The same on a device, given by the same call."""

@@ -128,19 +128,20 @@ class State:
 
     def report(self, seconds: float) -> QuantReport:
         """What was done, once the run is over."""
+        count = self.inputs.ranks.extent(len(self.inputs)).total
         report = QuantReport(
             layers=self.layers,
             units=self.units,
             unquantized=self.prepared.unquantized,
             spec=self.spec.to_dict(),
-            num_samples=len(self.inputs),
+            num_samples=count,
             seconds=seconds,
             cache={"peak_bytes": self.store.peak, "file_bytes": self.store.on_disk},
             notes=self.notes,
         )
-        if len(self.inputs) < self.spec.num_samples:
+        if count < self.spec.num_samples:
             report.notes.append(
                 f"{self.spec.num_samples} calibration inputs were asked for, the calibration set holds "
-                f"{len(self.inputs)}"
+                f"{count}"
             )
         return report

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cat_plugin.recipe.display import Display
 
@@ -32,11 +32,14 @@ class Watch:
         Directory for the engine's state after each unit, one subdirectory for each quantization.
     console : rich.console.Console, optional
         Where bars are drawn; by default standard error.
+    engine : callable, optional
+        What quantizes in the place of :func:`cat_plugin.ptq.quantize`, with its arguments.
     """
 
     listener: Callable[[str, Progress], None] | None = None
     resume: Path | None = None
     console: Console | None = None
+    engine: Callable[..., Any] | None = None
 
 
 _current: ContextVar[Watch | None] = ContextVar("cat_plugin_watch", default=None)

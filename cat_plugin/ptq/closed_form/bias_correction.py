@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cat_plugin.ptq.closed_form.moments import Moments
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.ranks import ALONE, Ranks
 
 __all__ = ["corrected_bias", "shift_behind_clip"]
 
@@ -46,7 +47,9 @@ def corrected_bias(layer: QuantOp, moments: Moments) -> Tensor:
     return bias.reshape(-1).to(layer.weight.dtype)
 
 
-def shift_behind_clip(parts: Iterable[tuple[Tensor, Tensor]], low: float, high: float) -> Tensor:
+def shift_behind_clip(
+    parts: Iterable[tuple[Tensor, Tensor]], low: float, high: float, ranks: Ranks = ALONE
+) -> Tensor:
     """What to add to the bias for less squared error behind a clip to [low, high].
 
     Minimises ``sum_p m_p (clip(y_p) - u_p - b)^2 + 0.1 P b^2`` for each channel, ``m_p`` being 0 where ``u`` and ``y``
@@ -59,6 +62,8 @@ def shift_behind_clip(parts: Iterable[tuple[Tensor, Tensor]], low: float, high: 
         time is held.
     low, high : float
         Its ends; infinity where there is none.
+    ranks : Ranks
+        The processes over whose parts the sum runs.
 
     Returns
     -------
@@ -66,11 +71,12 @@ def shift_behind_clip(parts: Iterable[tuple[Tensor, Tensor]], low: float, high: 
         (O,) shift ``b``.
     """
     total: Tensor | None = None
-    shown: Tensor | float = 0.0
+    shown = torch.zeros(())
     for outputs, wanted in parts:
         hidden = ((outputs <= low) & (wanted <= low)) | ((outputs >= high) & (wanted >= high))
         errors = (wanted.clamp(low, high) - outputs).masked_fill_(hidden, 0.0)
         total = errors.sum(1).double() + (0.0 if total is None else total)
-        shown = shown + (~hidden).sum(1) + _PULL * outputs.shape[1]
+        shown = shown.to(outputs.device) + (~hidden).sum(1) + _PULL * outputs.shape[1]
     assert total is not None
+    ranks.sum_([total, shown])
     return (total / shown).to(errors.dtype)

@@ -10,6 +10,7 @@ input counts the same: its positions' weights have the mean 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def importance_of_positions(
     module : fx.GraphModule
         Prepared graph; computed in full precision.
     inputs : Rows
-        (N, ...) calibration inputs.
+        (N, ...) calibration inputs; of several processes this one's share, and so are the weights.
     quality : Quality
         What counts of the results.
     batch_size : int
@@ -75,11 +76,14 @@ def importance_of_positions(
         return {}
     whole = whole_model(module, quality.nodes(module.graph))
     parts: dict[fx.Node, list[Tensor]] = {node: [] for node in layers}
+    others = inputs.ranks.extent(len(inputs)).others(batch_size)
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
         env: dict[fx.Node, Any] = dict(zip(whole.sources, batch.tensors, strict=True))
         run_nodes(module, whole.nodes, env, _with_gradients)
         results = Rows([env[node] for node in whole.outputs])
+        if start == 0:
+            _pass_over(generator, others[0], results)
         outputs = [env[node] for node in layers]
         power = [torch.zeros(len(batch), x[0].numel() // x.shape[-1], device=x.device) for x in outputs]
         for probe in range(_PROBES):
@@ -92,6 +96,14 @@ def importance_of_positions(
         for node, sums in zip(layers, power, strict=True):
             parts[node].append(_normalised(sums))
     return {node: torch.cat(some) for node, some in parts.items()}
+
+
+def _pass_over(generator: torch.Generator, batches: Sequence[int], results: Rows) -> None:
+    """Draw what other processes draw for batches of so many rows before this one's first."""
+    for rows in batches:
+        for _ in range(_PROBES):
+            for result in results.tensors:
+                torch.randint(2, (rows, *result.shape[1:]), generator=generator)
 
 
 def _with_gradients(child: Any, value: Tensor) -> Any:

@@ -18,12 +18,14 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
-from cat_plugin.ptq.closed_form.moments import PATCHES, ROWS, measure
+from cat_plugin.ptq.closed_form.moments import PATCHES, ROWS, measure, pass_over
+from cat_plugin.ptq.fitted import PARTS
 from cat_plugin.ptq.graph.executor import Executor, first_inputs, rows_of
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import arguments, is_batch_size, is_batched, is_call, is_relu6, operand
 from cat_plugin.ptq.quantizers.observers import search_weight_range
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.ptq.ranks import ALONE, Ranks
 from cat_plugin.ptq.report import LayerReport
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.equalization import Ceiling
@@ -109,6 +111,7 @@ def _shift_bias(
     target: Callable[[slice], Tensor],
     generator: torch.Generator,
     fitted: int,
+    ranks: Ranks,
 ) -> None:
     """Bring the bias, and the outputs that are there already, nearer to what shows behind a clip."""
     ends, outputs = _clip(node, quantized.module), quantized.values.get(node)
@@ -117,10 +120,13 @@ def _shift_bias(
     axis = outputs.ndim - 1 if layer.kind == "linear" else 1
     width = outputs.shape[axis]
     count = outputs[0].numel() // width
+    extent = ranks.extent(fitted)
+    before, behind = (len(sizes) for sizes in extent.others(quantized.batch_size))
 
     def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        pass_over(generator, count, before)
         for start in range(0, fitted, quantized.batch_size):
-            positions = torch.randperm(count, generator=generator)[: max(1, ROWS // fitted)]
+            positions = torch.randperm(count, generator=generator)[: max(1, ROWS // extent.total)]
             end, step = min(start + quantized.batch_size, fitted), max(1, PATCHES // (width * len(positions)))
             for first in range(start, end, step):
                 rows = slice(first, min(first + step, end))
@@ -128,8 +134,9 @@ def _shift_bias(
                 places = positions.to(given.device)
                 yield _at(given, axis, places), _at(wanted, axis, places)
                 quantized.store.settle()
+        pass_over(generator, count, behind)
 
-    shift = shift_behind_clip(parts(), *ends)
+    shift = ranks.same(shift_behind_clip(parts(), *ends, ranks))
     layer.bias = layer.bias + shift.to(layer.bias.device)
     shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
     for start in range(0, len(outputs), quantized.batch_size):
@@ -163,6 +170,7 @@ def fit_layer(
     weights: Tensor | None = None,
     *,
     kept: bool = True,
+    ranks: Ranks = ALONE,
 ) -> LayerReport:
     """Choose grid, integers and bias of a layer, in place, and compute its outputs.
 
@@ -184,6 +192,8 @@ def fit_layer(
         (N, positions) how much each position of a linear layer's output counts.
     kept : bool
         Whether its outputs are computed for all inputs and kept.
+    ranks : Ranks
+        The processes to all of whose inputs it is fitted.
 
     Returns
     -------
@@ -203,7 +213,7 @@ def fit_layer(
     if (spec.compensation or spec.bias_correction) and not plain:
         x = first_inputs(quantized.gathered(operand(node)), fitted, quantized.count)
         some = None if weights is None else weights[:fitted]
-        moments = measure(layer, x, target, ROWS, spec.batch_size, generator, some)
+        moments = measure(layer, x, target, ROWS, spec.batch_size, generator, some, ranks)
         quantized.store.trim()
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())
@@ -234,10 +244,14 @@ def fit_layer(
             layer.scale, layer.zero_point = (v.reshape(layer.scale.shape) for v in (scale, zero_point))
         if spec.bias_correction:
             layer.bias = corrected_bias(layer, moments)
+    for part in (*PARTS, "bias"):
+        value = getattr(layer, part)
+        setattr(layer, part, None if value is None else ranks.same(value))
+    scarce = bool(ranks.same(torch.tensor(int(scarce))))
     if kept:
         quantized.run(node)
     if scarce and spec.bias_correction:
-        _shift_bias(node, layer, quantized, target, generator, fitted)
+        _shift_bias(node, layer, quantized, target, generator, fitted, ranks)
     after = _relative_error(node, quantized, target)
     return LayerReport(
         layer.name, layer.kind, layer.w_bits, layer.a_bits, tuple(layer.weight.shape), before, after

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.ranks import ALONE, Ranks
 
-__all__ = ["PATCHES", "ROWS", "Moments", "input_patches", "measure"]
+__all__ = ["PATCHES", "ROWS", "Moments", "input_patches", "measure", "pass_over"]
 
 
 ROWS = 1 << 16
@@ -154,6 +155,7 @@ def measure(
     batch_size: int,
     generator: torch.Generator,
     weights: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Moments:
     """Moments of the layer's inputs and target outputs over the calibration set.
 
@@ -173,6 +175,8 @@ def measure(
         Draws the positions.
     weights : Tensor or None
         (N, positions) how much each position of a linear layer's output counts; None counts all alike.
+    ranks : Ranks
+        The processes whose inputs are added up.
 
     Returns
     -------
@@ -189,12 +193,16 @@ def measure(
 
     convolution = layer.kind != "linear"
     count = outputs_of(slice(0, 1))[0, 0].numel() if convolution else 1
-    share = min(1.0, max_rows / max(len(x) * count, 1))
-    for start in range(0, len(x), batch_size):
+    extent = ranks.extent(len(x))
+    before, behind = (len(sizes) for sizes in extent.others(batch_size))
+    share = min(1.0, max_rows / max(extent.total * count, 1))
+    drawn = convolution and share < 1.0
+    pass_over(generator, count, before if drawn else 0)
+    for number, start in enumerate(range(0, len(x), batch_size), before):
         end = min(start + batch_size, len(x))
         positions, step = None, batch_size
         if convolution:
-            if share < 1.0:
+            if drawn:
                 kept = max(1, round(share * count))
                 positions = torch.randperm(count, generator=generator)[:kept].to(device)
             read = layer.groups * layer.weight[0].numel() * (count if positions is None else len(positions))
@@ -215,17 +223,30 @@ def measure(
                 weighted.sum(1).double(),
                 wanted.sum(1).double(),
             ]
-            if (start // batch_size) % 2:
+            if number % 2:
                 odd = [part.clone() for part in parts] if odd is None else _added(odd, parts)
                 rows_odd += counted
             sums = parts if sums is None else _added(sums, parts)
             rows_seen += counted
     assert sums is not None
+    pass_over(generator, count, behind if drawn else 0)
+    if ranks.size > 1:
+        rest = [torch.zeros_like(part) for part in sums] if odd is None else odd
+        counts = torch.tensor([rows_seen, rows_odd], dtype=torch.float64)
+        ranks.sum_([*sums, *rest, counts])
+        rows_seen, rows_odd = counts.tolist()
+        odd = rest if rows_odd else None
     moments = _centred(sums, rows_seen)
     if odd is not None:
         even = [a - b for a, b in zip(sums, odd, strict=True)]
         moments.halves = (_centred(even, rows_seen - rows_odd), _centred(odd, rows_odd))
     return moments
+
+
+def pass_over(generator: torch.Generator, count: int, batches: int) -> None:
+    """Draw what other processes draw for their batches."""
+    for _ in range(batches):
+        torch.randperm(count, generator=generator)
 
 
 def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:

@@ -74,7 +74,7 @@ class SequentialFit:
     prepared : Prepared
         Graph with quantizers.
     inputs : Tensor or Rows
-        (N, ...) calibration inputs.
+        (N, ...) calibration inputs; of several processes each gives its share.
     spec : QuantSpec
         What was asked for.
     store : TensorStore
@@ -115,7 +115,8 @@ class SequentialFit:
         self.module, self.spec, self.changed = prepared.module, spec, changed
         self.unread: set[fx.Node] = set()
         row = sum(math.prod(n.meta["val"].shape[1:]) for n in tensor_outputs(self.module.graph))
-        if not keeps_results and row * len(inputs) > LARGE_RESULTS:
+        self.ranks = Rows.of(inputs).ranks
+        if not keeps_results and row * self.ranks.extent(len(inputs)).total > LARGE_RESULTS:
             self.unread = _unread(self.module.graph)
         self.full = Executor(self.module, inputs, spec.batch_size, store, float_call)
         self.quantized = Executor(self.module, inputs, spec.batch_size, store, lambda child, x: child(x))
@@ -163,7 +164,7 @@ class SequentialFit:
             if not child.ready:
                 value = first_inputs(quantized.gathered(source), self.count, full.count)
                 generator, weights = generator_for(spec.seed, node.name), self._weights_of_reader(node)
-                calibrate(child, value, spec.symmetric_activations, generator, weights)
+                calibrate(child, value, spec.symmetric_activations, generator, weights, self.ranks)
             if source in full.values:
                 full.set(node, full.values[source])
             quantized.run(node, free)
@@ -175,7 +176,16 @@ class SequentialFit:
                 generator = generator_for(spec.seed, child.name)
                 weights = self.weights.get(node)
                 report = fit_layer(
-                    node, child, full, quantized, spec, generator, self.count, weights, kept=kept
+                    node,
+                    child,
+                    full,
+                    quantized,
+                    spec,
+                    generator,
+                    self.count,
+                    weights,
+                    kept=kept,
+                    ranks=self.ranks,
                 )
                 self.reports.append(report)
             elif kept:

@@ -34,7 +34,7 @@ class BitsUnderBudget(Stage):
         units = [unit for unit in units if unit.layers]
         sizes = [sum(layer.weight.numel() for layer in unit.layers) for unit in units]
         candidates = sorted(set(spec.weight_candidates))
-        rows, symmetric = state.inputs[:_ROWS], spec.symmetric_weights
+        rows, symmetric = state.inputs.leading(_ROWS), spec.symmetric_weights
         costs = unit_costs(state.module, units, rows, candidates, symmetric, state.quality)
         chosen = choose_bits(costs, sizes, candidates, spec.weight_budget)
         for unit, bits in zip(units, chosen, strict=True):

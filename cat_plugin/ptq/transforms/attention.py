@@ -140,13 +140,15 @@ class AttentionHeads(Transform):
         module.graph.lint()
         module.recompile()
         sides = {side: next(iter(side.users)) for query, key, _ in split for side in (query, key)}
-        batches = max(1, len(inputs) // spec.batch_size)
+        batches = max(1, inputs.ranks.extent(len(inputs)).total // spec.batch_size)
         samples = _Samples(module, set(sides.values()), max(1, _SAMPLE // batches))
         for start in range(0, len(inputs), spec.batch_size):
             samples.run(*inputs[start : start + spec.batch_size].tensors)
         reach = {}
         for side, node in sides.items():
-            low, high = search_channel_ranges(torch.cat(samples.found[node]), spec.attention_bits)
+            low, high = search_channel_ranges(
+                inputs.ranks.gather(torch.cat(samples.found[node])), spec.attention_bits
+            )
             reach[side] = torch.maximum(high, -low).clamp(min=1e-6).reshape(1, -1, 1, 1)
         for query, key, behind in split:
             for side in (query, key):

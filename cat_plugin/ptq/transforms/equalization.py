@@ -303,14 +303,14 @@ class Equalization(Transform):
         self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
         """Scale weights and biases on both sides of every pair; ReLU6 between them becomes a :class:`Ceiling` later."""
-        pairs = self.places(module)
-        starts = range(0, min(len(inputs), _IMAGES), spec.batch_size)
+        pairs, inputs = self.places(module), inputs.leading(_IMAGES)
+        starts = range(0, len(inputs), spec.batch_size)
         sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
         piece = rows_of_the_model(
             module.graph, spec.batch_size, None if spec.memory_mb is None else spec.memory_mb << 20
         )
         for start in starts:
-            sampler.run_batch(inputs[start : min(start + spec.batch_size, _IMAGES)], piece)
+            sampler.run_batch(inputs[start : start + spec.batch_size], piece)
         ceilings: dict[fx.Node, Tensor] = {}
         for pair in pairs:
             values, extremes = (

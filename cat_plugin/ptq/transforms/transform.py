@@ -47,7 +47,7 @@ class Transform(ABC):
         module : fx.GraphModule
             BatchNorm-folded ATen graph without quantizers.
         inputs : Rows
-            (N, ...) calibration inputs, one for each of the graph's placeholders.
+            (N, ...) calibration inputs, one for each of the graph's placeholders; of several processes this one's share.
         spec : QuantSpec
             Bits, and what else decides how much is gained.
         generator : torch.Generator

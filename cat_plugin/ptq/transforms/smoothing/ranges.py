@@ -102,12 +102,14 @@ def measure_ranges(
     """Ranges of the channels of every place over the calibration inputs, (N, ...); searched for a grid of some bits."""
     watched = {side.node for place in places for side in place.sources if place.kind == "product"}
     watched |= {operand(side.node) for place in places for side in place.readers}
-    interpreter = _Extremes(module, watched, max(1, _SAMPLE * batch_size // max(len(inputs), 1)))
+    ranks = inputs.ranks
+    interpreter = _Extremes(module, watched, max(1, _SAMPLE * batch_size // ranks.extent(len(inputs)).total))
     for start in range(0, len(inputs), batch_size):
         interpreter.run(*inputs[start : start + batch_size].tensors)
-    by_batch = {node: torch.stack(found) for node, found in interpreter.found.items()}
+    order = [node for node in module.graph.nodes if node in watched]  # of a set it may differ by process
+    by_batch = {node: ranks.gather(torch.stack(interpreter.found[node])) for node in order}
     whole = {node: torch.stack([v[:, 0].amin(0), v[:, 1].amax(0)]) for node, v in by_batch.items()}
-    samples = {node: torch.cat(some) for node, some in interpreter.samples.items()}
+    samples = {node: ranks.gather(torch.cat(interpreter.samples[node])) for node in order}
     searched = {node: search_channel_ranges(some, bits) for node, some in samples.items()}
     out = []
     for place in places:
