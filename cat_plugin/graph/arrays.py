@@ -41,8 +41,8 @@ def array_bytes(arrays: Mapping[str, np.ndarray[Any, Any]], metadata: Mapping[st
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def array_shapes(stream: IO[bytes]) -> dict[str, Any] | None:
-    """Return the shape of each array, from the header of a safetensors file; None when it has none.
+def array_shapes(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the shape of each array and the metadata, from the header of a safetensors file; None when it has none.
 
     Parameters
     ----------
@@ -51,13 +51,15 @@ def array_shapes(stream: IO[bytes]) -> dict[str, Any] | None:
 
     Returns
     -------
-    dict of str to list of int, or None
+    shapes : dict of str to list of int
+    metadata : dict of str to str
     """
     size = int.from_bytes(stream.read(8), "little")
     if size > _HEADER_LIMIT:
         return None
     try:
         header = json.loads(stream.read(size))
-        return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
+        metadata = dict(header.pop("__metadata__", {}))
+        return {name: entry["shape"] for name, entry in header.items()}, metadata
     except (ValueError, RecursionError, AttributeError, TypeError, KeyError):
         return None

@@ -26,7 +26,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from cat_plugin.errors import BundleError, CATValueError
 from cat_plugin.files import checked, parse_json, sha256_of, staged_directory, write_errors
@@ -284,13 +284,8 @@ class Bundle:
 
         if CORRECTION not in self.manifest["files"]:
             return None
-        path, shapes = self.directory / CORRECTION, self.manifest["cluster_affine"]["shapes"]
+        path = self.directory / CORRECTION
         with checked(path, self.manifest["files"][CORRECTION], BundleError, REMEDY) as stream:
-            if array_shapes(stream) != shapes:
-                raise BundleError(
-                    f"{path} does not hold the arrays of the shapes that the manifest names: {REMEDY}"
-                )
-            stream.seek(0)
             try:
                 return dict(load(stream.read()))
             except SafetensorError as error:
@@ -317,6 +312,19 @@ class Bundle:
         return parsed
 
 
+def _check_correction(stream: IO[bytes], path: Path, named: Mapping[str, Any]) -> None:
+    """Refuse a file of a correction other than the manifest describes."""
+    shapes, metadata = array_shapes(stream) or ({}, {})
+    if shapes != named["shapes"]:
+        raise BundleError(f"{path} does not hold the arrays of the shapes that the manifest names: {REMEDY}")
+    described = {"op": named["op"], "alpha": repr(float(named["alpha"]))}
+    for key, value in described.items():
+        if metadata.get(key, value) != value:
+            raise BundleError(
+                f"{path} is a correction with {key} {metadata[key]}, and the manifest says {value}: {REMEDY}"
+            )
+
+
 def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
     """Open a bundle, checking its manifest and the sha256 of every file first.
 
@@ -338,6 +346,7 @@ def read_bundle(directory: str | os.PathLike[str]) -> Bundle:
     root = Path(directory)
     manifest = read_manifest(root)
     for name, entry in manifest["files"].items():
-        with checked(root / name, entry, BundleError, REMEDY):
-            pass
+        with checked(root / name, entry, BundleError, REMEDY) as stream:
+            if name == CORRECTION:
+                _check_correction(stream, root / name, manifest["cluster_affine"])
     return Bundle(root, manifest)

@@ -179,6 +179,13 @@ def test_manifest_of_an_impossible_correction_is_refused(bundle: Path, changes: 
         read_bundle(bundle)
 
 
+def test_manifest_with_another_factor_than_was_fitted_is_refused(bundle: Path) -> None:
+    step = json.loads((bundle / "manifest.json").read_text())["cluster_affine"]
+    _edit(bundle, cluster_affine=step | {"alpha": step["alpha"] / 2})
+    with pytest.raises(BundleError, match=r"is a correction with alpha .*, and the manifest says"):
+        read_bundle(bundle)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "null"])
 def test_manifest_that_is_no_object_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)

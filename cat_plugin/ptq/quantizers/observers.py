@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer, search_levels
@@ -240,24 +241,43 @@ def _search_rows(flat: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tens
     # 2-bit symmetric weights have the levels -2..1: the sign of the grid cannot be turned, the scale decides
     reach = torch.maximum(high, -low).clamp(min=_TINY)
     fractions = (torch.linspace(0.2, 1.05, 60) if bits < 6 else torch.linspace(0.6, 1.02, 43)).tolist()
-    best_error = torch.full((len(flat),), float("inf"), dtype=torch.float64, device=flat.device)
-    best_scale = reach / max(qmax, 1)
-    best_zero = torch.zeros_like(best_scale)
     if symmetric:
-        trials = [(f * reach / (-qmin - 0.5), torch.zeros_like(reach)) for f in fractions]
+        scales = torch.stack([f * reach / (-qmin - 0.5) for f in fractions], 1)
+        zeros = torch.zeros_like(scales)
     else:
         span = (high - low).clamp(min=_TINY)
-        trials = []
-        for f in fractions:
-            scale = f * span / (qmax - qmin)
-            centre = (qmin - low * f / scale).round().clamp(qmin, qmax)
-            trials += [(scale, (centre + d).clamp(qmin, qmax)) for d in (-1, 0, 1)]
-    for scale, zero in trials:
+        scales = torch.stack([f * span / (qmax - qmin) for f in fractions], 1)
+        lows = low.unsqueeze(1) * torch.tensor(fractions, dtype=flat.dtype, device=flat.device)
+        centre = (qmin - lows / scales).round().clamp(qmin, qmax)
+        zeros = torch.stack([(centre + d).clamp(qmin, qmax) for d in (-1, 0, 1)], 2).flatten(1)
+        scales = scales.repeat_interleave(3, 1)
+    few = bits <= 4 and not symmetric and flat.shape[1] >= 16 << bits  # levels, so that sorting pays
+    errors = _errors_between_levels if few else _errors_of_grids
+    best = errors(flat, scales, zeros, qmin, qmax).argmin(1, keepdim=True)
+    scale, zero = scales.gather(1, best).squeeze(1), zeros.gather(1, best).squeeze(1)
+    return scale.float().clamp(min=_TINY), zero.long()
+
+
+def _errors_of_grids(flat: Tensor, scales: Tensor, zeros: Tensor, qmin: int, qmax: int) -> Tensor:
+    """(O, T) squared error of (O, K) rows, each rounded to T grids."""
+    errors = []
+    for scale, zero in zip(scales.unbind(1), zeros.unbind(1), strict=True):
         s, z = scale.unsqueeze(1), zero.unsqueeze(1)
         rounded = (flat / s).round_().add_(z).clamp_(qmin, qmax).sub_(z).mul_(s)
-        error = rounded.sub_(flat).square_().sum(1)
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_zero = torch.where(better, zero, best_zero)
-    return best_scale.float().clamp(min=_TINY), best_zero.long()
+        errors.append(rounded.sub_(flat).square_().sum(1))
+    return torch.stack(errors, 1)
+
+
+def _errors_between_levels(flat: Tensor, scales: Tensor, zeros: Tensor, qmin: int, qmax: int) -> Tensor:
+    """:func:`_errors_of_grids` from sums over the sorted row between where the grids' few levels meet."""
+    ordered = flat.sort(1).values
+    sums = F.pad(ordered.cumsum(1), (1, 0))
+    levels = torch.arange(qmin, qmax + 1, dtype=flat.dtype, device=flat.device)
+    levels = (levels - zeros.unsqueeze(2)) * scales.unsqueeze(2)  # (O, T, L)
+    meet = (levels[..., 1:] + levels[..., :-1]) / 2
+    ends = torch.searchsorted(ordered, meet.flatten(1)).reshape(meet.shape)
+    ends = F.pad(F.pad(ends, (1, 0)), (0, 1), value=flat.shape[1])
+    below = sums.gather(1, ends.flatten(1)).reshape(ends.shape)
+    # sum over x of (x - v)^2, v the level of x
+    power = flat.square().sum(1).unsqueeze(1)
+    return power + (ends.diff() * levels.square() - 2.0 * below.diff() * levels).sum(2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cat_plugin.ptq.quantizers import observers
 from cat_plugin.ptq.quantizers.observers import (
     search_activation_range,
     search_channel_ranges,
@@ -73,3 +74,17 @@ def test_ranges_of_channels_are_nearly_the_best_of_all():
         ]
         best = min(error(x, low, high) for low, high in ends)
         assert error(x, *found[:, channel]) < 1.1 * best
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_sums_between_levels_choose_the_grid_that_rounding_with_each_does(bits, monkeypatch):
+    weight = small_inputs(24, 600, seed=5) * torch.linspace(0.1, 4.0, 24).unsqueeze(1) + 0.3
+    found = search_weight_range(weight, bits, False)
+    fast = observers._errors_between_levels
+    monkeypatch.setattr(observers, "_errors_between_levels", observers._errors_of_grids)
+    for one, other in zip(found, search_weight_range(weight, bits, False), strict=True):
+        assert torch.equal(one, other)
+    scales, zeros = torch.rand(24, 9).double() + 0.1, torch.zeros(24, 9).double()
+    ends = -(1 << bits - 1), (1 << bits - 1) - 1
+    expected = observers._errors_of_grids(weight.double(), scales, zeros, *ends)
+    torch.testing.assert_close(fast(weight.double(), scales, zeros, *ends), expected, rtol=1e-9, atol=0)
