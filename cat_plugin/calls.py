@@ -114,15 +114,35 @@ def _check(logits: torch.Tensor, axis: int, batch: int, role: str, n_classes: in
         )
 
 
-def _sampled(logits: torch.Tensor, axis: int, most: int, generator: torch.Generator) -> torch.Tensor:
-    """(N * k, C) rows of logits: all of each sample, or as many as keep N * k at `most`, drawn without replacement."""
+def _sampled(
+    logits: torch.Tensor, axis: int, most: int, generator: torch.Generator, attended: torch.Tensor | None
+) -> tuple[torch.Tensor, np.ndarray]:
+    """(R, C) rows of logits, at most `most` of each sample, drawn without replacement, and (N,) how many are of each."""
     rows = as_rows(logits, axis)
     places = len(rows) // max(1, len(logits))
-    if places <= most:
-        return rows
-    chosen = torch.rand(len(logits), places, generator=generator).topk(most, dim=1).indices.sort(dim=1).values
+    if places <= most and attended is None:
+        return rows, np.full(len(logits), places)
+    scores = torch.rand(len(logits), places, generator=generator)
+    if attended is not None:
+        scores.masked_fill_(~attended, -1.0)
+    chosen = scores.topk(min(most, places), dim=1).indices.sort(dim=1).values
+    kept = scores.gather(1, chosen) >= 0.0
     chosen += torch.arange(len(logits))[:, None] * places
-    return rows[chosen.flatten().to(rows.device)]
+    return rows[chosen[kept].to(rows.device)], kept.sum(1).numpy()
+
+
+def _attended(call: ModelCall, logits: torch.Tensor, axis: int) -> torch.Tensor | None:
+    """(N, T) which rows of the logits are of tokens and not of padding; None where the call says nothing of them.
+
+    A sample that is all padding keeps its first token, so that every sample has a row.
+    """
+    mask = call.kwargs.get("attention_mask")
+    tokens = [extent for number, extent in enumerate(logits.shape) if number != axis]
+    if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or list(mask.shape) != tokens:
+        return None
+    attended = mask.cpu() != 0
+    attended[:, 0] |= ~attended.any(1)
+    return None if bool(attended.all()) else attended
 
 
 def collect_logits(
@@ -150,7 +170,8 @@ def collect_logits(
         Which result is logits; by default the only one, of shape (N, C).
     seed : int
         Of the choice among pixels or tokens, of which at most 65536 rows and 256 MiB are kept, equally many of each sample;
-        the same of every model that gives results of the same shapes.
+        the same of every model that gives results of the same shapes. Tokens that a keyword argument ``attention_mask`` (N, T)
+        marks as padding are left out.
 
     Returns
     -------
@@ -176,11 +197,11 @@ def collect_logits(
             found, leaf, axis = _logits(model, output, number, role, wanted)
             _check(found, axis, number, role, parts[0].shape[1] if parts else None)
             most = max(1, min(_ROWS, _BYTES // (4 * max(1, found.shape[axis]))) // total)
-            rows = _sampled(found, axis, most, generator)
+            rows, counts = _sampled(found, axis, most, generator, _attended(call, found, axis))
             if rows.dtype not in (torch.float32, torch.float64):
                 rows = rows.float()
             parts.append(np.array(rows.cpu().numpy()))
-            owners.append(np.repeat(np.arange(count, count + len(found)), len(rows) // max(1, len(found))))
+            owners.append(np.repeat(np.arange(count, count + len(found)), counts))
             count += len(found)
             if progress is not None:
                 progress.update(1)
