@@ -43,7 +43,7 @@ def test_a_pass_takes_a_third_of_the_budget(monkeypatch):
     model = nn.Conv2d(3, 5, 3, padding=1)
     module = trace(model, x)
     (node,) = [n for n in module.graph.nodes if is_call(n, WEIGHTED)]
-    row = 2 * (3 + 5) * 4 * 4 * 4  # operand, result, and as much again
+    row = 4 * (3 + 5) * 4 * 4 * 4  # operand, result, and three times as much again
     with TensorStore(3 * 4 * row) as store:
         executor = Executor(module, x, 8, store, lambda child, value: child(value))
         assert [(s.start, s.stop) for s in executor.pieces(node)] == [(0, 4), (4, 8), (8, 9)]
