@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import distributed as dist
+from torch import multiprocessing
 
 import cat_plugin
 from cat_plugin.cluster_affine import ClusterAffine
@@ -48,3 +50,27 @@ def test_a_model_that_lives_on_a_gpu_stays_there():
         before, after, expected = module(x), corrected(x), model(x)
     assert after.device.type == "cuda"
     assert _divergence(after, expected) < _divergence(before, expected)
+
+
+def _share_on_a_gpu(rank: int, directory: str) -> None:
+    torch.cuda.set_device(rank)
+    dist.init_process_group("nccl", init_method=f"file://{directory}/group", rank=rank, world_size=2)
+    model, x = randomise(SmallResNet()), small_inputs(64, 3, 12, 12)
+    spec = QuantSpec(w_bits=4, a_bits=4, preset="fast", batch_size=16)
+    module, _ = quantize(model, spec, x[32 * rank : 32 * (rank + 1)].split(16), device="cuda")
+    torch.save(module.state_dict(), f"{directory}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_two_gpus_end_with_the_same_bits(tmp_path):
+    multiprocessing.spawn(_share_on_a_gpu, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(second[key], value) for key, value in first.items())
+    model, x = randomise(SmallResNet()), small_inputs(64, 3, 12, 12)
+    one, _ = quantize(model, QuantSpec(w_bits=4, a_bits=4, preset="fast", batch_size=16), x, device="cuda")
+    same = [
+        torch.equal(first[key], value) for key, value in one.state_dict().items() if value.dtype == torch.int8
+    ]
+    assert same
+    assert all(same)
