@@ -65,7 +65,7 @@ def _share_on_a_gpu(rank: int, directory: str) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
 def test_two_gpus_end_with_the_same_bits(tmp_path):
     multiprocessing.spawn(_share_on_a_gpu, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(second[key], value) for key, value in first.items())
     model, x = randomise(SmallResNet()), small_inputs(64, 3, 12, 12)
     one, _ = quantize(model, QuantSpec(w_bits=4, a_bits=4, preset="fast", batch_size=16), x, device="cuda")

@@ -156,7 +156,7 @@ def test_equals_one_process(results, name, monkeypatch):
     monkeypatch.setattr(observers, "_TOKENS", 100)
     model, spec, x = made(name)
     alone = chosen(*quantize(model, spec, x.split(_BATCH)))
-    found = [torch.load(directory / f"{name}{rank}.pt") for rank in range(size)]
+    found = [torch.load(directory / f"{name}{rank}.pt", weights_only=True) for rank in range(size)]
     for rank, one in enumerate(found):
         assert one["state"].keys() == alone["state"].keys()
         assert one["layers"] == found[0]["layers"]
@@ -175,7 +175,9 @@ def test_equals_one_process(results, name, monkeypatch):
 def test_every_process_takes_what_the_first_has_kept(results):
     directory, size = results
     for rank in range(size):
-        again, first = (torch.load(directory / f"{name}{rank}.pt") for name in ("again", "plain"))
+        again, first = (
+            torch.load(directory / f"{name}{rank}.pt", weights_only=True) for name in ("again", "plain")
+        )
         assert again["layers"] == first["layers"]
         assert all(torch.equal(again["state"][key], value) for key, value in first["state"].items())
 
