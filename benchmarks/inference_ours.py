@@ -35,7 +35,8 @@ def _name(model: str, precision: str) -> str:
     digest = hashlib.sha256(f"{model} {precision} {IMAGES} {CLUSTERS} {COMPONENTS}".encode())
     folders = ("ptq", "graph", "cluster_affine")
     sources = [path for folder in folders for path in (CHECKOUT / "cat_plugin" / folder).rglob("*.py")]
-    for path in (*sorted(sources), CHECKOUT / "benchmarks" / "models.py"):
+    own = (CHECKOUT / "benchmarks" / f"{name}.py" for name in ("models", "encoders"))
+    for path in (*sorted(sources), *own):
         digest.update(path.read_bytes())
     return f"{model}_{precision.replace(' ', '_')}_{digest.hexdigest()[:12]}"
 
@@ -59,7 +60,7 @@ def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path)
     import torch
 
     import cat_plugin
-    from benchmarks.models import MODELS, split_of
+    from benchmarks.models import ENCODERS, MODELS, split_of
     from cat_plugin.cluster_affine import ClusterAffine
     from cat_plugin.ptq import QuantSpec, quantize
 
@@ -76,9 +77,10 @@ def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path)
         preset="fast",
         num_samples=IMAGES,
         bounded_pairs=pairs == "bounded",
+        **({"attention_bits": activations, "smoothing": "searched"} if model in ENCODERS else {}),
     )
     quantized, _ = quantize(reference, spec, batches)
-    components = None if model == "resnet20" else COMPONENTS
+    components = None if model in ("resnet20", *ENCODERS) else COMPONENTS
     step = ClusterAffine(mode="diagonal", n_clusters=CLUSTERS, n_components=components, random_state=0)
     corrected = cat_plugin.correct(quantized, reference, batches, step)
     cat_plugin.export_bundle(corrected, batches[0][:2], bundle)

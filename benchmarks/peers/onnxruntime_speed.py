@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.models import INPUT_SHAPES, MODELS, split_of
+from benchmarks.models import MODELS, example_of, split_of
 from benchmarks.peers.common import Rows, images_of, median_ms, model_folder, relative_error, speed_parser
 
 PRECISIONS = ("fp32", "int8")
@@ -25,7 +25,7 @@ def export(name: str, root: str | None, folder: Path) -> Path:
     path = folder / f"{name}.onnx"
     if path.exists():
         return path
-    example = (torch.randn(2, *INPUT_SHAPES[name]),)
+    example = (example_of(name),)
     shapes = ({0: torch.export.Dim("batch", min=1)},)
     program = torch.onnx.export(
         MODELS[name](root), example, dynamo=True, dynamic_shapes=shapes, input_names=["x"], output_names=["y"]

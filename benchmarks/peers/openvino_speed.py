@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import INPUT_SHAPES, MODELS, split_of
+from benchmarks.models import ENCODERS, INPUT_SHAPES, MODELS, example_of, split_of
 from benchmarks.peers.common import Rows, images_of, median_ms, model_folder, relative_error, speed_parser
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -23,18 +23,20 @@ def convert(name: str, root: str | None) -> Any:
     """Return a model as an OpenVINO model with a dynamic batch."""
     import openvino
 
-    shape = INPUT_SHAPES[name]
-    example = torch.randn(2, *shape)
-    return openvino.convert_model(MODELS[name](root), example_input=example, input=[-1, *shape])
+    return openvino.convert_model(
+        MODELS[name](root), example_input=example_of(name), input=[-1, *INPUT_SHAPES[name]]
+    )
 
 
 def quantize(model: Any, name: str, root: str | None) -> Any:
-    """Quantize an OpenVINO model to int8 by NNCF's default."""
+    """Quantize an OpenVINO model to int8 by NNCF's default, which has a kind of its own for transformers."""
     import nncf
 
     images = split_of(name, root, calibration=IMAGES, evaluation=0).calibration.numpy()
     dataset = nncf.Dataset([image[None] for image in images])
-    return nncf.quantize(model, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=IMAGES)
+    kind = nncf.ModelType.TRANSFORMER if name in ENCODERS else None
+    preset = nncf.QuantizationPreset.MIXED
+    return nncf.quantize(model, dataset, preset=preset, subset_size=IMAGES, model_type=kind)
 
 
 def models_of(name: str, root: str | None, folder: Path) -> dict[str, Any]:

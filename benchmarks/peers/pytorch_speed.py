@@ -53,9 +53,10 @@ def main() -> None:
             for precision in options.precisions:
                 with rows.row(model=name, batch=batch, precision=precision, threads=options.threads) as row:
                     how, kind = precision.split()
-                    dtype = DTYPES.get(kind, torch.float32)
+                    images = x.ndim == 4
+                    dtype = DTYPES.get(kind, torch.float32) if images else x.dtype
                     best: dict[str, object] | None = None
-                    for layout in (torch.contiguous_format, torch.channels_last):
+                    for layout in (torch.contiguous_format, *((torch.channels_last,) if images else ())):
                         model = _model(name, kind, options.data, options.kept).to(memory_format=layout)
                         given = x.to(dtype=dtype, memory_format=layout)
                         if how == "compiled":

@@ -18,8 +18,9 @@ def beside_(q: Tensor, other: Tensor) -> Tensor:
 
 
 def columns_first(values: Tensor) -> Tensor:
-    """(G, C, R) copy of (G, R, C) values, in which a column lies in one piece."""
-    return values.transpose(1, 2).contiguous()
+    """(G, C, R) of (G, R, C) values, in which a column lies in one piece: a copy unless all columns are one."""
+    turned = values.transpose(1, 2)
+    return turned if values.stride(2) == 0 and values.stride(1) == 1 else turned.contiguous()
 
 
 def by_column(values: Tensor, k: int, order: Tensor | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
 from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
+from cat_plugin.ptq.closed_form.grid_products import Grid
 from cat_plugin.ptq.closed_form.moments import PATCHES, ROWS, measure, pass_over
 from cat_plugin.ptq.fitted import PARTS
 from cat_plugin.ptq.graph.executor import Executor, first_inputs, rows_of
@@ -82,6 +83,11 @@ def _target(node: fx.Node, full: Executor, quantized: Executor) -> Callable[[sli
     if other is None:
         return lambda rows: full.value(node, rows)
     return lambda rows: full.value(node, rows) + (full.value(other, rows) - quantized.value(other, rows))
+
+
+def _grid(node: fx.Node, quantized: Executor) -> Grid | None:
+    """The grid of a quantizer's values."""
+    return Grid.of(quantized.module.get_submodule(str(node.target))) if node.op == "call_module" else None
 
 
 def _clip(node: fx.Node, module: fx.GraphModule) -> tuple[float, float] | None:
@@ -211,9 +217,12 @@ def fit_layer(
     scarce = False
     plain = layer.w_bits >= 6 and layer.weight.numel() > _VOCABULARY
     if (spec.compensation or spec.bias_correction) and not plain:
-        x = first_inputs(quantized.gathered(operand(node)), fitted, quantized.count)
+        source = operand(node)
+        x = first_inputs(quantized.gathered(source), fitted, quantized.count)
         some = None if weights is None else weights[:fitted]
-        moments = measure(layer, x, target, ROWS, spec.batch_size, generator, some, ranks)
+        moments = measure(
+            layer, x, target, ROWS, spec.batch_size, generator, some, ranks, _grid(source, quantized)
+        )
         quantized.store.trim()
         if spec.compensation:
             grouped = layer.weight.reshape(layer.groups, -1, layer.weight[0].numel())

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cat_plugin.ptq.closed_form.grid_products import Grid, Windows, byte_products, from_bytes_
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.ranks import ALONE, Ranks
 
@@ -22,6 +23,7 @@ ROWS = 1 << 16
 PATCHES = 1 << 22
 """Values of input patches that are held at a time."""
 
+_BYTES = 1 << 24  # of input patches, where they are bytes
 _PADDED = 1 << 21  # values of a layer's input that are padded at a time
 
 
@@ -82,6 +84,16 @@ def _convolution_arguments(layer: QuantOp, axes: int) -> tuple[list[int], Any, l
     return stride, padding, dilation
 
 
+def _windows_of(layer: QuantOp) -> Windows:
+    """What a convolution reads; one of one axis, of images a row high."""
+    kernel = list(layer.weight.shape[2:])
+    stride, _, dilation = _convolution_arguments(layer, len(kernel))
+    padding = _padding(layer, kernel)
+    if len(kernel) == 1:
+        kernel, stride, dilation = [1, *kernel], [1, *stride], [1, *dilation]
+    return Windows(kernel, stride, dilation, padding)
+
+
 def _picked(values: Tensor, positions: Tensor | None) -> Tensor:
     """Some of the output positions, the last axis."""
     return values if positions is None else values.index_select(-1, positions)
@@ -123,13 +135,11 @@ def input_patches(layer: QuantOp, x: Tensor, positions: Tensor | None = None) ->
     rows = max(1, _PADDED // max(x[0].numel(), 1))
     if positions is not None and len(x) > rows:  # padded all at once, they would be copied whole
         return torch.cat([input_patches(layer, some, positions) for some in torch.split(x, rows)], 1)
-    kernel = list(layer.weight.shape[2:])
-    stride, _, dilation = _convolution_arguments(layer, len(kernel))
-    x = F.pad(x, _padding(layer, kernel))
-    if len(kernel) == 1:
-        x, kernel, stride, dilation = x.unsqueeze(2), [1, *kernel], [1, *stride], [1, *dilation]
+    windows = _windows_of(layer)
+    x = windows.padded(x.unsqueeze(2) if x.ndim == 3 else x)
+    kernel, dilation, stride = windows.kernel, windows.dilation, windows.stride
     if positions is None:
-        columns = F.unfold(x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))  # (N, I*k, L)
+        columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (N, I*k, L)
     else:
         columns = _windows(x, kernel, dilation, stride, positions)
     groups = layer.groups
@@ -146,6 +156,47 @@ def _output_rows(layer: QuantOp, y: Tensor, positions: Tensor | None) -> Tensor:
     return flat.reshape(len(y), groups, -1, flat.shape[2]).permute(1, 0, 3, 2).flatten(1, 2)
 
 
+def _sums(
+    layer: QuantOp, x: Tensor, y: Tensor, positions: Tensor | None, weights: Tensor | None
+) -> tuple[list[Tensor], float]:
+    """What is added up over some rows, float64: products of patches and of patches with outputs, both sums; and how many."""
+    patches, target = input_patches(layer, x, positions), _output_rows(layer, y, positions)
+    weighted, wanted, counted = patches, target, float(patches.shape[1])
+    if weights is not None:
+        each = weights.reshape(1, -1, 1).to(patches)
+        weighted, wanted, counted = patches * each, target * each, float(each.sum())
+    transposed = weighted.transpose(1, 2)
+    parts = [torch.bmm(transposed, patches), torch.bmm(transposed, target), weighted.sum(1), wanted.sum(1)]
+    return [part.double() for part in parts], counted
+
+
+def _sums_on_grid(
+    layer: QuantOp, x: Tensor, y: Tensor, positions: Tensor | None, grid: Grid
+) -> tuple[list[Tensor], float]:
+    """:func:`_sums` of a layer of one group; those of inputs alone are sums over bytes, whole numbers of any type."""
+    integers = grid.bytes_of(x)
+    if layer.kind == "linear":
+        target = y.reshape(-1, y.shape[-1])
+        columns = integers.reshape(-1, x.shape[-1]).T
+        across = x.reshape(-1, x.shape[-1]).T @ target
+    else:
+        windows = _windows_of(layer)
+        if x.ndim == 3:
+            x, y, integers = x.unsqueeze(2), y.unsqueeze(2), integers.unsqueeze(2)
+        integers = windows.padded(integers, -grid.offset)
+        target = _picked(y.flatten(2), positions).transpose(0, 1).flatten(1).T
+        if positions is None:
+            columns = windows.columns(integers)
+            across = windows.weight_gradient(windows.padded(x), y)
+        else:
+            picked = _windows(integers, windows.kernel, windows.dilation, windows.stride, positions)
+            columns = picked.transpose(0, 1).flatten(1)
+            across = columns.float().add_(grid.offset).mul_(grid.scale) @ target
+    second, first = byte_products(columns)
+    parts = [second, across.double(), first, target.sum(0).double()]
+    return [part.unsqueeze(0) for part in parts], float(columns.shape[1])
+
+
 @torch.no_grad()
 def measure(
     layer: QuantOp,
@@ -156,6 +207,7 @@ def measure(
     generator: torch.Generator,
     weights: Tensor | None = None,
     ranks: Ranks = ALONE,
+    grid: Grid | None = None,
 ) -> Moments:
     """Moments of the layer's inputs and target outputs over the calibration set.
 
@@ -177,6 +229,8 @@ def measure(
         (N, positions) how much each position of a linear layer's output counts; None counts all alike.
     ranks : Ranks
         The processes whose inputs are added up.
+    grid : Grid or None
+        On which the inputs lie: their products are then exact, and cheaper on a processor.
 
     Returns
     -------
@@ -191,6 +245,7 @@ def measure(
     def outputs_of(rows: slice) -> Tensor:
         return (y(rows) if callable(y) else y[rows]).to(device)
 
+    whole = grid if weights is None and layer.groups == 1 and device.type == "cpu" else None
     convolution = layer.kind != "linear"
     count = outputs_of(slice(0, 1))[0, 0].numel() if convolution else 1
     extent = ranks.extent(len(x))
@@ -206,27 +261,20 @@ def measure(
                 kept = max(1, round(share * count))
                 positions = torch.randperm(count, generator=generator)[:kept].to(device)
             read = layer.groups * layer.weight[0].numel() * (count if positions is None else len(positions))
-            step = max(1, PATCHES // read)
+            step = max(1, (PATCHES if whole is None else _BYTES) // read)
         for first in range(start, end, step):
             rows = slice(first, min(first + step, end))
             # values beyond the memory budget are on the processor, whatever computes
-            patches = input_patches(layer, x[rows].to(device), positions)
-            target = _output_rows(layer, outputs_of(rows), positions)
-            weighted, wanted, counted = patches, target, float(patches.shape[1])
-            if weights is not None:
-                each = weights[rows].reshape(1, -1, 1).to(patches)
-                weighted, wanted, counted = patches * each, target * each, float(each.sum())
-            transposed = weighted.transpose(1, 2)
-            parts = [
-                torch.bmm(transposed, patches).double(),
-                torch.bmm(transposed, target).double(),
-                weighted.sum(1).double(),
-                wanted.sum(1).double(),
-            ]
+            given, wanted = x[rows].to(device), outputs_of(rows)
+            each = None if weights is None else weights[rows]
+            if whole is None:
+                parts, counted = _sums(layer, given, wanted, positions, each)
+            else:
+                parts, counted = _sums_on_grid(layer, given, wanted, positions, whole)
             if number % 2:
-                odd = [part.clone() for part in parts] if odd is None else _added(odd, parts)
+                odd = _copied(parts) if odd is None else _added(odd, parts)
                 rows_odd += counted
-            sums = parts if sums is None else _added(sums, parts)
+            sums = _copied(parts) if sums is None else _added(sums, parts)
             rows_seen += counted
     assert sums is not None
     pass_over(generator, count, behind if drawn else 0)
@@ -236,10 +284,16 @@ def measure(
         ranks.sum_([*sums, *rest, counts])
         rows_seen, rows_odd = counts.tolist()
         odd = rest if rows_odd else None
-    moments = _centred(sums, rows_seen)
+    if whole is not None:
+        from_bytes_(sums[0], sums[2], rows_seen, whole)
+        if odd is not None:
+            from_bytes_(odd[0], odd[2], rows_odd, whole)
+    halves: tuple[Moments, ...] = ()
     if odd is not None:
         even = [a - b for a, b in zip(sums, odd, strict=True)]
-        moments.halves = (_centred(even, rows_seen - rows_odd), _centred(odd, rows_odd))
+        halves = (_centred_(even, rows_seen - rows_odd), _centred_(odd, rows_odd))
+    moments = _centred_(sums, rows_seen)
+    moments.halves = halves
     return moments
 
 
@@ -249,16 +303,23 @@ def pass_over(generator: torch.Generator, count: int, batches: int) -> None:
         torch.randperm(count, generator=generator)
 
 
+def _copied(parts: list[Tensor]) -> list[Tensor]:
+    """float64 copies."""
+    return [part.to(torch.float64, copy=True) for part in parts]
+
+
 def _added(sums: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
     """The sums, with the parts added in place."""
     return [total.add_(part) for total, part in zip(sums, parts, strict=True)]
 
 
-def _centred(sums: list[Tensor], rows: float) -> Moments:
-    h, c, mean_x, mean_y = (value / rows for value in sums)
-    power = h.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
-    h = h - mean_x.unsqueeze(2) * mean_x.unsqueeze(1)
-    # the products were summed in float32: what is left of an input that hardly varies is rounding error
-    h = h + torch.eye(h.shape[1], dtype=h.dtype, device=h.device) * (1e-6 * power + 1e-12)
-    c = c - mean_x.unsqueeze(2) * mean_y.unsqueeze(1)
+def _centred_(sums: list[Tensor], rows: float) -> Moments:
+    """Moments of sums, which are changed in place: they are large."""
+    h, c, mean_x, mean_y = (value.div_(rows) for value in sums)
+    diagonal = h.diagonal(dim1=1, dim2=2)
+    # the products may be summed in float32: what is left of an input that hardly varies is rounding error
+    power = diagonal.mean(1, keepdim=True)
+    h.baddbmm_(mean_x.unsqueeze(2), mean_x.unsqueeze(1), alpha=-1)
+    diagonal += 1e-6 * power + 1e-12
+    c.baddbmm_(mean_x.unsqueeze(2), mean_y.unsqueeze(1), alpha=-1)
     return Moments(h, c, mean_x, mean_y)

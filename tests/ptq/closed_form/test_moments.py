@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from cat_plugin.ptq.closed_form import moments
+from cat_plugin.ptq.closed_form.grid_products import Grid, byte_products
 from cat_plugin.ptq.closed_form.moments import input_patches, measure
+from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from tests.ptq.closed_form.layers import LAYERS, make_layer
 from tests.ptq.models import small_inputs
 
@@ -68,3 +71,42 @@ def test_few_patches_at_a_time_give_the_moments_of_a_whole_batch(case, monkeypat
     torch.testing.assert_close(found.h, expected.h, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.c, expected.c, rtol=1e-4, atol=1e-5)
     assert len(found.halves) == len(expected.halves)
+
+
+@pytest.mark.parametrize("case", LAYERS)
+@pytest.mark.parametrize(
+    ("bits", "zero_point", "signed"), [(2, 0, False), (4, -3, True), (8, 0, False), (8, 7, True)]
+)
+@pytest.mark.parametrize("most", [1 << 30, 60])
+def test_moments_on_a_grid_are_those_of_its_values(case, bits, zero_point, signed, most):
+    layer, x = make_layer(case)
+    quantizer = ActQuantizer(bits)
+    quantizer.set_range(0.37, zero_point, signed)
+    x = quantizer(x * 40 if bits == 8 else x)
+    y = layer.compute(x, layer.weight, layer.bias)
+    grid = Grid.of(quantizer)
+    assert grid is not None
+    found = measure(layer, x, y, most, 2, torch.Generator().manual_seed(0), grid=grid)
+    layer, x, y = layer.double(), x.double(), y.double()
+    expected = measure(layer, x, y, most, 2, torch.Generator().manual_seed(0))
+    for a, b in ((found, expected), *zip(found.halves, expected.halves, strict=True)):
+        torch.testing.assert_close(a.h, b.h, rtol=1e-6, atol=1e-6 * float(b.h.abs().max()))
+        torch.testing.assert_close(a.c, b.c, rtol=1e-4, atol=1e-5 * float(b.c.abs().max()), check_dtype=False)
+        torch.testing.assert_close(a.mean_x, b.mean_x, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(a.mean_y, b.mean_y, rtol=1e-5, atol=1e-5, check_dtype=False)
+
+
+def test_products_of_more_rows_than_32_bits_hold():
+    columns = torch.full((3, (1 << 17) + 5), -128, dtype=torch.int8)
+    columns[1] = 127
+    second, first = byte_products(columns)
+    values = columns.double()
+    assert torch.equal(second.double(), values @ values.T)
+    assert torch.equal(first.double(), values.sum(1))
+
+
+@pytest.mark.parametrize("quantizer", [ActQuantizer(4), TokenQuantizer(4), torch.nn.Identity()])
+def test_what_has_no_grid_of_its_own_has_none(quantizer):
+    if isinstance(quantizer, TokenQuantizer):
+        quantizer.set_range(1.0)
+    assert Grid.of(quantizer) is None
