@@ -139,7 +139,7 @@ def input_patches(layer: QuantOp, x: Tensor, positions: Tensor | None = None) ->
     x = windows.padded(x.unsqueeze(2) if x.ndim == 3 else x)
     kernel, dilation, stride = windows.kernel, windows.dilation, windows.stride
     if positions is None:
-        columns = F.unfold(x, kernel, dilation=dilation, stride=stride)  # (N, I*k, L)
+        columns = F.unfold(x, tuple(kernel), dilation=tuple(dilation), stride=tuple(stride))  # (N, I*k, L)
     else:
         columns = _windows(x, kernel, dilation, stride, positions)
     groups = layer.groups
