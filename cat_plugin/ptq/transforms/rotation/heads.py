@@ -61,14 +61,46 @@ class Scores:
 
     Attributes
     ----------
+    product : fx.Node
+        The attention, or the product alone.
     size : int
         Channels of a head.
-    rows : dict of fx.Node to list of int
-        The linear layers, one where both are packed, and the first row of each head among their outputs.
+    queries, keys : tuple of fx.Node and list of int
+        The linear layer, one where both are packed, and the first row of each head among its outputs, in the heads' order,
+        for one input after the other; heads may share keys.
     """
 
+    product: fx.Node
     size: int
-    rows: dict[fx.Node, list[int]]
+    queries: tuple[fx.Node, list[int]]
+    keys: tuple[fx.Node, list[int]]
+
+    @property
+    def rows(self) -> dict[fx.Node, list[int]]:
+        """The linear layers, and the first row of each head among their outputs."""
+        found: dict[fx.Node, list[int]] = {}
+        for layer, starts in (self.queries, self.keys):
+            found[layer] = sorted({*found.get(layer, []), *starts})
+        return found
+
+    def centre(self, module: fx.GraphModule, means: Tensor) -> bool:
+        """Take a constant, (heads, size), from the keys of an attention by way of their layer's bias, in place.
+
+        Every score of a query changes by one number, which the softmax does not see.
+
+        Returns
+        -------
+        bool
+            False, and nothing is done, where the layer has no bias or queries are keys.
+        """
+        layer, starts = self.keys
+        queries_too = layer is self.queries[0] and set(starts) & set(self.queries[1])
+        if queries_too or len(layer.args) < 3 or layer.args[2] is None:
+            return False
+        bias = own_constant(module, layer, 2)
+        for start, mean in dict(zip(starts, means, strict=False)).items():  # the heads of one input
+            bias[start : start + self.size] -= mean.to(bias)
+        return True
 
     def rotate(self, module: fx.GraphModule, rotation: Tensor) -> None:
         """Fold a float64 orthogonal matrix of a head's size, in place; the function of the graph stays as it is."""
@@ -159,8 +191,8 @@ def _rows(module: fx.GraphModule, node: fx.Node, transposed: bool) -> tuple[fx.N
     labels = labels.mT if transposed else labels
     if not bool((labels == labels[..., :1, :]).all()):
         return None
-    starts = _starts(labels[..., 0, :].reshape(-1, labels.shape[-1]))
-    return None if starts is None else (path[0], starts)
+    runs = labels[..., 0, :].reshape(-1, labels.shape[-1])
+    return None if _starts(runs) is None else (path[0], runs[:, 0].tolist())
 
 
 def find_scores(module: fx.GraphModule) -> list[Scores]:
@@ -175,10 +207,7 @@ def find_scores(module: fx.GraphModule) -> list[Scores]:
         queries, keys = _rows(module, operand(node, 0), False), _rows(module, operand(node, 1), not attention)
         if queries is None or keys is None:
             continue
-        rows: dict[fx.Node, list[int]] = {}
-        for layer, starts in (queries, keys):
-            rows.setdefault(layer, []).extend(starts)
-        found.append(Scores(int(operand(node, 0).meta["val"].shape[-1]), rows))
+        found.append(Scores(node, int(operand(node, 0).meta["val"].shape[-1]), queries, keys))
     return found
 
 
