@@ -29,6 +29,7 @@ OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "ablation.js
 #: ``smoothing_epochs`` of those that train is an option of the command.
 TRAINED = {"smoothing_epochs": -1}
 LRQUANT = {"smoothing": "lrquant", **TRAINED}
+BLOCKS = {"smoothing": "searched", "unit_steps": 100}
 #: Row -> options of the specification, and the part that is taken away (see :func:`_without`).
 ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     "lrquant": (LRQUANT, None),
@@ -48,6 +49,9 @@ ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     "repq": ({"smoothing": "repq"}, None),
     "searched": ({"smoothing": "searched"}, None),
     "nothing": ({}, None),
+    "searched, blocks trained": (BLOCKS, None),
+    "searched, blocks trained by curvature": ({**BLOCKS, "loss": "curvature"}, None),
+    "searched, blocks trained by curvature and directions (FIMA-Q)": ({**BLOCKS, "loss": "fima"}, None),
 }
 
 

@@ -279,10 +279,10 @@ class QuantSpec:
     unit_steps: Steps | None = option(
         default=None, doc="Gradient steps for each unit; None as the preset says.", since="0.1"
     )
-    loss: Annotated[str, OneOf(("mse", "fisher", "curvature"))] = option(
+    loss: Annotated[str, OneOf(("mse", "fisher", "curvature", "fima"))] = option(
         default="mse",
         doc="Loss of the reconstruction (:mod:`cat_plugin.ptq.learned.losses`): errors as they are, or weighted by squared "
-        "gradients of the likeliest class or by the curvature of the divergence.",
+        "gradients of the likeliest class or by the curvature of the divergence; ``fima`` adds its curvature along a few directions.",
         since="0.1",
     )
     guidance: _Weight = option(

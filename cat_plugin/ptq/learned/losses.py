@@ -16,7 +16,7 @@ from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.learned.soft_unit import float_call, run_nodes
 from cat_plugin.ptq.rows import Rows
 
-__all__ = ["Tail", "curvature_weights", "fisher_weights", "prediction_difference"]
+__all__ = ["Tail", "curvature_directions", "curvature_weights", "fisher_weights", "prediction_difference"]
 
 _CURVED = 256  # calibration rows, the first ones, that curvature is averaged over
 
@@ -132,20 +132,68 @@ def curvature_weights(tail: Tail, targets: Rows, batch_size: int, temperature: f
     totals = [torch.zeros_like(x[:1]) for x in targets.tensors]
     for start in range(0, min(len(targets), _CURVED), batch_size):
         rows = slice(start, min(start + batch_size, _CURVED, len(targets)))
-        part = tail[rows]
-        with torch.enable_grad():
-            leaves = [x.detach().clone().requires_grad_() for x in targets[rows].tensors]
-            projected = tail.quality.curvature_probe(part(Rows(leaves)), temperature, generator)
-            found = torch.autograd.grad(projected, leaves, allow_unused=True)
-        squares = [
-            torch.zeros_like(x) if g is None else g.square() for g, x in zip(found, leaves, strict=True)
-        ]
+        (probe,) = _probes(tail[rows], targets[rows], temperature, generator, 1)
+        squares = [x.square() for x in probe]
         power = sum(x.flatten(1).sum(1) for x in squares)
         assert isinstance(power, Tensor)
         for total, square in zip(totals, squares, strict=True):
             each = power.clamp(min=1e-30).reshape(-1, *[1] * (square.ndim - 1))
             total += (square / each).sum(0, keepdim=True)
     return _relative(totals)
+
+
+def _probes(
+    part: Tail, targets: Rows, temperature: float, generator: torch.Generator, count: int
+) -> list[list[Tensor]]:
+    """Gradients of so many :meth:`~cat_plugin.ptq.learned.quality.Quality.curvature_probe` for a unit's outputs."""
+    with torch.enable_grad():
+        leaves = [x.detach().clone().requires_grad_() for x in targets.tensors]
+        results, found = part(Rows(leaves)), []
+        for left in reversed(range(count)):
+            total = part.quality.curvature_probe(results, temperature, generator)
+            found.append(torch.autograd.grad(total, leaves, allow_unused=True, retain_graph=left > 0))
+    return [
+        [torch.zeros_like(x) if g is None else g for g, x in zip(each, leaves, strict=True)] for each in found
+    ]
+
+
+def curvature_directions(
+    tail: Tail, targets: Rows, batch_size: int, temperature: float, rank: int = 2
+) -> Callable[[Rows, Tensor], Tensor]:
+    """The curvature of the results' divergence along a few directions for each input: what its diagonal does not say.
+
+    With ``g_1 .. g_R`` the gradients of random probes of an input, whose mean of ``g g'`` is the curvature, and ``e`` the change of
+    the unit's outputs: ``sum_r (g_r' e)^2 / sum_r |g_r|^2``, over the mean square of the outputs.  Beside the weights of
+    :func:`curvature_weights` this is a Fisher information of a diagonal plus a low rank, as FIMA-Q has it (arXiv 2506.11543,
+    section 3.3), with directions for each input instead of some for all.
+
+    Returns
+    -------
+    callable
+        (outputs of the unit, row numbers) -> loss.
+    """
+    generator = torch.Generator().manual_seed(1)
+    found: list[list[Tensor]] = [[] for _ in targets.tensors]
+    for start in range(0, len(targets), batch_size):
+        rows = slice(start, start + batch_size)
+        probes = _probes(tail[rows], targets[rows], temperature, generator, rank)
+        directions = [torch.stack(each, 1).flatten(2) for each in zip(*probes, strict=True)]
+        power = torch.stack([x.square().sum((1, 2)) for x in directions]).sum(0).clamp(min=1e-30)
+        for kept, each in zip(found, directions, strict=True):
+            kept.append(each / power.sqrt().reshape(-1, 1, 1))
+    along = Rows([torch.cat(kept) for kept in found])
+    square = sum(float(x.square().sum(dtype=torch.float64)) for x in targets.tensors)
+    scale = max(square / sum(x.numel() for x in targets.tensors), 1e-20)
+
+    def loss(y: Rows, rows: Tensor) -> Tensor:
+        wanted, some = targets[rows].to(y.device), along[rows].to(y.device)
+        moved = [
+            torch.einsum("nrk,nk->nr", d, (mine - other).flatten(1))
+            for d, mine, other in zip(some.tensors, y.tensors, wanted.tensors, strict=True)
+        ]
+        return torch.stack(moved).sum(0).square().sum(1).mean() / scale
+
+    return loss
 
 
 def prediction_difference(

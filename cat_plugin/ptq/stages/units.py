@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.closed_form.importance import importance_of_positions
@@ -13,7 +14,13 @@ from cat_plugin.ptq.closed_form.sequence import FittedUnit, SequentialFit, gener
 from cat_plugin.ptq.graph.ops import tensor_outputs
 from cat_plugin.ptq.graph.packs import group_by_score, join_units, pack_scores
 from cat_plugin.ptq.learned.descent import Outcome, held_out_rows
-from cat_plugin.ptq.learned.losses import Tail, curvature_weights, fisher_weights, prediction_difference
+from cat_plugin.ptq.learned.losses import (
+    Tail,
+    curvature_directions,
+    curvature_weights,
+    fisher_weights,
+    prediction_difference,
+)
 from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct, rows_of_a_step
 from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates
 from cat_plugin.ptq.memory import expected
@@ -127,9 +134,21 @@ def _output_weights(state: State, tail: Tail, targets: Rows) -> Rows | None:
     spec = state.spec
     if spec.loss == "fisher":
         return fisher_weights(tail, targets, spec.batch_size)
-    if spec.loss == "curvature":
+    if spec.loss in ("curvature", "fima"):
         return curvature_weights(tail, targets, min(spec.batch_size, _PASS), spec.temperature)
     return None
+
+
+def _guidance(state: State, tail: Tail, targets: Rows) -> Callable[[Rows, Tensor], Tensor] | None:
+    """What a unit's loss has beside the weighted squared error; None for nothing."""
+    spec = state.spec
+    terms = [prediction_difference(tail, targets, spec.guidance, spec.temperature)]
+    if spec.loss == "fima":
+        terms.append(curvature_directions(tail, targets, min(spec.batch_size, _PASS), spec.temperature))
+    chosen = [term for term in terms if term is not None]
+    if not chosen:
+        return None
+    return lambda y, rows: torch.stack([term(y, rows) for term in chosen]).sum()
 
 
 def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
@@ -161,6 +180,6 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         ),
         generator_for(spec.seed, key),
         weights=_output_weights(state, tail, fitted.targets),
-        guidance=prediction_difference(tail, fitted.targets, spec.guidance, spec.temperature),
+        guidance=_guidance(state, tail, fitted.targets),
         tick=lambda _: state.reporter.advance(unit.name, len(unit.layers)),
     )

@@ -9,7 +9,7 @@ from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.graph.units import find_units
-from cat_plugin.ptq.learned.losses import Tail, curvature_weights, fisher_weights
+from cat_plugin.ptq.learned.losses import Tail, curvature_directions, curvature_weights, fisher_weights
 from cat_plugin.ptq.learned.quality import Quality, divergence
 from cat_plugin.ptq.learned.soft_unit import run_float
 from cat_plugin.ptq.rows import Rows
@@ -88,3 +88,37 @@ def test_curvature_weights_follow_what_is_read():
     assert weights.shape == (1, 3, 6)
     assert torch.equal(weights[0, [0, 2]], torch.full((2, 6), 0.01))  # nobody reads these tokens
     torch.testing.assert_close(weights[0, 1].mean(), torch.tensor(3.0), rtol=1e-4, atol=0)
+
+
+def test_directions_have_the_curvature_of_the_divergence_as_their_mean():
+    model = randomise(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Linear(5, 3)))
+    module = trace(model, small_inputs(2, 4))
+    insert_quantizers(module, QuantSpec(preset="fast"))
+    unit = find_units(module, (), "layer")[1]
+    generator = torch.Generator().manual_seed(0)
+    y, error = torch.randn(6, 5, generator=generator), torch.randn(6, 5, generator=generator)
+    loss = curvature_directions(Tail(module, unit, Quality()), Rows([y]), 4, 2.0, rank=2000)
+    rows = torch.tensor([4, 1, 0])
+    head = model[3].weight.detach().double()
+    p = torch.softmax(model[3](y).detach().double() / 2, 1)
+    expected = 0.0
+    for row in rows.tolist():
+        fisher = head.T @ (torch.diag(p[row]) - torch.outer(p[row], p[row])) @ head
+        expected += float(error[row].double() @ fisher @ error[row].double() / fisher.trace()) / 3
+    expected /= float(y.double().square().mean())
+    found = float(loss(Rows([(y + error)[rows]]), rows))
+    assert abs(found / expected - 1) < 0.05
+    assert float(loss(Rows([y[rows]]), rows)) == 0.0
+
+
+def test_blocks_are_trained_along_directions_of_curvature():
+    network = ZOO["vit"]
+    model, x = network.build(), network.inputs(32)
+    options = {"w_bits": 3, "a_bits": 4, "attention_bits": 4, "num_samples": 32, "batch_size": 16}
+    weights = []
+    for loss in ("curvature", "fima"):
+        spec = QuantSpec(preset="balanced", loss=loss, unit_steps=20, refinement_steps=0, **options)
+        module, report = quantize(model, spec, x)
+        assert any(u.loss_after < u.loss_before for u in report.units)
+        weights.append(torch.cat([b.flatten().float() for _, b in module.named_buffers()]))
+    assert not torch.equal(*weights)
