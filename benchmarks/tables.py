@@ -8,6 +8,9 @@ A page holds a place such as::
 and what stands between the two comments is replaced by the rows of ``docs/benchmarks/speed.json``, with these columns.
 ``column=value`` instead of a name keeps only the rows with that value. Rows without a number show their reason.
 
+``<!-- speeds inference.json: cat-ptq/w8a8 openvino/int8 -->`` puts the milliseconds of whole models beside each other, one row a model, one
+column for each peer and precision (``_`` for a space), batch sizes parted by a stroke; the fastest at 8 bits is bold.
+
     python -m benchmarks.tables benchmarks/README.md docs/benchmarks/*.md
 """
 
@@ -15,14 +18,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["fill", "rows_of", "table"]
+__all__ = ["fill", "rows_of", "speeds", "table"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
-PLACE = re.compile(r"(<!-- table (\S+?): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (table|speeds) (\S+?): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_EIGHT_BITS = ("w8a8", "w8a8 bounded", "int8")
 
 
 def rows_of(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -84,6 +89,53 @@ def table(rows: list[dict[str, Any]], columns: list[str]) -> str:
     return "\n".join(lines)
 
 
+def speeds(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Return the times of whole models as a Markdown table.
+
+    Parameters
+    ----------
+    rows
+        With ``model``, ``batch``, ``peer``, ``precision`` and ``ms``.
+    columns
+        ``peer/precision``.
+
+    Returns
+    -------
+    str
+        One line a model; what was not measured is a dash.
+    """
+    keys = [(peer, precision.replace("_", " ")) for peer, precision in (c.split("/") for c in columns)]
+    times = {
+        (r.get("model"), r.get("batch"), r.get("peer"), r.get("precision")): r["ms"]
+        for r in rows
+        if "ms" in r
+    }
+    models = list(dict.fromkeys(model for model, *_ in times))
+    batches = sorted({batch for _, batch, *_ in times})
+    lines = [
+        "| ms at batch " + " / ".join(map(str, batches)) + " | " + " | ".join(map(" ".join, keys)) + " |"
+    ]
+    lines.append("|" + "---|" * (len(keys) + 1))
+    for model in models:
+        fastest = {
+            batch: min(
+                (times.get((model, batch, *key), math.inf) for key in keys if key[1] in _EIGHT_BITS),
+                default=math.inf,
+            )
+            for batch in batches
+        }
+        cells = []
+        for key in keys:
+            parts = []
+            for batch in batches:
+                ms = times.get((model, batch, *key))
+                text = "-" if ms is None else f"{ms:.3g}"
+                parts.append(f"**{text}**" if ms == fastest[batch] and key[1] in _EIGHT_BITS else text)
+            cells.append(" / ".join(parts))
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def _where(machine: dict[str, Any]) -> str:
     """Say in one line on what a table was measured."""
     cpu = machine.get("gpu") or machine.get("cpu", "machine not recorded")
@@ -101,12 +153,13 @@ def fill(text: str, results: Path = RESULTS) -> str:
     """Return a page with its tables filled in from the JSON files in `results`."""
 
     def replace(place: re.Match[str]) -> str:
-        begin, name, columns, end = place.groups()
+        begin, kind, name, columns, end = place.groups()
         path = results / name
         if not path.exists():
             return f"{begin}\nNot measured yet.\n\n{end}"
         rows, machine = rows_of(path)
-        return f"{begin}\n{table(rows, columns.split())}\n\n{_where(machine)}\n\n{end}"
+        made = (speeds if kind == "speeds" else table)(rows, columns.split())
+        return f"{begin}\n{made}\n\n{_where(machine)}\n\n{end}"
 
     return PLACE.sub(replace, text)
 
