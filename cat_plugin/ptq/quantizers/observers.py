@@ -134,7 +134,6 @@ def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple
     ):  # a constant: zero and that value are on the grid
         magnitude = max(abs(low), abs(high))
         return (magnitude / (qmax if high > 0 else -qmin) if magnitude > _TINY else 1.0), 0, signed
-    values = values.sort().values
     fractions = torch.linspace(0.05 if bits < 6 else 0.3, 1.0, 60 if bits < 6 else 36).tolist()
     candidates: set[tuple[float, int]] = set()
     if not signed:
@@ -148,13 +147,10 @@ def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple
                 a, b = min(f_low * low, 0.0), max(f_high * high, 0.0)
                 scale = (b - a) / (qmax - qmin)
                 candidates.add((scale, max(qmin, min(qmax, round(qmin - a / scale)))))
-    best = (float("inf"), 1.0, 0)
-    for scale, zero_point in sorted(candidates):
-        q = torch.clamp(torch.round(values / scale) + zero_point, qmin, qmax)
-        error = float((((q - zero_point) * scale - values) ** 2).mean())
-        if error < best[0]:
-            best = (error, scale, zero_point)
-    return best[1], best[2], signed
+    tried = sorted(candidates)
+    grids = torch.tensor(tried, dtype=torch.float64, device=values.device).T.unsqueeze(1)  # (2, 1, T)
+    best = int(_errors_between_levels(values.double().reshape(1, -1), *grids, qmin, qmax).argmin())
+    return tried[best][0], tried[best][1], signed
 
 
 def search_channel_ranges(values: Tensor, bits: int) -> Tensor:
