@@ -11,10 +11,13 @@ from tvm import relax, te, tirx, topi
 
 from tvm_backend import compat
 
-__all__ = ["FUNCTIONS", "exp"]
+__all__ = ["FUNCTIONS", "SHIFT", "SHIFT_BITS", "exp", "held"]
 
-_ROUND = 1.5 * 2**23
+SHIFT = 1.5 * 2**23
 """A float32 of this size has no digits behind the point: adding it rounds, and leaves the integer in the lowest bits."""
+
+SHIFT_BITS = 0x4B400000
+"""Its bits."""
 
 _HIGH = 0.693359375
 """The first digits of log 2, so few that products with small integers are exact."""
@@ -24,7 +27,7 @@ def _const(value: float) -> Any:
     return tirx.const(value, "float32")
 
 
-def _held(name: str, value: Any, then: Callable[[Any], Any]) -> Any:
+def held(name: str, value: Any, then: Callable[[Any], Any]) -> Any:
     """``then(value)``, the value computed once."""
     variable = tirx.Var(name, "float32")
     return tirx.Let(variable, value, then(variable))
@@ -52,14 +55,14 @@ def exp(value: Any) -> Any:
     def reduced(x: Any, shifted: Any) -> Any:
         def rest(n: Any) -> Any:
             f = (x - n * _const(_HIGH)) - n * _const(math.log(2) - _HIGH)
-            return _held("f", f, lambda f: scaled(x, shifted, f))
+            return held("f", f, lambda f: scaled(x, shifted, f))
 
-        return _held("n", shifted - _const(_ROUND), rest)
+        return held("n", shifted - _const(SHIFT), rest)
 
-    return _held(
+    return held(
         "x",
         value,
-        lambda x: _held("s", x * _const(1 / math.log(2)) + _const(_ROUND), lambda s: reduced(x, s)),
+        lambda x: held("s", x * _const(1 / math.log(2)) + _const(SHIFT), lambda s: reduced(x, s)),
     )
 
 

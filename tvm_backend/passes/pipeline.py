@@ -26,6 +26,7 @@ from tvm_backend.passes.fuse_clip import FuseClip
 from tvm_backend.passes.fuse_outputs import FuseOutputs
 from tvm_backend.passes.fuse_quantize import FuseQuantize
 from tvm_backend.passes.fuse_residual import FuseResidual
+from tvm_backend.passes.join_reshapes import JoinReshapes
 from tvm_backend.passes.legalize_float import FUNCTIONS
 from tvm_backend.passes.lower_kernels import LowerKernels
 from tvm_backend.passes.propagate_layout import PropagateLayout
@@ -67,7 +68,13 @@ INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
 )
 """From the imported QDQ graph to symbolic kernels."""
 
-PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (FoldProduct, FoldRows, FuseQuantize, UnfoldBorder)
+PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (
+    FoldProduct,
+    FoldRows,
+    JoinReshapes,
+    FuseQuantize,
+    UnfoldBorder,
+)
 """What only processors have kernels, or schedules, for."""
 
 

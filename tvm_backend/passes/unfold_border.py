@@ -17,6 +17,7 @@ from tvm import relax, te, tirx
 
 from tvm_backend import compat, dialect
 from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
+from tvm_backend.passes.legalize_float import SHIFT, SHIFT_BITS, held
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["UnfoldBorder"]
@@ -29,23 +30,31 @@ _FUSED = frozenset(
 )  # fmt: skip
 
 
+def _integer(value: int) -> Any:
+    return tirx.const(value, "int32")
+
+
 def _constant(value: Any) -> Any:
     return tirx.const(float(np.float32(value)), "float32")
 
 
 def _quantized(q: QParams) -> Any:
-    """As :func:`tvm_backend.kernels.cpu.border.quantize_reference` says, integer 0 for NaN."""
+    """As :func:`tvm_backend.kernels.cpu.border.quantize_reference` says, integer 0 for NaN.
+
+    Rounded by adding a number behind which float32 has no digits, NaN told by its bits: TVM takes vectors apart at the functions that
+    round and that ask for NaN.
+    """
+    low, high = q.qmin - q.zero_point, q.qmax - q.zero_point
+
+    def rounded(value: Any) -> Any:
+        clipped = tirx.min(tirx.max(value * _constant(q.inverse), _constant(low)), _constant(high))
+        shifted = tirx.reinterpret("int32", clipped + _constant(SHIFT)) - _integer(SHIFT_BITS - q.zero_point)
+        unsigned = tirx.bitwise_and(tirx.reinterpret("int32", value), _integer(0x7FFFFFFF))
+        nothing = _integer(min(max(0, q.qmin), q.qmax))
+        return tirx.Cast(q.dtype, tirx.Select(unsigned > _integer(0x7F800000), nothing, shifted))
 
     def compute(x: Any) -> Any:
-        def one(*at: Any) -> Any:
-            value = x(*at)
-            scaled = tirx.nearbyint(value * _constant(q.inverse))
-            shifted = tirx.max(scaled, _constant(q.qmin - q.zero_point))
-            shifted = tirx.min(shifted, _constant(q.qmax - q.zero_point)) + _constant(q.zero_point)
-            nothing = _constant(min(max(0, q.qmin), q.qmax))
-            return tirx.Cast(q.dtype, tirx.Select(tirx.isnan(value), nothing, shifted))
-
-        return te.compute(x.shape, one, name="quantize")
+        return te.compute(x.shape, lambda *at: held("value", x(*at), rounded), name="quantize")
 
     return compute
 
