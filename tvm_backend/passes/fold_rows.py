@@ -10,6 +10,8 @@ After::
     lv1 = cat.kernel(lv, RowsSpec("softmax", ...))
     lv2 = R.reshape(lv1, R.shape([n, 6, 257, 257]))
 
+GELU whose result is multiplied by a constant, or to which one is added, is left to the loops that do that.
+
 RMSNorm is found as it is spelled out, ``x * rsqrt(mean(x * x) + epsilon)``, or with a division by the root; a multiplication of the
 result by a constant for each feature is the kernel's scale.
 """
@@ -42,7 +44,18 @@ class _Fold(Rewriter):
         if name in ("multiply", "divide"):
             scaled = self._scaled(expr)
             return self._rms_norm(expr) if scaled is None else scaled
-        return self._rows(expr.args, _EACH[name], [-1]) if name in _EACH else None
+        if name not in _EACH or self._goes_on():
+            return None
+        return self._rows(expr.args, _EACH[name], [-1])
+
+    def _goes_on(self) -> bool:
+        """Whether a constant is multiplied or added next: loops of what is left in float take all of it in one pass."""
+        users = self.upcoming_users()
+        return (
+            len(users) == 1
+            and compat.op_name(users[0]) in ("add", "multiply")
+            and any(map(compat.is_constant, users[0].args))
+        )
 
     def _rows(
         self, args: list[relax.Expr], function: Any, axes: list[int], epsilon: float = 0.0

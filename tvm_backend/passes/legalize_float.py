@@ -10,6 +10,7 @@ import tvm
 from tvm import relax, te, tirx, topi
 
 from tvm_backend import compat
+from tvm_backend.kernels.cpu.functions import TAIL, TAIL_STEP, TANH
 
 __all__ = ["FUNCTIONS", "SHIFT", "SHIFT_BITS", "exp", "held"]
 
@@ -74,8 +75,39 @@ def _tanh(value: Any) -> Any:
     return _const(1.0) - _const(2.0) / (_const(1.0) + exp(_const(2.0) * value))
 
 
+def _gelu(value: Any) -> Any:
+    """``x P(X < x)`` of a normal X, whose tail is :func:`tvm_backend.kernels.cpu.functions.normal_tail`."""
+
+    def tail(z: Any, t: Any) -> Any:
+        result = _const(0.5 * TAIL[-1])
+        for coefficient in TAIL[-2::-1]:
+            result = result * t + _const(0.5 * coefficient)
+        return result * t * exp(_const(0.0) - z * z)
+
+    def part(x: Any, z: Any) -> Any:
+        below = held("t", _const(1.0) / (_const(1.0) + _const(TAIL_STEP) * z), lambda t: tail(z, t))
+        return held("p", below, lambda p: x * tirx.Select(x < _const(0.0), p, _const(1.0) - p))
+
+    return held(
+        "x",
+        value,
+        lambda x: held("z", tirx.max(x, _const(0.0) - x) * _const(math.sqrt(0.5)), lambda z: part(x, z)),
+    )
+
+
+def _gelu_tanh(value: Any) -> Any:
+    factor, cube = (_const(number) for number in TANH)
+
+    def product(x: Any) -> Any:
+        inner = factor * (x + cube * (x * x * x))
+        return x / (_const(1.0) + exp(_const(-2.0) * inner))
+
+    return held("x", value, product)
+
+
 def _each(name: str, function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     """The rule for a function of each number; what is not float32 is left to TVM's."""
+    short = name.removeprefix("nn.")
 
     def rule(builder: relax.BlockBuilder, call: relax.Call) -> Any:
         (x,) = call.args
@@ -83,9 +115,9 @@ def _each(name: str, function: Callable[[Any], Any]) -> Callable[[Any, Any], Any
             return _TVMS[name](builder, call)
 
         def compute(tensor: Any) -> Any:
-            return te.compute(tensor.shape, lambda *at: function(tensor(*at)), name=name)
+            return te.compute(tensor.shape, lambda *at: function(tensor(*at)), name=short)
 
-        return builder.call_te(compute, x, primfunc_name_hint=name)
+        return builder.call_te(compute, x, primfunc_name_hint=short)
 
     return rule
 
@@ -114,11 +146,13 @@ def _softmax(builder: relax.BlockBuilder, call: relax.Call) -> Any:
 
 _TVMS: dict[str, Any] = {
     name: tvm.ir.Op.get(f"relax.{name}").get_attr("FLegalize")
-    for name in ("exp", "nn.softmax", "sigmoid", "tanh")
+    for name in ("exp", "nn.gelu", "nn.gelu_tanh", "nn.softmax", "sigmoid", "tanh")
 }
 
 FUNCTIONS: dict[str, Any] = {
     "relax.exp": _each("exp", exp),
+    "relax.nn.gelu": _each("nn.gelu", _gelu),
+    "relax.nn.gelu_tanh": _each("nn.gelu_tanh", _gelu_tanh),
     "relax.nn.softmax": _softmax,
     "relax.sigmoid": _each("sigmoid", _sigmoid),
     "relax.tanh": _each("tanh", _tanh),

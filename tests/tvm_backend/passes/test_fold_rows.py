@@ -122,7 +122,9 @@ def test_fold_rows_declines():
             with R.dataflow():
                 lv = R.nn.softmax(x, axis=1)  # not along rows
                 lv1 = R.nn.softmax(y, axis=-1)  # of unknown length
-                gv = (lv, lv1)
+                lv2 = R.nn.gelu(x)  # a pass over what is multiplied next does both
+                lv3 = R.multiply(lv2, ONES)
+                gv = (lv, lv1, lv3)
                 R.output(gv)
             return gv
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tvm
@@ -20,11 +22,21 @@ def _softmax(x):
     return powers / powers.sum(1, keepdims=True)
 
 
+def _normal(x):
+    return np.vectorize(math.erfc)(-x / math.sqrt(2)) / 2
+
+
+def _gelu_tanh(x):
+    return x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
 # name: the operator, what it approximates, how closely, and for numbers of which size
 CASES = {
     "exp": (relax.op.exp, np.exp, 2.0**-21, 20),
     "sigmoid": (relax.op.sigmoid, lambda x: 1 / (1 + np.exp(-x)), 2.0**-21, 20),
     "tanh": (relax.op.tanh, np.tanh, 2.0**-22, 20),
+    "gelu": (relax.op.nn.gelu, lambda x: x * _normal(x), 2.0**-21, 3),
+    "gelu_tanh": (relax.op.nn.gelu_tanh, _gelu_tanh, 2.0**-21, 3),
     "softmax": (lambda x: relax.op.nn.softmax(x, 1), _softmax, 2.0**-19, 2),
 }
 
@@ -49,7 +61,7 @@ def test_functions_are_close_to_float64(name):
     operator, exact, bound, spread = CASES[name]
     x = (np.random.default_rng(0).standard_normal((8, 32, 16)) * spread).astype(np.float32)
     found, wanted = _run(operator, x), exact(x.astype(float))
-    scale = np.ones_like(wanted) if name == "tanh" else np.abs(wanted)
+    scale = np.ones_like(wanted) if name == "tanh" else np.abs(x if "gelu" in name else wanted)
     usual = scale > 2.0**-120
     assert (np.abs(found - wanted)[usual] <= (bound * scale)[usual]).all()
     assert (np.abs(found - wanted)[~usual] < 2.0**-110).all()

@@ -10,13 +10,18 @@ from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import pieces
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["exp", "folded", "normal_tail", "total"]
+__all__ = ["TAIL", "TAIL_STEP", "TANH", "exp", "folded", "normal_tail", "total"]
 
 _ROUND = 1.5 * 2**23
 """A float32 of this size has no digits behind the point: adding it rounds, and leaves the integer in the lowest bits."""
 
-_TAIL = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
-"""Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26."""
+TAIL = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+"""Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: coefficients of powers of ``1 / (1 + TAIL_STEP z)``."""
+
+TAIL_STEP = 0.3275911
+
+TANH = (math.sqrt(2 / math.pi), 0.044715)
+"""Of GELU's approximation by tanh: the factor and the cube's."""
 
 
 def _constant(value: float, lanes: int) -> Expr:
@@ -50,10 +55,10 @@ def exp(value: Expr, lanes: int) -> Expr:
 def normal_tail(value: Expr, lanes: int) -> Expr:
     """Half the complementary error function of ``value / sqrt(2)``, for values of 0 or more; error below ``2**-22``."""
     z = ir.hold(value * _constant(math.sqrt(0.5), lanes), "float32", lanes)
-    t = _constant(1.0, lanes) / (_constant(1.0, lanes) + _constant(0.3275911, lanes) * z)
+    t = _constant(1.0, lanes) / (_constant(1.0, lanes) + _constant(TAIL_STEP, lanes) * z)
     t = ir.hold(t, "float32", lanes)
-    result = _constant(0.5 * _TAIL[-1], lanes)
-    for coefficient in _TAIL[-2::-1]:
+    result = _constant(0.5 * TAIL[-1], lanes)
+    for coefficient in TAIL[-2::-1]:
         result = result * t + _constant(0.5 * coefficient, lanes)
     return result * t * exp(_constant(0.0, lanes) - z * z, lanes)
 

@@ -30,8 +30,6 @@ __all__ = ["Rows", "reference"]
 _COST = 4
 """What a number takes, where a number that is only moved takes one."""
 
-_TANH = (math.sqrt(2 / math.pi), 0.044715)
-
 
 def reference(spec: RowsSpec, data: NDArray[Any], *constants: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     """What the kernel approximates, in float64."""
@@ -48,7 +46,7 @@ def reference(spec: RowsSpec, data: NDArray[Any], *constants: NDArray[Any]) -> t
     elif spec.function == "gelu":
         value = x * 0.5 * np.vectorize(math.erfc)(-x / math.sqrt(2))
     else:
-        value = x / (1 + np.exp(-2 * _TANH[0] * (x + _TANH[1] * x**3)))
+        value = x / (1 + np.exp(-2 * functions.TANH[0] * (x + functions.TANH[1] * x**3)))
     return apply_epilogue(value.astype(np.float32), spec.epilogue)
 
 
@@ -163,7 +161,7 @@ class _Row:
                 tail = ir.hold(tail, "float32", lanes)
                 part = tir.select(x < zero, tail, one - tail)
             else:
-                factor, cube = (tir.constant(value, "float32", lanes) for value in _TANH)
+                factor, cube = (tir.constant(value, "float32", lanes) for value in functions.TANH)
                 inner = factor * (x + cube * (x * x * x))
                 part = one / (one + functions.exp(tir.constant(-2.0, "float32", lanes) * inner, lanes))
             self.store(x * part, row, at, lanes)
