@@ -50,12 +50,10 @@ class _Fold(Rewriter):
 
     def _goes_on(self) -> bool:
         """Whether a constant is multiplied or added next: loops of what is left in float take all of it in one pass."""
-        users = self.upcoming_users()
-        return (
-            len(users) == 1
-            and compat.op_name(users[0]) in ("add", "multiply")
-            and any(map(compat.is_constant, users[0].args))
-        )
+        user, *others = self.upcoming_users()
+        if others or user is None or compat.op_name(user) not in ("add", "multiply"):
+            return False
+        return any(map(compat.is_constant, user.args))
 
     def _rows(
         self, args: list[relax.Expr], function: Any, axes: list[int], epsilon: float = 0.0

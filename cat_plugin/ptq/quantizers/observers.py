@@ -148,8 +148,8 @@ def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple
                 scale = (b - a) / (qmax - qmin)
                 candidates.add((scale, max(qmin, min(qmax, round(qmin - a / scale)))))
     tried = sorted(candidates)
-    grids = torch.tensor(tried, dtype=torch.float64, device=values.device).T.unsqueeze(1)  # (2, 1, T)
-    best = int(_errors_between_levels(values.double().reshape(1, -1), *grids, qmin, qmax).argmin())
+    scales, zeros = torch.tensor(tried, dtype=torch.float64, device=values.device).T.unsqueeze(1).unbind()
+    best = int(_errors_between_levels(values.double().reshape(1, -1), scales, zeros, qmin, qmax).argmin())
     return tried[best][0], tried[best][1], signed
 
 
