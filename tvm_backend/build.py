@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tvm
 
 from cat_plugin.errors import CATError, CATTypeError, CompileError
@@ -21,7 +22,7 @@ from cat_plugin.graph.checks import Checks
 from cat_plugin.graph.inspect import signature
 from tvm_backend import answers, compat, dialect, linker
 from tvm_backend import cache as cache_of
-from tvm_backend.checking import checked_manifest, checks_of, expected
+from tvm_backend.checking import Flat, Verdict, agree, checked_manifest, checks_of
 from tvm_backend.description import FORMAT, VERSION
 from tvm_backend.executable import build_library
 from tvm_backend.importer import batch_variable, function_inputs, import_program
@@ -149,8 +150,8 @@ def compile(
                     manifest["kernels"] = [asdict(kernel) for kernel in kernels]
                 manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
         step(total - 1, total, "comparing the library with the graph")
-        locate = partial(_locate, program, list(variants.values()), batch_sizes)
-        manifest = checked_manifest(manifest, staging, checks, program, dump_dir, locate)
+        explain = partial(_explain, program, list(variants.values()), batch_sizes, cache)
+        manifest = checked_manifest(manifest, staging, checks, program, dump_dir, explain)
         if cache:
             if not cached:  # what is found wrong is not kept
                 cache_of.store(name, staging, manifest)
@@ -196,33 +197,44 @@ def _check_batches(batch_sizes: Sequence[int], mod: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _locate(
-    program: Any, targets: list[Any], batch_sizes: tuple[int, ...], number: int, wanted: Checks
-) -> str:
-    """Words on the first node whose result the library for one of `targets` computes otherwise; none where that fails."""
-    from cat_plugin.graph.sampling import make_checks
+def _explain(
+    program: Any,
+    targets: list[Any],
+    batch_sizes: tuple[int, ...],
+    cache: bool,
+    number: int,
+    wanted: Checks,
+    library: Flat,
+) -> Verdict | None:
+    """Compare the library for one of `targets` with the program level by level; None where that cannot be done."""
     from tvm_backend.importer.honoured import where
-    from tvm_backend.locating import first_difference  # imports torch
+    from tvm_backend.lockstep import unexplained, with_levels  # imports torch
 
-    def differs(part: Any, rows: tuple[Any, ...]) -> bool | None:
-        with tempfile.TemporaryDirectory() as folder:
-            built = Path(folder) / "part.so"
-            try:
-                imported = import_program(part)
-                symbolic = integer_kernels(
-                    compat.specialize_batch(imported, batch_sizes), processor=not is_cuda(targets[number])
-                )
-                kernels = build_library(symbolic, targets[number], built)
-                manifest = _signatures(imported, [], batch_sizes)
-                variant = _describe("", targets[number], built, kernels)
-                right = expected(make_checks(part, rows), manifest, part)
-                return right.fault(Library(built, manifest, variant, variant["device"]).flat) is not None
-            except CATError:
+    _log.info("comparing the levels of each quantizer, as outputs differ by more than rounding")
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / "levels.so"
+        try:
+            imported = import_program(with_levels(program, max(wanted.runs, key=len).inputs))
+            symbolic = integer_kernels(
+                compat.specialize_batch(imported, batch_sizes), processor=not is_cuda(targets[number])
+            )
+            kernels = build_library(symbolic, targets[number], built, keep=cache)
+            manifest = _signatures(imported, [], batch_sizes)
+            variant = _describe("", targets[number], built, kernels)
+            levels = Library(built, manifest, variant, variant["device"]).flat
+        except CATError as error:
+            _log.info("the levels cannot be compared: %s", error)
+            return None
+        for run in wanted.runs:
+            found, outputs = (each(*map(np.array, run.inputs)) for each in (levels, library))
+            if not agree(found, outputs):
+                _log.info("the levels cannot be compared: kernels that hand none on compute in another order")
                 return None
-
-    _log.info("looking for the first node whose result differs")
-    node = first_difference(program, max(wanted.runs, key=len).inputs, differs)
-    return "" if node is None else f"The first node whose result differs is {where(node)}, {node.target}. "
+            node = unexplained(program, run.inputs, found)
+            if node is not None:
+                place = f"The first node whose result differs is {where(node)}, {node.target}. "
+                return Verdict(False, place)
+    return Verdict(True)
 
 
 def _require_quantized(symbolic: Any, program: Any) -> None:

@@ -1,9 +1,15 @@
-"""Runs what was just compiled, wherever this machine can, and compares it with the program that it was compiled from."""
+"""Runs what was just compiled, wherever this machine can, and compares it with the program that it was compiled from.
+
+Outputs that agree but for rounding are right.  Others may be so where a value lies on the edge between two levels; then each
+level is compared with what the library computed before it (:mod:`tvm_backend.lockstep`).  Where that cannot be done, outputs may
+lie as far apart as rounding was measured to move them.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +18,46 @@ import numpy as np
 
 from cat_plugin.errors import CompileError, ExportError, LibraryError
 from cat_plugin.files import sha256_of
-from cat_plugin.graph.checks import Checks, Run
+from cat_plugin.graph.checks import Checks, Run, row_distances
 from cat_plugin.graph.sampling import Runner, made_up_inputs, make_checks
 from tvm_backend.installing import CHECKS
 from tvm_backend.runtime import Library, import_tvm
 from tvm_backend.variants import obstacle
 
-__all__ = ["Locate", "check_variants", "checked_manifest", "checks_of", "expected"]
+__all__ = [
+    "Explain",
+    "Flat",
+    "Verdict",
+    "agree",
+    "check_variants",
+    "checked_manifest",
+    "checks_of",
+    "expected",
+]
 
-Locate = Callable[[int, Checks], str]
-"""Takes the number of a variant that is wrong and what it should give; returns words on where in the graph, or none."""
+
+@dataclass(frozen=True)
+class Verdict:
+    """What comparing a library with its program level by level says.
+
+    Attributes
+    ----------
+    right : bool
+        Whether each level follows from those before.
+    place : str
+        Words on where it goes wrong.
+    """
+
+    right: bool
+    place: str = ""
+
+
+Flat = Callable[..., list[np.ndarray[Any, Any]]]
+Explain = Callable[[int, Checks, Flat], Verdict | None]
+"""Takes the number of a variant, what it should give, and the variant; None where it cannot be compared level by level."""
+
+_ROUNDING = 1e-5
+"""Share of the largest output that sums in another order move outputs by, where no value changes its level."""
 
 _log = logging.getLogger("cat_plugin")
 
@@ -57,7 +93,7 @@ def check_variants(
     checks: Checks | None,
     program: Any,
     dump_dir: Any = None,
-    locate: Locate | None = None,
+    explain: Explain | None = None,
 ) -> list[str]:
     """Load and run each variant of a library that is not installed yet.
 
@@ -73,8 +109,8 @@ def check_variants(
         What it is compared with.
     dump_dir : path, optional
         Where the caller has the module written after each pass, for the message.
-    locate : callable, optional
-        Finds where in the graph a variant goes wrong, for the message.
+    explain : callable, optional
+        Compares a variant with the program level by level.
 
     Returns
     -------
@@ -91,7 +127,7 @@ def check_variants(
         return [reason] * len(manifest["variants"])
     wanted = expected(checks, manifest, program)
     return [
-        _check(variant, manifest, folder, wanted, dump_dir, None if locate is None else partial(locate, i))
+        _check(variant, manifest, folder, wanted, dump_dir, None if explain is None else partial(explain, i))
         for i, variant in enumerate(manifest["variants"])
     ]
 
@@ -102,10 +138,10 @@ def checked_manifest(
     checks: Checks | None,
     program: Any,
     dump_dir: Any,
-    locate: Locate | None = None,
+    explain: Explain | None = None,
 ) -> dict[str, Any]:
     """Run :func:`check_variants`, put the rows beside the finished files, and return the description that says so."""
-    reasons = check_variants(manifest, staging, checks, program, dump_dir, locate)
+    reasons = check_variants(manifest, staging, checks, program, dump_dir, explain)
     variants = [
         {**variant, "checked": reason} for variant, reason in zip(manifest["variants"], reasons, strict=True)
     ]
@@ -124,7 +160,7 @@ def _check(
     folder: Path,
     wanted: Checks,
     dump_dir: Any,
-    locate: Callable[[Checks], str] | None = None,
+    explain: Callable[[Checks, Flat], Verdict | None] | None = None,
 ) -> str:
     reason = obstacle(variant)
     if reason is None and variant["device"] == "cuda" and not import_tvm().cuda(0).exist:
@@ -133,7 +169,8 @@ def _check(
         return f"not checked: {reason}"
     file = folder / variant["file"]
     try:
-        fault = wanted.fault(Library(file, manifest, variant, str(variant["device"])).flat)
+        library = Library(file, manifest, variant, str(variant["device"])).flat
+        fault = replace(wanted, typical=_ROUNDING, worst=_ROUNDING).fault(library)
     except LibraryError as error:
         if variant["device"] == "cuda":  # the driver, or the runtime, is not one that TVM can use
             return f"not checked: {error}"
@@ -142,6 +179,11 @@ def _check(
         ) from error
     if fault is None:
         return ""
+    verdict = None if explain is None else explain(wanted, library)
+    if verdict is None:
+        fault = wanted.fault(library)
+    if fault is None or (verdict is not None and verdict.right):
+        return ""
     modules = (
         f"the module after each pass is in {dump_dir}"
         if dump_dir is not None
@@ -149,8 +191,15 @@ def _check(
     )
     raise CompileError(
         f"the library that was built for {variant['target']} does not compute what its graph computes: {fault}. "
-        f"{'' if locate is None else locate(wanted)}Nothing was written. This is a fault of the compiler, not of the model: please report it with the bundle; {modules}"
+        f"{'' if verdict is None else verdict.place}Nothing was written. This is a fault of the compiler, not of the model: please report it with the bundle; {modules}"
     )
+
+
+def agree(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    """Whether the first of some outputs are the others but for rounding."""
+    pairs = [tuple(map(np.asarray, each)) for each in (found[: len(wanted)], wanted)]
+    same = [each.shape for each in pairs[0]] == [each.shape for each in pairs[1]]
+    return same and float(row_distances(pairs[:1], pairs[1:]).max()) <= _ROUNDING
 
 
 def expected(checks: Checks, manifest: dict[str, Any], program: Any) -> Checks:

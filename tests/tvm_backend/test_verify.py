@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import torch
 import tvm_backend
 from cat_plugin.errors import CompileError, LibraryError
 from cat_plugin.graph.bundle import export_bundle
+from cat_plugin.graph.checks import Checks, Run
+from cat_plugin.graph.sampling import make_checks
 from tests.tvm_backend import qdq_models as models
-from tvm_backend import checking
+from tvm_backend import build, checking
 from tvm_backend.kernels.kernel import Kernel
+from tvm_backend.lockstep import unexplained, with_levels
 from tvm_backend.verify import read_checks
 
 
@@ -112,6 +116,71 @@ def test_the_node_that_a_kernel_breaks_is_named(tmp_path: Path, monkeypatch: pyt
     message = r"The first node whose result differs is node '\w+' in module 'layers.fourth', aten\.linear\.default\. Nothing was"
     with pytest.raises(CompileError, match=message):
         tvm_backend.compile(program, out=tmp_path / "model.so", cache=False)
+
+
+def test_a_fault_within_what_one_level_moves_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Kernel.compensation
+
+    def broken(self: Kernel, weight: np.ndarray) -> np.ndarray:
+        return right(self, weight) + (300 if weight.shape[1] == 11 else 0)
+
+    program = models.exported(Deep(), torch.randn(64, 6))
+    bounds = replace(make_checks(program, (torch.randn(5, 6),)), typical=1.0, worst=1.0)
+    monkeypatch.setattr(Kernel, "compensation", broken)
+    monkeypatch.setattr(build, "checks_of", lambda *_: bounds)
+    with pytest.raises(CompileError, match=r"in module 'layers\.fourth'"):
+        tvm_backend.compile(program, out=tmp_path / "model.so", cache=False)
+
+
+def _on_an_edge(program: Any, rows: torch.Tensor) -> torch.Tensor:
+    """The rows, the first value of the first of them on the edge between two levels of the first quantizer."""
+    first = next(node for node in program.graph.nodes if "quantize_per_tensor" in str(node.target))
+    scale, zero_point = first.args[1:3]
+    rows[0, 0] = (float(zero_point) % 7 + 3.5 - zero_point) * scale
+    return rows
+
+
+def test_levels_on_either_side_of_an_edge_are_right_and_others_are_not(program: Any) -> None:
+    rows = _on_an_edge(program, torch.randn(5, 6))
+    run = with_levels(program, [rows.numpy()]).module(check_guards=False)
+    with torch.no_grad():
+        output, level = (each.numpy() for each in run(rows))
+    assert unexplained(program, [rows.numpy()], [output, level]) is None
+    explained = []
+    for step in (-1, 1):  # the other side of the edge, and the level beyond
+        moved = level.copy()
+        moved[0, 0] = int(level[0, 0]) + step
+        changed = _behind(program, moved)
+        explained.append(unexplained(program, [rows.numpy()], [changed, moved]) is None)
+        # outputs that do not follow from the level, whichever it is
+        assert unexplained(program, [rows.numpy()], [output, moved]) is not None
+    assert sorted(explained) == [False, True]
+
+
+def _behind(program: Any, levels: np.ndarray) -> np.ndarray:
+    """What the program makes of the levels of its first quantizer."""
+
+    class Given(torch.fx.Interpreter):
+        def run_node(self, node: torch.fx.Node) -> Any:
+            chosen = "quantize_per_tensor" in str(node.target) and "dequantize" not in str(node.target)
+            return torch.from_numpy(levels) if chosen else super().run_node(node)
+
+    with torch.no_grad():
+        return Given(program.module(check_guards=False)).run(torch.zeros(5, 6)).numpy()
+
+
+def test_a_library_whose_values_lie_on_edges_is_written(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bounds of nothing at all: what is accepted then is accepted level by level."""
+    rows = _on_an_edge(program, torch.randn(5, 6))
+    checks = make_checks(program, (rows,))
+    moved = Run(checks.runs[1].inputs, tuple(each + 0.01 for each in checks.runs[1].outputs))
+    monkeypatch.setattr(checking, "expected", lambda *_: Checks((moved,), 0.0, 0.0))
+    report = tvm_backend.compile(program, out=tmp_path / "model.so", cache=False)
+    assert report.notes == ()
 
 
 def test_load_verifies_without_torch(library: Path) -> None:

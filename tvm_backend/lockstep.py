@@ -1,0 +1,208 @@
+"""Whether the levels that a library chooses follow from what it computed before them, quantizer by quantizer.
+
+Compared as wholes, a library and its program say little where one value lies on the edge between two levels: the last bit of a
+sum decides, and in a deep network of few bits that moves every output.  So the library is compiled once more, with the levels
+of all its quantizers as further outputs, and the program computes each quantizer's input anew from the library's own levels.
+Nothing adds up then: a level is what rounding makes of that input, give or take float32's last bits, or there is a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.export.graph_signature import TensorArgument
+
+from cat_plugin.graph.inspect import signature
+from cat_plugin.graph.sampling import Runner
+from cat_plugin.structures import leaves_of
+
+__all__ = ["Arrays", "quantizers_of", "unexplained", "with_levels"]
+
+Arrays = Sequence[np.ndarray[Any, Any]]
+
+# How far rounding moves a value is asked of the program, as in cat_plugin.graph.sampling.  Where a value is chosen in steps
+# that no quantizer makes (argmax, floor, a comparison) few draws may all stay on one side: then many larger ones are made.
+_ATTEMPTS = ((3, 2.0**-23), (12, 2.0**-21))
+_FACTOR = 8.0
+_LEAST = 1e-5  # of a tensor's largest value; the same that is rounding in a whole library
+
+
+def quantizers_of(module: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that choose levels of what depends on the inputs, in order."""
+    computed: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        if node.op == "placeholder" or any(each in computed for each in node.all_input_nodes):
+            computed.add(node)
+    return [node for node in module.graph.nodes if node in computed and _is_quantizer(node)]
+
+
+def _is_quantizer(node: fx.Node) -> bool:
+    return node.op == "call_function" and str(node.target).startswith("quantized_decomposed.quantize_")
+
+
+def with_levels(program: Any, inputs: Arrays) -> Any:
+    """A program that returns its levels as well.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        What was compiled.
+    inputs : sequence of ndarray
+        Flat and in order.
+
+    Returns
+    -------
+    torch.export.ExportedProgram
+        Of the inputs, flat and in order, to the outputs and, after them, the integers of :func:`quantizers_of`.
+    """
+    run = Runner(program)
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    returned = graph.graph_copy(run.module.graph, copies)
+    leaves = [leaf for leaf in leaves_of(returned) if isinstance(leaf, fx.Node)]
+    graph.output((*leaves, *(copies[node] for node in quantizers_of(run.module))))
+    given = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, argument in zip(given, run.arguments, strict=True):
+        if not isinstance(argument, TensorArgument):
+            graph.erase_node(node)
+    part = fx.GraphModule(run.module, graph)
+    batched = [
+        bool(each["shape"]) and isinstance(each["shape"][0], str) for each in signature(program)["inputs"]
+    ]
+    # Of one row alone torch.export would not believe that there may be more.
+    rows = tuple(
+        torch.from_numpy(np.resize(each, (max(2, len(each)), *each.shape[1:])) if free else each)
+        for each, free in zip(inputs, batched, strict=True)
+    )
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        return torch.export.export(
+            part, rows, dynamic_shapes=tuple({0: batch} if free else None for free in batched)
+        )
+
+
+def unexplained(program: Any, inputs: Arrays, found: Arrays) -> fx.Node | None:
+    """Find the first result of a library that does not follow from its earlier levels.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        What was compiled.
+    inputs : sequence of ndarray
+        Flat and in order.
+    found : sequence of ndarray
+        What the library of :func:`with_levels` makes of them.
+
+    Returns
+    -------
+    Node or None
+        Of the program's module: where the computation of that result begins.  None where all follow.
+    """
+    run = Runner(program)
+    for draws, noise in _ATTEMPTS:
+        node = _first(run, inputs, [torch.from_numpy(np.array(each)) for each in found], draws, noise)
+        if node is None:
+            return None
+    return node
+
+
+class _Disturbed(fx.Interpreter):
+    """Run node by node; floating-point values are multiplied by one plus a normal number of that deviation."""
+
+    def __init__(self, module: fx.GraphModule, noise: float, seed: int, inputs: Iterable[Any]) -> None:
+        super().__init__(module)
+        self.noise, self.generator, self.inputs = noise, torch.Generator().manual_seed(seed), iter(inputs)
+
+    def step(self, node: fx.Node) -> None:
+        """Compute a node's value, which is in ``env`` then, and drop those that no later node reads."""
+        value = next(self.inputs) if node.op == "placeholder" else self.run_node(node)
+        self.env[node] = fx.node.map_aggregate(value, self._moved) if self.noise else value
+        for last in self.user_to_last_uses.get(node, ()):
+            if last is not node:
+                del self.env[last]
+
+    def _moved(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        factor = 1 + self.noise * torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
+        return (value.double() * factor.to(value.device)).to(value.dtype)
+
+
+def _first(run: Runner, inputs: Arrays, found: list[Tensor], draws: int, noise: float) -> fx.Node | None:
+    given = iter([torch.from_numpy(np.array(each)).to(run.device) for each in inputs])
+    leaves = [
+        next(given) if isinstance(each, TensorArgument) else getattr(each, "value", None)
+        for each in run.arguments
+    ]
+    still, *moved = (_Disturbed(run.module, noise * bool(i), i, leaves) for i in range(draws + 1))
+    chosen = quantizers_of(run.module)
+    levels = dict(zip(chosen, found[len(found) - len(chosen) :], strict=True))
+    settled: set[fx.Node] = set()
+    with torch.no_grad():
+        for node in run.module.graph.nodes:
+            if node.op == "output":
+                break
+            source = node.args[0] if node in levels else None
+            if isinstance(source, fx.Node):
+                ends = _ends(*(each.env[source] for each in (still, *moved)))
+                grid: Any = fx.node.map_arg((node.args[1:], dict(node.kwargs)), still.env.__getitem__)
+                low, high = (node.target(end, *grid[0], **grid[1]) for end in ends)
+            for each in (still, *moved):
+                each.step(node)
+            if node not in levels:
+                continue
+            level = levels[node].to(run.device)
+            if not _between(level, low, high):
+                return _beginning(node, settled)
+            settled |= _computation(node)
+            for each in (still, *moved):
+                each.env[node] = level.to(each.env[node].dtype)
+        results = [leaf for leaf in leaves_of(node.args[0]) if isinstance(leaf, fx.Node)]
+        for result, value in zip(results, found, strict=False):
+            low, high = _ends(*(each.env[result] for each in (still, *moved)))
+            if not _between(value.to(run.device), low, high):
+                return result if result in levels else _beginning(result, settled)
+    return None
+
+
+def _ends(still: Tensor, *moved: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value that rounding may make of each."""
+    exact, others = still.double(), torch.stack(moved).double()
+    apart = (others - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+    finite = exact[exact.isfinite()].abs()
+    largest = finite.max() if finite.numel() else 0.0
+    spread = apart.square().mean().sqrt() if apart.numel() else 0.0
+    margin = _FACTOR * (apart.amax(0) + spread) + _LEAST * largest
+    if still.is_floating_point():
+        return (exact - margin).to(still.dtype), (exact + margin).to(still.dtype)
+    low, high = torch.minimum(exact, others.amin(0)), torch.maximum(exact, others.amax(0))
+    return low, high
+
+
+def _between(value: Tensor, low: Tensor, high: Tensor) -> bool:
+    value, low, high = value.double(), low.double(), high.double()
+    inside = (torch.minimum(low, high) <= value) & (value <= torch.maximum(low, high))
+    return bool((inside | (value == low) | (value.isnan() & low.isnan())).all())
+
+
+def _computation(node: fx.Node) -> set[fx.Node]:
+    """What a result is computed from, back to the levels before it."""
+    left, found = [node], {node}
+    while left:
+        for each in left.pop().all_input_nodes:
+            if each not in found and not _is_quantizer(each) and each.op == "call_function":
+                found.add(each)
+                left.append(each)
+    return found
+
+
+def _beginning(node: fx.Node, settled: set[fx.Node]) -> fx.Node:
+    """The first node of a result's computation that is in no other's that came out right."""
+    suspects = _computation(node) - settled
+    order = list(node.graph.nodes)
+    return min(
+        (each for each in suspects if each is node or "dequantize" not in str(each.target)), key=order.index
+    )
