@@ -127,7 +127,9 @@ class _Disturbed(fx.Interpreter):
     def _moved(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        factor = 1 + self.noise * torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
+        # of numbers of 16 bits a library may keep more bits in between, never fewer than float32 has
+        noise = self.noise * max(1.0, torch.finfo(value.dtype).eps / torch.finfo(torch.float32).eps)
+        factor = 1 + noise * torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
         return (value.double() * factor.to(value.device)).to(value.dtype)
 
 

@@ -122,8 +122,7 @@ class Library:
         self._local = threading.local()
         try:
             self._module = sys.modules["tvm_ffi"].load_module(_spelling(path, variant))
-            for size in (None, *self._batches):  # what the description promises
-                self._function(size)
+            self._function(None)
         except LibraryError:
             raise
         except Exception as error:
@@ -131,6 +130,14 @@ class Library:
                 f"{path} cannot be loaded by TVM {self._tvm.__version__}: {error}; it was compiled by TVM "
                 f"{manifest.get('libraries', {}).get('tvm', '?')}: use that release or compile again"
             ) from error
+        for size in sorted(self._batches):
+            try:
+                self._function(size)
+            except Exception as error:
+                raise LibraryError(
+                    f"the description of {path} names {size} in 'batch_sizes', and the library has no code of its own for that; "
+                    "copy both files of the library again, or compile the model again"
+                ) from error
 
     def __repr__(self) -> str:
         return f"<Library {self.path.name}: {self.variant['target']}>"

@@ -18,7 +18,7 @@ from cat_plugin.graph.preparation import Preparation, square
 if TYPE_CHECKING:
     from cat_plugin.ptq.cache import TensorStore
 
-__all__ = ["NamedArrays", "Samples", "load_arrays", "load_samples"]
+__all__ = ["NamedArrays", "Samples", "arrays_in", "load_arrays", "load_samples"]
 
 _INPUT_KEYS = ("inputs", "images", "x")
 _LABEL_KEYS = ("labels", "y")
@@ -123,6 +123,12 @@ def load_arrays(source: str | Path, described: Sequence[Mapping[str, Any]]) -> N
     return NamedArrays(tuple(inputs), None if labels is None else labels.astype(np.int64))
 
 
+def arrays_in(source: str | Path) -> list[str]:
+    """Names of the arrays of an ``.npz`` file; none where it is something else."""
+    path = Path(source)
+    return _arrays(path, [])[1] if path.suffix == ".npz" and path.is_file() else []
+
+
 def _arrays(path: Path, wanted: Iterable[Sequence[str]]) -> tuple[list[np.ndarray | None], list[str]]:
     """Of each group of names the first array that an ``.npz`` file has, and the names of all that it has."""
     try:
@@ -147,8 +153,8 @@ def _from_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     (inputs, labels), names = _arrays(path, [_INPUT_KEYS, _LABEL_KEYS])
     if inputs is None:
         raise CATValueError(
-            f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}. A model of several inputs is "
-            "quantized from Python (docs/ptq.md); its bundle and library then take an array for each input here"
+            f"{path} holds {names}; expected an array named one of {', '.join(_INPUT_KEYS)}, or, of a model of several inputs, an "
+            "array for each, under its name"
         )
     return inputs, labels
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from cat_plugin.errors import CATTypeError, CATValueError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["load_model"]
+__all__ = ["inputs_of", "load_model"]
 
 _NAMED = 5
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "transformers"}
@@ -130,6 +131,16 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> str:
             verb = "is" if len(names) == 1 else "are"
             parts.append(f"{len(names)} {verb} {kind} ({', '.join(names[:_NAMED])}{more})")
     return ", ".join(parts)
+
+
+def inputs_of(model: nn.Module, given: Collection[str]) -> list[str]:
+    """Names of the arguments that a model must be called with, and of those of the others that are given."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [
+        each.name
+        for each in inspect.signature(model.forward).parameters.values()
+        if each.kind in named and (each.default is each.empty or each.name in given)
+    ]
 
 
 def load_model(model: str, weights: Path | None = None, num_classes: int | None = None) -> nn.Module:

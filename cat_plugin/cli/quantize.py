@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from rich.table import Table
 
 from cat_plugin.cli.console import EXIT_MISSED, key_value_table, state
+from cat_plugin.cli.data import NamedArrays, Samples
 from cat_plugin.cli.options import (
     BatchSize,
     ChannelOrder,
@@ -27,7 +27,6 @@ from cat_plugin.cli.options import (
     class_names,
     labelled,
     preparation,
-    samples_of,
     sources_exist,
 )
 from cat_plugin.cli.places import BUNDLE, DIRECTORY, held_state, may_write
@@ -37,7 +36,6 @@ from cat_plugin.errors import CATValueError, RecipeError
 if TYPE_CHECKING:
     from torch import nn
 
-    from cat_plugin.cli.data import Samples
     from cat_plugin.ptq.cache import TensorStore
     from cat_plugin.ptq.ranks import Ranks
     from cat_plugin.recipe.recipe import Recipe
@@ -92,6 +90,7 @@ def quantize(
 ) -> None:
     """Quantize a model as a recipe says and write the best result as a bundle.
 
+    A model of several inputs takes an .npz file with an array for each, under the names of its arguments.
     The state of the run is kept in OUT.state until the bundle is written; 'cat-ptq inspect OUT.state' lists it. With --tune the exit code is 3 when no
     trial met the criterion of the recipe; the best bundle is written all the same. Started by 'torchrun -m cat_plugin quantize', the processes
     divide the engine's calibration inputs among themselves (preset fast).
@@ -101,19 +100,17 @@ def quantize(
     names = class_names(classes)
     if tensorboard is not None:
         may_write(tensorboard, DIRECTORY, "--tensorboard")
-    import torch
-
     from cat_plugin import export_bundle, load_recipe
+    from cat_plugin.cli.calibration import load_calibration
     from cat_plugin.cli.models import load_model
     from cat_plugin.cli.torchrun import follow, joined
     from cat_plugin.graph.export import export_program
     from cat_plugin.graph.inspect import quantized_layers
-    from cat_plugin.graph.preparation import Preparation
     from cat_plugin.recipe.options import has_choices
     from cat_plugin.report.content import weight_bytes
     from cat_plugin.report.metrics import load_metric
     from cat_plugin.report.recording import measured, recorded
-    from cat_plugin.report.scoring import Scorer, logits_of
+    from cat_plugin.report.scoring import Scorer
 
     loaded = load_recipe(recipe)
     if tune is None and (len(loaded.configurations) > 1 or has_choices(loaded.configurations[0])):
@@ -124,14 +121,15 @@ def quantize(
     prepared = preparation(mean, std, image_size, channel_order)
     network = load_model(model, weights, num_classes)
     store = _store(loaded)
-    samples = samples_of(data, prepared, store=store)
-    how = dataclasses.replace(prepared or Preparation(), source=samples.source)
-    batches = list(torch.split(torch.from_numpy(samples.inputs), batch_size))
+    options = {"--tune": tune, "--mean": mean, "--std": std, "--image-size": image_size}
+    unsuited = {**options, "--channel-order": channel_order}
+    calibration = load_calibration(network, data, batch_size, prepared, store, unsuited)
+    samples, how = calibration.samples, calibration.preparation
     with joined() as ranks:
         if not ranks.first:
-            follow(ranks, network, batches)
+            follow(ranks, network, calibration.batches)
             return
-        names = _names(names, samples, logits_of(network, samples.inputs[:1], 1))
+        names = _names(names, samples, calibration.logits(network))
         scorer = (
             None
             if tune is None
@@ -140,19 +138,19 @@ def quantize(
         with _state_beside(out, resume) as kept, _scalars(tensorboard) as scalars:
             if scorer is not None:
                 scorer.kept = kept
-            corrected = _run(loaded, network, batches, scorer, kept, scalars, ranks)
+            corrected = _run(loaded, network, calibration.batches, scorer, kept, scalars, ranks)
             with state.working("exporting"):
-                program = export_program(corrected, batches[0][:2])
+                program = export_program(corrected, calibration.first(2))
             layers = [_layer(layer.to_dict()) for layer in quantized_layers(program)]
             record = recorded(loaded, model, network, corrected, scorer)
-            if measure:
+            if measure and isinstance(samples, Samples):
                 with state.working("measuring the layers") as status:
                     record |= measured(
                         network, corrected, layers, samples.inputs, batch_size, status.update, program
                     )
             bundle = export_bundle(
                 program,
-                batches[0][:5],
+                calibration.first(5),
                 out,
                 calibration={"samples": len(samples), "recipe": recipe.name},
                 report=record,
@@ -182,14 +180,14 @@ def _store(recipe: Recipe) -> TensorStore | None:
     return TensorStore(0) if bounded else None
 
 
-def _names(given: list[str] | None, samples: Samples, logits: FloatArray) -> list[str] | None:
+def _names(given: list[str] | None, samples: Samples | NamedArrays, logits: FloatArray) -> list[str] | None:
     """The names of the classes: those given, or those of the folders where there is one for each class."""
     classes = logits.shape[1] if logits.ndim == 2 else None
     if given is not None and len(given) != classes:
         raise CATValueError(
             f"--classes names {len(given)} classes and the model has {classes}; give a name for each, in their order"
         )
-    folders = samples.classes
+    folders = samples.classes if isinstance(samples, Samples) else None
     return given or (folders if folders is not None and len(folders) == classes else None)
 
 

@@ -90,7 +90,7 @@ class Leader:
             self.ranks.told(b"")
 
 
-def follow(ranks: Ranks, model: nn.Module, batches: Sequence[torch.Tensor]) -> None:
+def follow(ranks: Ranks, model: nn.Module, batches: Sequence[Any]) -> None:
     """Do this process's share of every quantization that the first one begins, until it is done.
 
     Parameters
@@ -99,10 +99,11 @@ def follow(ranks: Ranks, model: nn.Module, batches: Sequence[torch.Tensor]) -> N
         All processes.
     model : nn.Module
         The one that the first process quantizes.
-    batches : sequence of Tensor
+    batches : sequence
         All calibration inputs, as the first process has them.
     """
-    rows = sum(map(len, batches))
+    calls = list(as_calls(batches))
+    rows = sum(call.rows for call in calls)
     while text := ranks.told(b""):
         spec = QuantSpec(**json.loads(text))
-        quantize(model, spec, _share(as_calls(batches), spec, ranks, rows))
+        quantize(model, spec, _share(calls, spec, ranks, rows))

@@ -183,6 +183,30 @@ def test_a_library_whose_values_lie_on_edges_is_written(
     assert report.notes == ()
 
 
+class Half(Deep):
+    """Computes in numbers of 16 bits between two layers, where a library may keep more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self._layer("first", x).bfloat16() * 1.3 + 0.1
+        return self._layer("second", (y * y + y).float())
+
+
+def test_what_numbers_of_16_bits_round_is_no_fault(tmp_path: Path) -> None:
+    program = models.exported(Half(), torch.randn(64, 6))
+    report = tvm_backend.compile(program, out=tmp_path / "model.so", cache=False)
+    assert report.notes == ()
+
+
+def test_a_batch_size_that_a_library_has_no_code_for_is_named(library: Path) -> None:
+    described = library.with_suffix(".json")
+    manifest = json.loads(described.read_text())
+    described.write_text(json.dumps({**manifest, "batch_sizes": [7, 9]}))
+    with pytest.raises(
+        LibraryError, match="names 9 in 'batch_sizes', and the library has no code of its own"
+    ):
+        tvm_backend.load(library)
+
+
 def test_load_verifies_without_torch(library: Path) -> None:
     code = (
         "import sys, tvm_backend; tvm_backend.load(sys.argv[1], verify=True);"

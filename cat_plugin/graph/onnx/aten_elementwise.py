@@ -18,10 +18,10 @@ _UNARY = {
     "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt",
     "reciprocal": "Reciprocal", "abs": "Abs", "neg": "Neg", "erf": "Erf", "floor": "Floor", "ceil": "Ceil",
     "round": "Round", "sin": "Sin", "cos": "Cos", "sign": "Sign", "softplus": "Softplus", "mish": "Mish",
-    "hardswish": "HardSwish", "selu": "Selu", "logical_not": "Not", "isnan": "IsNaN", "bitwise_not": "Not",
+    "hardswish": "HardSwish", "selu": "Selu", "isnan": "IsNaN",
 }  # fmt: skip
 _BINARY = {
-    "mul.Tensor": "Mul", "mul.Scalar": "Mul", "maximum.default": "Max", "minimum.default": "Min",
+    "maximum.default": "Max", "minimum.default": "Min",
     "pow.Tensor_Scalar": "Pow", "pow.Tensor_Tensor": "Pow", "pow.Scalar": "Pow",
 }  # fmt: skip
 _COMPARED = {"eq": "Equal", "gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual"}
@@ -35,8 +35,7 @@ def _unary(op: str) -> Converter:
         if op == "Softplus" and (given["beta"] != 1 or given["threshold"] < 20):
             raise ExportError("beta must be 1 and the threshold at least 20; ONNX's Softplus knows no other")
         first = next(iter(given.values()))
-        dtype = node.meta["val"].dtype
-        return writer.emit(op, [writer.value(first, None if op in ("Not", "IsNaN") else dtype)])
+        return writer.emit(op, [writer.value(first, None if op == "IsNaN" else node.meta["val"].dtype)])
 
     return convert
 
@@ -89,9 +88,14 @@ def _sum(writer: Writer, node: Node, given: dict[str, Any]) -> str:
 def _quotient(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     dtype = node.meta["val"].dtype
     mode = "floor" if "floor_divide" in str(node.target) else given.get("rounding_mode")
-    if mode is not None and not dtype.is_floating_point:
-        raise ExportError("a rounded division of integers; divide floats")
-    result = writer.emit("Div", [writer.value(given["self"], dtype), writer.value(given["other"], dtype)])
+    first, second = (writer.value(given[name], dtype) for name in ("self", "other"))
+    if (
+        not dtype.is_floating_point
+    ):  # ONNX cuts off what is behind the point; its Mod has the sign of the divisor
+        if mode == "floor":
+            first = writer.emit("Sub", [first, writer.emit("Mod", [first, second])])
+        return writer.emit("Div", [first, second])
+    result = writer.emit("Div", [first, second])
     if mode == "trunc":
         sign, size = writer.emit("Sign", [result]), writer.emit("Floor", [writer.emit("Abs", [result])])
         return writer.emit("Mul", [sign, size])
@@ -129,10 +133,12 @@ def _bucketize(writer: Writer, node: Node, given: dict[str, Any]) -> str:
 
 @converts("aten.index.Tensor")
 def _looked_up(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    """Entries of a table along its first axis."""
-    if len(given["indices"]) != 1 or given["indices"][0].meta["val"].dtype is torch.bool:
-        raise ExportError("an index by several tensors, or by a mask; index the first axis by integers")
-    return writer.emit("Gather", [writer.value(given["self"]), writer.value(given["indices"][0])])
+    """Entries along one axis."""
+    by = [(axis, each) for axis, each in enumerate(given["indices"]) if each is not None]
+    if len(by) != 1 or by[0][1].meta["val"].dtype is torch.bool:
+        raise ExportError("an index by several tensors, or by a mask; index one axis by integers")
+    (axis, entries), source = by[0], writer.value(given["self"])
+    return writer.emit("Gather", [source, writer.value(entries)], axis=axis)
 
 
 @converts("aten.silu.default")
@@ -181,18 +187,32 @@ def _prelu(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     return writer.emit("PRelu", [writer.value(source), name])
 
 
-@converts("aten.logical_and.default", "aten.bitwise_and.Tensor")
-def _and(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    return writer.emit(
-        "And", [writer.value(given["self"], torch.bool), writer.value(given["other"], torch.bool)]
-    )
+@converts("aten.mul.Tensor", "aten.mul.Scalar")
+def _product(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    names = [writer.value(given[name], dtype) for name in ("self", "other")]
+    return writer.emit("And" if dtype is torch.bool else "Mul", names)
 
 
-@converts("aten.logical_or.default", "aten.bitwise_or.Tensor")
-def _or(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    return writer.emit(
-        "Or", [writer.value(given["self"], torch.bool), writer.value(given["other"], torch.bool)]
-    )
+def _logical(op: str, by_bits: bool) -> Converter:
+    """Of truth values; of the bits of integers where `by_bits`."""
+
+    def convert(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+        dtype = node.meta["val"].dtype
+        names = [writer.value(item, dtype) for item in list(given.values())[: 1 if op == "Not" else 2]]
+        return writer.emit(op if dtype is torch.bool else f"Bitwise{op}", names)
+
+    def of_truth(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+        names = [writer.value(item, torch.bool) for item in list(given.values())[: 1 if op == "Not" else 2]]
+        return writer.emit(op, names)
+
+    return convert if by_bits else of_truth
+
+
+for _name, _op in {"and": "And", "or": "Or", "xor": "Xor", "not": "Not"}.items():
+    CONVERTERS[f"aten.logical_{_name}.default"] = _logical(_op, by_bits=False)
+    for _kind in ("default",) if _op == "Not" else ("Tensor", "Scalar"):
+        CONVERTERS[f"aten.bitwise_{_name}.{_kind}"] = _logical(_op, by_bits=True)
 
 
 @converts("aten.ne.Tensor", "aten.ne.Scalar")
@@ -223,6 +243,12 @@ def _cast(writer: Writer, node: Node, given: dict[str, Any]) -> str:
 def _log1p(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     x = writer.value(given["self"])
     return writer.emit("Log", [writer.emit("Add", [x, writer.value(1.0, node.meta["val"].dtype)])])
+
+
+@converts("aten.exp2.default")
+def _exp2(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    return writer.emit("Pow", [writer.value(2.0, dtype), writer.value(given["self"], dtype)])
 
 
 @converts("aten.log2.default")

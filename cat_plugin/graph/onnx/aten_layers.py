@@ -164,6 +164,34 @@ for _name, _op in {
     CONVERTERS[f"aten.{_name}"] = _reduce(_op)
 
 
+@converts("aten.linalg_vector_norm.default")
+def _norm(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    ops = {1.0: "ReduceL1", 2.0: "ReduceL2", math.inf: "ReduceMax", -math.inf: "ReduceMin"}
+    op = ops.get(float(given["ord"]))
+    if op is None:
+        raise ExportError(f"the norm of order {given['ord']}; ONNX knows 1, 2 and the infinities")
+    name = writer.value(given["self"], node.meta["val"].dtype)
+    axes = [] if given["dim"] is None else [writer.integers(given["dim"])]
+    return writer.emit(
+        op,
+        [writer.emit("Abs", [name]) if op in ("ReduceMax", "ReduceMin") else name, *axes],
+        keepdims=int(given["keepdim"]),
+    )
+
+
+@converts(
+    "aten.any.default", "aten.any.dim", "aten.any.dims", "aten.all.default", "aten.all.dim", "aten.all.dims"
+)
+def _some(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    """Whether any, or each, is true: the largest, or the least, of zeros and ones."""
+    axes = given.get("dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    name = writer.cast(writer.value(given["self"], torch.bool), torch.int32)
+    names = [name] if axes is None else [name, writer.integers(axes)]
+    op = "ReduceMax" if ".any." in str(node.target) else "ReduceMin"
+    return writer.cast(writer.emit(op, names, keepdims=int(bool(given.get("keepdim")))), torch.bool)
+
+
 @converts("aten.argmax.default", "aten.argmin.default")
 def _extreme(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     if given["dim"] is None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from cat_plugin.errors import ExportError
 from cat_plugin.graph.onnx.files import need
@@ -104,6 +105,23 @@ class Writer(Fragment):
             raise ExportError(f"{key} is a {type(values).__name__}; expected a tensor")
         return values.detach().cpu()
 
+    def _known(self, item: Node) -> torch.Tensor | None:
+        """What an operation gives that depends on no input; None of others."""
+        if self.is_constant(item):
+            return self.tensor(item)
+        operation: Any = item.target
+        if item.op != "call_function" or not hasattr(operation, "_schema"):
+            return None
+        operands = {each: self._known(each) for each in item.all_input_nodes}
+        if any(value is None for value in operands.values()):
+            return None
+        if torch.Tag.nondeterministic_seeded in operation.tags:
+            return None
+        args: Any = map_arg((item.args, item.kwargs), operands.__getitem__)
+        with torch.no_grad():
+            result = operation(*args[0], **args[1])
+        return result.contiguous() if isinstance(result, torch.Tensor) else None
+
     def constant(self, array: Any, name: str = "constant") -> str:
         """Store an array, once for equal ones; returns its name."""
         array = np.asarray(array, order="C")
@@ -184,6 +202,10 @@ class Writer(Fragment):
         """
         target = str(node.target)
         convert = CONVERTERS.get(operation_of(node))
+        value = self._known(node) if convert is None else None
+        if value is not None:
+            self.names[node] = self.constant(_array(value), node.name)
+            return
         if convert is None:
             raise ExportError(
                 f"the operation {target} in {place_of(node)} cannot be written as ONNX; export a part of the model, or "

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, TensorArgument
 
 from cat_plugin.errors import CATTypeError, CATValueError, ExportError
 from cat_plugin.graph.bundle import Bundle, read_bundle
@@ -135,15 +136,18 @@ def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
     return _written(program, opset)[0]
 
 
-def _output_names(program: ExportedProgram, count: int) -> list[str]:
+def _output_names(program: ExportedProgram) -> list[str]:
     """What the model called its results, else keys and fields, where it has them for all; else ``output``, or numbered."""
+    given = [isinstance(each.arg, TensorArgument) for each in program.graph_signature.output_specs]
+    count = sum(given)
     own = output_names(program.graph_module)
     if own is not None and len(own) == count:
         return own
     if count == 1:
         return ["output"]
     structure = program.call_spec.out_spec
-    names = names_of(structure.unflatten(range(structure.num_leaves))) if structure is not None else []
+    every = names_of(structure.unflatten(range(structure.num_leaves))) if structure is not None else []
+    names = list(compress(every, given))
     named = len(names) == count and all(name.replace(".", "_").isidentifier() for name in names)
     return names if named else [f"output_{i}" for i in range(count)]
 
@@ -151,14 +155,15 @@ def _output_names(program: ExportedProgram, count: int) -> list[str]:
 def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
     """The model, and the writer that knows which of its values stands for which operation."""
     onnx = need("onnx")
-    wanted = _output_names(program, len(program.graph_signature.user_outputs))
+    wanted = _output_names(program)
     program = _known_operations(program)
-    results = [str(name) for name in program.graph_signature.user_outputs]
+    specs = program.graph_signature.output_specs  # what is no tensor is left out
+    results = [each.arg.name for each in specs if isinstance(each.arg, TensorArgument)]
     writer = Writer(program, opset)
     nodes = {node.name: node for node in program.graph.nodes}
     inputs = []
     for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
+        if spec.kind is InputKind.USER_INPUT and isinstance(spec.arg, TensorArgument):
             node = nodes[spec.arg.name]
             writer.names[node] = writer.fresh(node.name)
             inputs.append(writer.described(writer.names[node], node.meta["val"]))
@@ -183,7 +188,7 @@ def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
         ir_version=OPSETS[opset],
     )
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:
         raise ExportError(
             f"the ONNX model that was written does not pass its checker: {error}; report it"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ def _compare_optimized(session: Any, feed: dict[str, Any], expected: dict[str, A
 def _batches(writer: Writer, example_inputs: Any) -> list[list[Tensor]]:
     """Inputs at each batch size: rows of the examples, or random ones that the program takes."""
     if example_inputs is not None:
-        given = read_batch(example_inputs, "example_inputs").tensors
+        given = _given(writer, example_inputs)
         return [[x[torch.arange(rows) % len(x)].contiguous() for x in given] for rows in _ROWS]
     wanted = [
         node.meta["val"] for node in writer.names if node.op == "placeholder" and _is_input(writer, node)
@@ -138,6 +139,22 @@ def _batches(writer: Writer, example_inputs: Any) -> list[list[Tensor]]:
             continue
         return batches
     return []
+
+
+def _given(writer: Writer, example_inputs: Any) -> list[Tensor]:
+    """The examples in the order of the program's inputs: all of them, or a batch as the calibration's."""
+    names = [node.name for node in writer.names if node.op == "placeholder" and _is_input(writer, node)]
+    if isinstance(example_inputs, tuple) and len(example_inputs) == len(names) > 1:
+        tensors = [torch.as_tensor(each) for each in example_inputs]
+    elif isinstance(example_inputs, Mapping) and set(example_inputs) == set(names):
+        tensors = [torch.as_tensor(example_inputs[name]) for name in names]
+    else:
+        tensors = read_batch(example_inputs, "example_inputs").tensors
+    if len(tensors) != len(names):
+        raise CATValueError(
+            f"example_inputs holds {len(tensors)} tensors; expected {len(names)}: {', '.join(names)}"
+        )
+    return tensors
 
 
 def _is_input(writer: Writer, node: fx.Node) -> bool:

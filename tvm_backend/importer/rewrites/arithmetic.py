@@ -71,6 +71,14 @@ def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
     return x
 
 
+def _times(x: Any, other: Any) -> Any:
+    return torch.mul(x.to(torch.result_type(x, other)), other)
+
+
+def _exp2(x: Any) -> Any:
+    return torch.exp(x * math.log(2))
+
+
 def _isfinite(x: Any) -> Any:
     return torch.abs(x) < math.inf
 
@@ -90,6 +98,8 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.sub.Tensor: _scaled(aten.sub.Tensor),
         aten.add.Scalar: _scaled_by_position(aten.add.Scalar),
         aten.sub.Scalar: _scaled_by_position(aten.sub.Scalar),
+        aten.mul.Scalar: _times,
+        aten.exp2.default: _exp2,
         aten.elu.default: _elu,
         aten.rrelu.default: _rrelu,
         aten.clamp.default: _clamp,

@@ -1,0 +1,108 @@
+"""Inputs, outputs and operations in the forms that models have, as ONNX: what ONNX Runtime gives is what the module gives."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cat_plugin
+from cat_plugin.errors import CATValueError
+from cat_plugin.graph.export import export_program
+from cat_plugin.structures import leaves_of
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from cat_plugin.graph.onnx.sessions import session_of
+
+
+class _Of(nn.Module):
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.fc, self.function = nn.Linear(6, 6), function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.fc(x))
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x) - self.b(y)
+
+
+def _rows(count: int, size: int = 6, seed: int = 1) -> Tensor:
+    return 2 * torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
+    "norm": lambda y: F.normalize(y, dim=-1) + y.norm(p=1, dim=1, keepdim=True) + y.norm(p=torch.inf),
+    "any-all": lambda y: y * (y > 0).any(1, keepdim=True) + (y > -1).all() + ((y * 2).int() != 0).any((0, 1)),
+    "floor-division": lambda y: (y * 8).long() // -3 + torch.div((y * 8).long(), 3, rounding_mode="trunc"),
+    "bits": lambda y: ((y * 16).int() & 7 | 1) ^ ~(y * 16).int(),
+    "truths": lambda y: (
+        ((y > 0) * (y < 1)) ^ torch.logical_xor(y > 1, (y * 2).int()) | torch.logical_not((y * 2).int())
+    ),
+    "exp2": lambda y: torch.exp2(y) + 2**y,
+    "constants": lambda y: y[:, torch.triu_indices(3, 3, 1)[0]] + torch.tril_indices(2, 2)[1],
+    "close": lambda y: torch.isclose(y, y.round(), atol=0.05) * 1.0,
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _Of(OPERATIONS[name]).eval()
+    path = cat_plugin.export_onnx(model, tmp_path / "model.onnx", _rows(4))
+    session = session_of(str(path))
+    for rows in (1, 5):
+        with torch.no_grad():
+            expected = model(_rows(rows)).numpy()
+        found = session.run(None, {session.get_inputs()[0].name: _rows(rows).numpy()})[0]
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda y: (y, None), ["output"]),
+        (lambda y: {"a": y, "b": None, "c": y * 2}, ["a", "c"]),
+        (
+            lambda y: OrderedDict(out=[y, {"p": y.amax(1)}], rest=(None, 3, y + 1)),
+            ["output_0", "output_1", "output_2"],
+        ),
+    ],
+)
+def test_results_that_are_no_tensors_are_left_out(function: Any, names: list[str], tmp_path: Path) -> None:
+    model = _Of(function).eval()
+    path = cat_plugin.export_onnx(model, tmp_path / "model.onnx", _rows(4))
+    session = session_of(str(path))
+    found = session.run(None, {session.get_inputs()[0].name: _rows(3).numpy()})
+    with torch.no_grad():
+        expected = [leaf for leaf in leaves_of(model(_rows(3))) if isinstance(leaf, Tensor)]
+    assert len(session.get_outputs()) == len(expected) == len(names)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "example", [lambda x, y: (x, y), lambda x, y: {"y": y, "x": x}, lambda x, y: [(x, y)]]
+)
+def test_examples_of_a_program_of_two_inputs(example: Any, tmp_path: Path) -> None:
+    x, y = _rows(3), _rows(3, 3)
+    program = export_program(_Two().eval(), (x, y))
+    cat_plugin.export_onnx(program, tmp_path / "model.onnx", example(x, y))
+    with pytest.raises(CATValueError, match="example_inputs holds 1 tensors; expected 2: x, y"):
+        cat_plugin.export_onnx(program, tmp_path / "model.onnx", x)
