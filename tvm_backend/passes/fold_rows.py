@@ -50,8 +50,9 @@ class _Fold(Rewriter):
 
     def _goes_on(self) -> bool:
         """Whether a constant is multiplied or added next: loops of what is left in float take all of it in one pass."""
-        user, *others = self.upcoming_users()
-        if others or user is None or compat.op_name(user) not in ("add", "multiply"):
+        users = self.upcoming_users()
+        user = users[0] if len(users) == 1 else None
+        if user is None or compat.op_name(user) not in ("add", "multiply"):
             return False
         return any(map(compat.is_constant, user.args))
 
