@@ -29,4 +29,14 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tvm_backend' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"tvm_backend.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"tvm_backend.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from cat_plugin.errors import CompileError
+
+        raise CompileError(
+            "PyTorch is not installed, which reads a bundle's graph: pip install 'cat-ptq[torch]', or compile where it is and copy "
+            "the library with the files beside it"
+        ) from error

@@ -215,6 +215,35 @@ def test_load_verifies_without_torch(library: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(library)], check=True)
 
 
+_WITHOUT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, Absent())
+from cat_plugin.cli import main
+sys.exit(main(["compile", *sys.argv[1:]]))
+"""
+
+
+def test_compiling_without_torch_takes_what_was_compiled_or_says_what_is_missing(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAT_CACHE_DIR", str(tmp_path / "cache"))
+    bundle = export_bundle(program, torch.randn(8, 6), tmp_path / "bundle")
+    out = tmp_path / "model.so"
+    words = [sys.executable, "-c", _WITHOUT_TORCH, str(bundle), "--out", str(out)]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    message = " ".join(result.stderr.split())
+    assert message.startswith("error: PyTorch is not installed, which reads a bundle's graph: pip install")
+    assert not out.exists()
+    tvm_backend.compile(bundle, out=tmp_path / "first.so")
+    subprocess.run(words, capture_output=True, check=True)
+    tvm_backend.load(out, verify=True)
+
+
 def test_a_processor_that_computes_otherwise_is_found(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = tvm_backend.Library.flat
     monkeypatch.setattr(

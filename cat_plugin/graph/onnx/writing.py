@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, TensorArgument
 from cat_plugin.errors import CATTypeError, CATValueError, ExportError
 from cat_plugin.graph.bundle import Bundle, read_bundle
 from cat_plugin.graph.export import export_program
-from cat_plugin.graph.onnx import aten_elementwise, aten_layers, aten_shapes, quantizers  # noqa: F401
+from cat_plugin.graph.onnx import aten_elementwise, aten_layers, aten_moves, aten_shapes, quantizers  # noqa: F401
 from cat_plugin.graph.onnx.files import need, write_model
 from cat_plugin.graph.onnx.runtimes import refusals, runtime_notes
 from cat_plugin.graph.onnx.writer import CONVERTERS, Writer, operation_of

@@ -82,7 +82,14 @@ def check_written(
     optimized = _optimized(model, path)
     for inputs in _batches(writer, example_inputs):
         feed = {each.name: x.numpy() for each, x in zip(model.graph.input, inputs, strict=True)}
-        theirs = dict(zip(shown, session.run(shown, feed), strict=True))
+        try:
+            theirs = dict(zip(shown, session.run(shown, feed), strict=True))
+        except Exception as error:  # its exceptions share no base class
+            rows = len(inputs[0]) if inputs else 0
+            raise ExportError(
+                f"ONNX Runtime cannot run what was written for {rows} rows: {error}; a size that the model takes for a number "
+                "has become the batch of the example, or report it with the model"
+            ) from error
         _OnTheirValues(writer, {node: theirs[name] for node, name in names.items()}, str(path)).run_on(inputs)
         if optimized is not None:
             _compare_optimized(optimized, feed, {name: theirs[name] for name in outputs}, path)

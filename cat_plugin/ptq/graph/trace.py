@@ -26,9 +26,10 @@ from cat_plugin.ptq.graph.spelled_out import join_pieces
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.structures import as_structure, leaves_of
 
-__all__ = ["trace"]
+__all__ = ["refuse_random", "trace"]
 
 _log = logging.getLogger("cat_plugin")
+_DRAWS = ("rand", "bernoulli", "normal", "multinomial", "uniform", "exponential", "poisson")
 
 
 @contextmanager
@@ -130,6 +131,23 @@ def trace(model: nn.Module, example: Tensor | Inputs) -> fx.GraphModule:
     join_pieces(module)
     module.meta["interface"] = Interface.of(model, example, result, found.graph)
     return module
+
+
+def refuse_random(module: fx.GraphModule) -> None:
+    """Refuse numbers drawn from one seed at every call: a graph holds no generator, and would draw others each time.
+
+    Raises
+    ------
+    QuantizationError
+        If an operation of the graph draws random numbers.
+    """
+    for node in module.graph.nodes:
+        name = str(node.target).removeprefix("aten.")
+        if node.op == "call_function" and name.startswith(_DRAWS):
+            raise QuantizationError(
+                f"the model draws random numbers where it is called ({node.target}); a graph draws others at every call. Draw "
+                "them once, in __init__, and keep them with register_buffer."
+            )
 
 
 def _check_result(result: Any, rows: int) -> None:

@@ -16,7 +16,7 @@ from cat_plugin.ptq.graph.insert import insert_quantizers
 from cat_plugin.ptq.graph.lengths import follow_length, token_axis
 from cat_plugin.ptq.graph.lockstep import check_lowered
 from cat_plugin.ptq.graph.lower import lower
-from cat_plugin.ptq.graph.trace import trace
+from cat_plugin.ptq.graph.trace import refuse_random, trace
 from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.memory import rows_of_the_model
 from cat_plugin.ptq.spec import QuantSpec
@@ -74,6 +74,7 @@ class Trace(_Exact):
         rows = rows_of_the_model(state.module.graph, spec.batch_size, budget)
         _check(state, first, len(inputs), rows)
         state.equivalence = Equivalence(state.model, inputs.call)
+        refuse_random(state.module)
         if not state.equivalence.rows_are_independent:
             state.notes.append(
                 "what the model gives for an input depends on the others in its batch, or is one value for all: ranges are "

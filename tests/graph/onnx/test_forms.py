@@ -46,6 +46,14 @@ def _rows(count: int, size: int = 6, seed: int = 1) -> Tensor:
     return 2 * torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
 
 
+def _written(y: Tensor) -> Tensor:
+    z = y.clone()
+    z[:, 1:3] = y[:, 4:] * 2
+    z[:, -1] = 0.5
+    z[:, :1].mul_(3)
+    return z
+
+
 OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
     "norm": lambda y: F.normalize(y, dim=-1) + y.norm(p=1, dim=1, keepdim=True) + y.norm(p=torch.inf),
     "any-all": lambda y: y * (y > 0).any(1, keepdim=True) + (y > -1).all() + ((y * 2).int() != 0).any((0, 1)),
@@ -56,6 +64,20 @@ OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
     ),
     "exp2": lambda y: torch.exp2(y) + 2**y,
     "constants": lambda y: y[:, torch.triu_indices(3, 3, 1)[0]] + torch.tril_indices(2, 2)[1],
+    "turned": lambda y: y.flip(1) + y.unflatten(1, (2, 3)).flip(-1, 1).flatten(1).roll(2, 1),
+    "summed-up": lambda y: y.cumsum(1) + (y > 0).cumsum(-1),
+    "largest": lambda y: y - y.max(1, keepdim=True)[0] * y.min(1).indices[:, None],
+    "sorted": lambda y: y.sort(1)[0] + y.sort(-1, descending=True).indices,
+    "filled": lambda y: (
+        torch.full_like(y, 3) + torch.zeros_like(y[:, :1], dtype=torch.int) - torch.ones_like(y)
+    ),
+    "written-into": lambda y: _written(y),
+    "curves": lambda y: (
+        torch.expm1(y.clamp(max=1)) + torch.asinh(y) + torch.atan(y) + torch.sinh(y.clamp(-1, 1))
+    ),
+    "own-statistics": lambda y: F.instance_norm(
+        y.unflatten(1, (2, 3)), weight=torch.tensor([1.0, 2.0])
+    ).flatten(1),
     "close": lambda y: torch.isclose(y, y.round(), atol=0.05) * 1.0,
 }
 

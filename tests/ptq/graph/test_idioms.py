@@ -89,6 +89,22 @@ def test_a_model_that_draws_random_numbers_is_refused() -> None:
         quantize(_Random().eval(), QuantSpec(preset="fast"), [torch.randn(8, 4)])
 
 
+class _Permuted(nn.Module):
+    """The same numbers at every call, from a generator that a graph cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x[:, torch.randperm(8, generator=torch.Generator().manual_seed(0))])
+
+
+def test_numbers_drawn_from_a_seed_at_every_call_are_refused() -> None:
+    with pytest.raises(QuantizationError, match=r"draws random numbers where it is called \(aten.randperm"):
+        quantize(_Permuted().eval(), QuantSpec(preset="fast"), [torch.randn(16, 8)])
+
+
 def test_a_step_that_breaks_the_model_is_an_error_that_names_it_and_the_module() -> None:
     model = idiom("clone-before")
     inputs = _images(4)
