@@ -85,7 +85,8 @@ def all_rows() -> list[str]:
         for preset in PRESETS
     ]
     rows += [
-        f"efficientnet_lite0/{bits}/{data}/fast"
+        f"{model}/{bits}/{data}/fast"
+        for model in ("mobilenet_v2", "efficientnet_lite0")
         for bits in ("w8a8", "w4a8", "w4a4")
         for data in ("few", "none")
     ]
