@@ -12,8 +12,7 @@ least-squares weight that maps these inputs to the full-precision outputs.  Thre
    ``s = (q - z)' H w* / (q - z)' H (q - z)`` (Zhang et al., "COMQ", arXiv 2403.07134, section 3); where groups of a channel's
    inputs have scales of their own, each in turn the best beside the others.
 
-Several starting scales are carried along as extra rows and the best is kept for each channel; where weights are few, zero points
-are tried as well.  The bias is the mean
+Several starting scales are carried along as extra rows and the best is kept for each channel.  The bias is the mean
 that is left (:mod:`cat_plugin.ptq.closed_form.bias_correction`).
 """
 
@@ -29,7 +28,7 @@ from cat_plugin.ptq.closed_form.grids import by_column, times
 from cat_plugin.ptq.closed_form.moments import Moments
 from cat_plugin.ptq.closed_form.optimal_brain import spread_rounding
 
-__all__ = ["fit_few", "fit_integers", "least_squares_weight", "ridge_by_halves"]
+__all__ = ["fit_integers", "least_squares_weight", "ridge_by_halves"]
 
 _ATTEMPTS = 8  # at a factorisation, with more ridge each time
 _ROWS = 8192  # channels fitted at once
@@ -100,61 +99,6 @@ def ridge_by_halves(weight: Tensor, moments: Moments, candidates: tuple[float, .
     return min(zip(losses, candidates, strict=True))[1]
 
 
-def _damped(h: Tensor, damping: float) -> Tensor:
-    """(G, K, K) covariances with a share of their mean variance added to the diagonal."""
-    mean = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
-    return h + torch.eye(h.shape[1], dtype=h.dtype, device=h.device) * (damping * mean).reshape(-1, 1, 1)
-
-
-def fit_few(
-    target: Tensor,
-    moments: Moments,
-    scale: Tensor,
-    zero_point: Tensor,
-    qrange: tuple[int, int],
-    *,
-    damping: float = 0.01,
-    factors: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4),
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`fit_integers` of channels of few weights, whose zero points are moved by one, too, and the best one is kept.
-
-    A tenth of the error goes so in MobileNetV2's depthwise layers at 2 bits, in the median; all integers tried, it would be 15 %.
-
-    Parameters
-    ----------
-    target, moments, scale, zero_point, qrange, damping, factors
-        As there, with one grid for each channel.
-
-    Returns
-    -------
-    integers : Tensor
-        (G, R, K) int8.
-    scale, zero_point : Tensor
-        float32 and int64 of the shape that was given.
-    """
-    h = _damped(moments.h, damping)
-    tried = []
-    for shift in (0, -1, 1):
-        zero = (zero_point + shift).clamp(*qrange)
-        q, s = fit_integers(target, moments, scale, zero, qrange, damping=damping, factors=factors)
-        z = zero.reshape(*q.shape[:2], 1)
-        error = (q - z) * s.reshape(*q.shape[:2], 1).double() - target
-        tried.append((q, s, zero, (torch.bmm(error, h) * error).sum(2)))
-    best = torch.stack([loss for *_, loss in tried]).argmin(0, keepdim=True)
-
-    def chosen(values: list[Tensor]) -> Tensor:
-        index = best.reshape(*best.shape, *[1] * (values[0].ndim - 2))
-        return torch.stack(values).gather(0, index.expand(1, *values[0].shape)).squeeze(0)
-
-    integers, scales, zeros, _ = (list(parts) for parts in zip(*tried, strict=True))
-    shape = (*best.shape[1:], -1)
-    return (
-        chosen(integers),
-        chosen([s.reshape(shape) for s in scales]).reshape(scale.shape),
-        chosen([z.reshape(shape) for z in zeros]).reshape(scale.shape),
-    )
-
-
 def fit_integers(
     target: Tensor,
     moments: Moments,
@@ -219,7 +163,9 @@ def fit_integers(
         return torch.cat([q for q, _ in found], 1), torch.cat([s for _, s in found], 1)
     low, high = qrange
     g, r, k = target.shape
-    h = _damped(moments.h, damping)
+    h = moments.h.clone()
+    mean = h.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    h += torch.eye(k, dtype=h.dtype, device=h.device) * (damping * mean).reshape(-1, 1, 1)
     many = len(factors)
     factor = torch.tensor(factors, device=scale.device, dtype=torch.float32).reshape(1, many, 1, 1)
     scales = (scale.float().reshape(g, 1, r, -1) * factor).flatten(1, 2)

@@ -17,12 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from cat_plugin.ptq.closed_form.bias_correction import corrected_bias, shift_behind_clip
-from cat_plugin.ptq.closed_form.compensation import (
-    fit_few,
-    fit_integers,
-    least_squares_weight,
-    ridge_by_halves,
-)
+from cat_plugin.ptq.closed_form.compensation import fit_integers, least_squares_weight, ridge_by_halves
 from cat_plugin.ptq.closed_form.grid_products import Grid
 from cat_plugin.ptq.closed_form.moments import PATCHES, ROWS, measure, pass_over
 from cat_plugin.ptq.fitted import PARTS
@@ -252,14 +247,7 @@ def fit_layer(
                 effort |= {"factors": (1.0, 1.15, 1.35, 1.6, 2.0), "sweeps": 4, "neighbours": neighbours}
             if factor is not None:
                 effort["modulation"] = factor.reshape(weight.shape)
-            depthwise = grouped.shape[0] > 1 and grouped.shape[1] == 1
-            if depthwise and layer.w_bits == 2 and not symmetric:
-                given = {"damping": effort["damping"]} if scarce else {}
-                integers, scale, zero_point = fit_few(
-                    weight, moments, scale, zero_point, layer.qrange, **given
-                )
-            else:
-                integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)
+            integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)
             layer.weight = weight.reshape(layer.weight.shape).to(layer.weight.dtype)
             layer.q_weight = integers.reshape(layer.weight.shape)
             layer.scale, layer.zero_point = (v.reshape(layer.scale.shape) for v in (scale, zero_point))
