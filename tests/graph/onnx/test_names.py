@@ -80,3 +80,19 @@ def test_a_single_output_keeps_its_name_and_stays_a_tensor(tmp_path):
     assert isinstance(quantized(x), torch.Tensor)
     bundle = cat_plugin.export_bundle(cat_plugin.correct(quantized, module, [x]), x, tmp_path / "bundle")
     assert outputs_of(cat_plugin.export_onnx(bundle, tmp_path / "out.onnx")) == ["logits"]
+
+
+def test_a_library_has_the_names_too(path, tmp_path):
+    pytest.importorskip("tvm", reason="TVM is not installed")
+    import tvm_backend
+
+    module = cat_plugin.load_onnx(path)
+    x, y = torch.randn(2, 32, 6, generator=torch.Generator().manual_seed(0))
+    quantized, _ = quantize(module, QuantSpec(w_bits=8, a_bits=8, preset="fast"), [{"image_0": x, "in_": y}])
+    bundle = cat_plugin.export_bundle(quantized, {"image_0": x, "in_": y}, tmp_path / "bundle")
+    library = tvm_backend.load(tvm_backend.compile(bundle, out=tmp_path / "model.so").path, verify=True)
+    assert [each["name"] for each in library.manifest["outputs"]] == NAMES
+    assert [each["name"] for each in library.manifest["inputs"]] == ["image_0", "in_"]
+    found = library(in_=y[:3].numpy(), image_0=x[:3].numpy())
+    for one, other in zip(found, quantized(x[:3], y[:3]), strict=True):
+        assert np.abs(one - other.numpy()).max() < 0.02 * float(other.abs().max())
