@@ -130,6 +130,7 @@ ARITHMETIC: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
     "where": lambda y: torch.where(y > 0, y, 0.1 * y),
     "power": lambda y: y.pow(2) + y**3 * 0.1,
     "powers-of-two": lambda y: torch.exp2(y.clamp(max=1)) + y.ldexp(torch.tensor(1)),
+    "lengths": lambda y: torch.hypot(y, y.flip(1)) + torch.erfc(y),
     "close": lambda y: y.masked_fill(torch.isclose(y, y.round(), atol=0.05), 0.3),
     "clamp-one-side": lambda y: y.clamp(min=-0.2) + y.clamp(max=0.1),
     "softmax-channels": lambda y: y.softmax(1) * 4,

@@ -251,6 +251,35 @@ def _exp2(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     return writer.emit("Pow", [writer.value(2.0, dtype), writer.value(given["self"], dtype)])
 
 
+@converts("aten.round.decimals")
+def _round_decimals(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    factor = writer.value(10.0 ** given["decimals"], dtype)
+    scaled = writer.emit("Mul", [writer.value(given["self"], dtype), factor])
+    return writer.emit("Div", [writer.emit("Round", [scaled]), factor])
+
+
+@converts("aten.ldexp.Tensor")
+def _ldexp(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    power = writer.emit("Pow", [writer.value(2.0, dtype), writer.value(given["other"], dtype)])
+    return writer.emit("Mul", [writer.value(given["self"], dtype), power])
+
+
+@converts("aten.erfc.default")
+def _erfc(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    return writer.emit(
+        "Sub", [writer.value(1.0, dtype), writer.emit("Erf", [writer.value(given["self"], dtype)])]
+    )
+
+
+@converts("aten.hypot.default")
+def _hypot(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    names = [writer.value(given[name], node.meta["val"].dtype) for name in ("self", "other")]
+    return writer.emit("Sqrt", [writer.emit("Add", [writer.emit("Mul", [name, name]) for name in names])])
+
+
 @converts("aten.log2.default")
 def _log2(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     factor = writer.value(1 / math.log(2), node.meta["val"].dtype)

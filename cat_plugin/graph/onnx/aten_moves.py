@@ -58,6 +58,35 @@ def _sort(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     return writer.parts[node][0]
 
 
+@converts("aten.topk.default")
+def _topk(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    if not isinstance(given["k"], int):
+        raise ExportError("as many of the largest values as the graph computes; expected a number")
+    names = [writer.value(given["self"]), writer.integers([given["k"]])]
+    axis, largest, ordered = _axis(given["self"], given["dim"]), int(given["largest"]), int(given["sorted"])
+    writer.parts[node] = writer.emit_many("TopK", names, 2, axis=axis, largest=largest, sorted=ordered)
+    return writer.parts[node][0]
+
+
+@converts("aten.gather.default")
+def _gather(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    names = [writer.value(given["self"]), writer.value(given["index"])]
+    return writer.emit("GatherElements", names, axis=_axis(node, given["dim"]))
+
+
+@converts("aten.scatter.value", "aten.scatter.src")
+def _scatter(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype, index = node.meta["val"].dtype, writer.value(given["index"])
+    if "value" in given:
+        source = writer.emit("Expand", [writer.value(given["value"], dtype), writer.emit("Shape", [index])])
+    elif tuple(given["src"].meta["val"].shape) != tuple(given["index"].meta["val"].shape):
+        raise ExportError("a part of what is scattered; cut it to the index first")
+    else:
+        source = writer.value(given["src"], dtype)
+    names = [writer.value(given["self"], dtype), index, source]
+    return writer.emit("ScatterElements", names, axis=_axis(node, given["dim"]))
+
+
 @converts("aten.full_like.default", "aten.zeros_like.default", "aten.ones_like.default")
 def _filled_like(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     fill = given.get("fill_value", 1 if "ones" in str(node.target) else 0)

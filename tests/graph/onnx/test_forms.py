@@ -68,6 +68,16 @@ OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
     "summed-up": lambda y: y.cumsum(1) + (y > 0).cumsum(-1),
     "largest": lambda y: y - y.max(1, keepdim=True)[0] * y.min(1).indices[:, None],
     "sorted": lambda y: y.sort(1)[0] + y.sort(-1, descending=True).indices,
+    "chosen": lambda y: (
+        y.topk(4, 1)[0] * y.gather(1, y.argsort(1)[:, :4]) + y.topk(4, -1, largest=False).indices
+    ),
+    "scattered": lambda y: y.scatter(1, y.argmax(1, keepdim=True), 0.5) + y.scatter(1, y.argsort(1), y.abs()),
+    "rounded": lambda y: (
+        torch.round(y, decimals=1)
+        + y.ldexp(torch.tensor([1, -2, 0, 3, 1, 1]))
+        + torch.erfc(y)
+        + torch.hypot(y, y.flip(1))
+    ),
     "filled": lambda y: (
         torch.full_like(y, 3) + torch.zeros_like(y[:, :1], dtype=torch.int) - torch.ones_like(y)
     ),

@@ -79,6 +79,18 @@ def _exp2(x: Any) -> Any:
     return torch.exp(x * math.log(2))
 
 
+def _ldexp(x: Any, exponent: Any) -> Any:
+    return x * torch.pow(2.0, exponent.to(torch.result_type(x, 1.0)))
+
+
+def _erfc(x: Any) -> Any:
+    return 1 - torch.erf(x)
+
+
+def _hypot(x: Any, y: Any) -> Any:
+    return torch.sqrt(x * x + y * y)
+
+
 def _isfinite(x: Any) -> Any:
     return torch.abs(x) < math.inf
 
@@ -100,6 +112,9 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.sub.Scalar: _scaled_by_position(aten.sub.Scalar),
         aten.mul.Scalar: _times,
         aten.exp2.default: _exp2,
+        aten.ldexp.Tensor: _ldexp,
+        aten.erfc.default: _erfc,
+        aten.hypot.default: _hypot,
         aten.elu.default: _elu,
         aten.rrelu.default: _rrelu,
         aten.clamp.default: _clamp,
