@@ -167,6 +167,7 @@ INDEXING: dict[str, Callable[[Tensor], Tensor]] = {
     "repeat-by-table": lambda y: y.repeat_interleave(torch.tensor([1, 3, 0, 2, 2, 2, 1, 1]), dim=3)[..., :11],
     "stack": lambda y: torch.stack([y[:, :4], y[:, 4:]], 2).flatten(1, 2),
     "unbind": lambda y: torch.stack(y.unbind(1)[::-1], 1),
+    "cat-nothing": lambda y: torch.cat([y, y[:, 8:]], 1),
     "split-uneven": lambda y: torch.cat(y.split([1, 5, 2], 1)[::-1], 1),
     "pixel-shuffle": lambda y: F.pixel_unshuffle(F.pixel_shuffle(y, 2), 2),
     "einsum": lambda y: torch.einsum("nchw,ndhw->ncd", y, y).unsqueeze(-1) * 0.05,

@@ -187,6 +187,8 @@ def _part(writer: Writer, node: Node, given: dict[Any, Any]) -> str:
     source, index = given[0], given[1]
     if source not in writer.parts:
         raise ExportError("a part of a result that is no split")
+    if int(index) >= len(writer.parts[source]):
+        raise ExportError("the places of what is chosen are read, of which ONNX gives the values alone")
     return writer.parts[source][int(index)]
 
 

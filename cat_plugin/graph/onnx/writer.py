@@ -139,6 +139,9 @@ class Writer(Fragment):
         self, op: str, inputs: Sequence[str], count: int, name: str = "", **attributes: Any
     ) -> list[str]:
         """Append a node of `count` outputs; returns their names."""
+        computed = [key for key, value in attributes.items() if isinstance(value, Node)]
+        if computed:
+            raise ExportError(f"{computed[0]} is computed in the graph; ONNX takes a number there")
         outputs = [self.fresh(name or op.lower()) for _ in range(count)]
         self.nodes.append(
             need("onnx").helper.make_node(op, list(inputs), outputs, name=outputs[0], **attributes)

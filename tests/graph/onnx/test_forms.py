@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cat_plugin
-from cat_plugin.errors import CATValueError
+from cat_plugin.errors import CATValueError, ExportError
 from cat_plugin.graph.export import export_program
 from cat_plugin.structures import leaves_of
 
@@ -138,3 +138,21 @@ def test_examples_of_a_program_of_two_inputs(example: Any, tmp_path: Path) -> No
     cat_plugin.export_onnx(program, tmp_path / "model.onnx", example(x, y))
     with pytest.raises(CATValueError, match="example_inputs holds 1 tensors; expected 2: x, y"):
         cat_plugin.export_onnx(program, tmp_path / "model.onnx", x)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda y: F.max_pool1d(y[:, None], 2, return_indices=True)[1],
+            "the places of what is chosen are read",
+        ),
+        (
+            lambda y: F.conv1d(y[None], y.mean(1)[:, None, None], groups=y.shape[0])[0],
+            "group is computed in the graph; ONNX takes a number there",
+        ),
+    ],
+)
+def test_what_onnx_has_no_place_for_is_named(function: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=message):
+        cat_plugin.export_onnx(_Of(function).eval(), tmp_path / "model.onnx", _rows(4))

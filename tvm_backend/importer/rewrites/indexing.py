@@ -183,9 +183,18 @@ def _squeeze(x: Any, dims: Any = None) -> Any:
     return x.view(kept) if len(kept) < len(shape) else x.clone()
 
 
+def _cat(tensors: Any, dim: int = 0) -> Any:
+    """Without parts that hold nothing, such as channels behind the last one."""
+    full = [x for x in tensors if not (x.ndim and isinstance(x.shape[dim], int) and x.shape[dim] == 0)]
+    if not full or len(full) == len(tensors):
+        return NotImplemented
+    return torch.cat(full, dim) if len(full) > 1 else full[0].clone()
+
+
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of operators that read part of a tensor."""
     return {
+        aten.cat.default: _cat,
         aten.select.int: _select,
         aten.slice.Tensor: _slice,
         aten.narrow.default: _narrow,
