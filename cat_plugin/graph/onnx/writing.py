@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, TensorArgument
+from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 
 from cat_plugin.errors import CATTypeError, CATValueError, ExportError
 from cat_plugin.graph.bundle import Bundle, read_bundle
@@ -136,9 +136,15 @@ def to_onnx(program: ExportedProgram, opset: int = 21) -> Any:
     return _written(program, opset)[0]
 
 
+def _results(program: ExportedProgram) -> list[OutputSpec]:
+    """What the model returns; not what it writes into its inputs and buffers."""
+    every = program.graph_signature.output_specs
+    return [each for each in every if each.kind is OutputKind.USER_OUTPUT]
+
+
 def _output_names(program: ExportedProgram) -> list[str]:
     """What the model called its results, else keys and fields, where it has them for all; else ``output``, or numbered."""
-    given = [isinstance(each.arg, TensorArgument) for each in program.graph_signature.output_specs]
+    given = [isinstance(each.arg, TensorArgument) for each in _results(program)]
     count = sum(given)
     own = output_names(program.graph_module)
     if own is not None and len(own) == count:
@@ -157,8 +163,8 @@ def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
     onnx = need("onnx")
     wanted = _output_names(program)
     program = _known_operations(program)
-    specs = program.graph_signature.output_specs  # what is no tensor is left out
-    results = [each.arg.name for each in specs if isinstance(each.arg, TensorArgument)]
+    # what is no tensor is left out
+    results = [each.arg.name for each in _results(program) if isinstance(each.arg, TensorArgument)]
     writer = Writer(program, opset)
     nodes = {node.name: node for node in program.graph.nodes}
     inputs = []

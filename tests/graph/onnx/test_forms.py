@@ -156,3 +156,23 @@ def test_examples_of_a_program_of_two_inputs(example: Any, tmp_path: Path) -> No
 def test_what_onnx_has_no_place_for_is_named(function: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         cat_plugin.export_onnx(_Of(function).eval(), tmp_path / "model.onnx", _rows(4))
+
+
+class _Writes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.fc(x.mul_(0.5))
+
+
+def test_what_a_model_writes_into_inputs_and_buffers_is_no_result(tmp_path: Path) -> None:
+    model = _Writes().eval()
+    program = torch.export.export(model, (_rows(4),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    session = session_of(str(cat_plugin.export_onnx(program, tmp_path / "model.onnx")))
+    (found,) = session.run(None, {session.get_inputs()[0].name: _rows(3).numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(_rows(3)).numpy(), rtol=1e-5, atol=1e-5)
