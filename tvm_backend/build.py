@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -206,10 +207,17 @@ def _explain(
     wanted: Checks,
     library: Flat,
 ) -> Verdict | None:
-    """Compare the library for one of `targets` with the program level by level; None where that cannot be done."""
-    from tvm_backend.importer.honoured import where
-    from tvm_backend.lockstep import unexplained, with_levels  # imports torch
+    """Compare the library for one of `targets` with the program level by level.
 
+    None where that cannot be done, or was done for a model of the same structure.
+    """
+    from tvm_backend.importer.honoured import where
+    from tvm_backend.lockstep import structure_of, unexplained, with_levels  # imports torch
+
+    facts = (str(targets[number]), batch_sizes, tvm.__version__)
+    known = cache_of.compared(structure_of(program), *facts)
+    if cache and known.exists():
+        return None
     _log.info("comparing the levels of each quantizer, as outputs differ by more than rounding")
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "levels.so"
@@ -234,6 +242,10 @@ def _explain(
             if node is not None:
                 place = f"The first node whose result differs is {where(node)}, {node.target}. "
                 return Verdict(False, place)
+    if cache:
+        with contextlib.suppress(OSError):  # then the next model is compared again
+            known.parent.mkdir(parents=True, exist_ok=True)
+            known.touch()
     return Verdict(True)
 
 

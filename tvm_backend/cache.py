@@ -19,7 +19,7 @@ from typing import Any
 
 from cat_plugin.files import sha256_of, staged_directory
 
-__all__ = ["KEPT", "directory", "fetch", "key", "sources", "store", "whole"]
+__all__ = ["KEPT", "compared", "directory", "fetch", "key", "sources", "store", "whole"]
 
 _FILE = re.compile(r"\d+\.so|checks\.safetensors")
 
@@ -58,6 +58,14 @@ def key(mod: Any, *options: Any) -> str:
         digest.update(f"{array.shape}{array.dtype}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def compared(structure: str, *options: Any) -> Path:
+    """Where it is noted that a library of that structure was compared with its program level by level, and was right."""
+    digest = hashlib.sha256("\0".join((structure, repr(options))).encode())
+    for path in sources():
+        digest.update(path.read_bytes())
+    return directory().with_name("compared") / digest.hexdigest()
 
 
 def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from cat_plugin.graph.inspect import signature
 from cat_plugin.graph.sampling import Runner
 from cat_plugin.structures import leaves_of
 
-__all__ = ["Arrays", "quantizers_of", "unexplained", "with_levels"]
+__all__ = ["Arrays", "quantizers_of", "structure_of", "unexplained", "with_levels"]
 
 Arrays = Sequence[np.ndarray[Any, Any]]
 
@@ -42,6 +42,35 @@ def quantizers_of(module: fx.GraphModule) -> list[fx.Node]:
 
 def _is_quantizer(node: fx.Node) -> bool:
     return node.op == "call_function" and str(node.target).startswith("quantized_decomposed.quantize_")
+
+
+def structure_of(program: Any) -> str:
+    """All of a program's graph but the values of its constants, scales and zero points: what code is made for.
+
+    Parameters
+    ----------
+    program : torch.export.ExportedProgram
+        What is compiled.
+
+    Returns
+    -------
+    str
+        The same for two models that differ in their numbers only.
+    """
+    lines = []
+    for node in program.graph.nodes:
+        args = list(node.args)
+        if "quantized_decomposed" in str(node.target):
+            args[1:3] = [each if isinstance(each, fx.Node) else type(each).__name__ for each in args[1:3]]
+        given = fx.node.map_aggregate(
+            (args, dict(node.kwargs)), lambda each: "float" if isinstance(each, float) else str(each)
+        )
+        made = fx.node.map_aggregate(
+            node.meta.get("val"),
+            lambda each: str((each.shape, each.dtype)) if isinstance(each, Tensor) else "",
+        )
+        lines.append(f"{node.op} {node.name} {node.target} {given} {made}")
+    return "\n".join(lines)
 
 
 def with_levels(program: Any, inputs: Arrays) -> Any:

@@ -20,16 +20,16 @@ from cat_plugin.graph.bundle import export_bundle
 from cat_plugin.graph.checks import Checks, Run
 from cat_plugin.graph.sampling import make_checks
 from tests.tvm_backend import qdq_models as models
-from tvm_backend import build, checking
+from tvm_backend import build, checking, lockstep
 from tvm_backend.kernels.kernel import Kernel
 from tvm_backend.lockstep import unexplained, with_levels
 from tvm_backend.verify import read_checks
 
 
 class Head(torch.nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.q, self.fc = models.Quantize(8), models.QLinear(torch.nn.Linear(6, 3), 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -132,6 +132,30 @@ def test_a_fault_within_what_one_level_moves_is_found(
     monkeypatch.setattr(build, "checks_of", lambda *_: bounds)
     with pytest.raises(CompileError, match=r"in module 'layers\.fourth'"):
         tvm_backend.compile(program, out=tmp_path / "model.so", cache=False)
+
+
+def test_models_of_one_structure_are_compared_level_by_level_once(
+    program: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+
+    def counted(*arguments: Any) -> Any:
+        compared.append(arguments)
+        return unexplained(*arguments)
+
+    def fault(self: Checks, _call: Any) -> str | None:
+        return "off by more than rounding" if self.worst == checking._ROUNDING else None
+
+    monkeypatch.setenv("CAT_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(lockstep, "unexplained", counted)
+    monkeypatch.setattr(Checks, "fault", fault)
+    other = models.exported(Head(1), torch.randn(4, 6))
+    counts = []
+    for model in (program, other, models.exported(Deep(), torch.randn(64, 6))):
+        tvm_backend.compile(model, out=tmp_path / "model.so")
+        counts.append(len(compared))
+    assert lockstep.structure_of(program) == lockstep.structure_of(other)
+    assert 0 < counts[0] == counts[1] < counts[2]
 
 
 def _on_an_edge(program: Any, rows: torch.Tensor) -> torch.Tensor:
