@@ -25,6 +25,7 @@ __all__ = [
     "PyTreeInfo",
     "define_quantized_decomposed",
     "linear_packed_parameters",
+    "product_of_bytes",
     "pytree",
     "quantized_tensor",
     "register_quantized_decomposed",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 OpOverload = torch._ops.OpOverload
+
+product_of_bytes = torch._int_mm
+"""Of two int8 matrices, int32: torch has no public product of integers that is fast."""
 
 NATIVE_FUNCTIONS = torch._C._nn
 """Functions of torch that are written in C++ and have names in a traced graph, such as ``gelu``."""

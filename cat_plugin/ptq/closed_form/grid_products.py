@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.torch_compat import product_of_bytes
 
 __all__ = ["Grid", "Windows", "byte_products", "from_bytes_"]
 
@@ -103,9 +104,9 @@ def byte_products(columns: Tensor) -> tuple[Tensor, Tensor]:
         (K, K) int32, or float64 where there are more rows than 32 bits hold, and (K,) int64.
     """
     some, *others = torch.split(columns, _ROWS, 1)
-    second = torch._int_mm(some, some.T)  # noqa: SLF001 (there is no public product of integers)
+    second = product_of_bytes(some, some.T)
     for some in others:
-        second = second.double().add_(torch._int_mm(some, some.T))  # noqa: SLF001
+        second = second.double().add_(product_of_bytes(some, some.T))
     return second, columns.sum(1, dtype=torch.int64)
 
 
