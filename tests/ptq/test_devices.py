@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cat_plugin.ptq import QuantSpec, quantize
+from cat_plugin.ptq.closed_form.grid_products import Grid
+from cat_plugin.ptq.presets import plan
 from tests.ptq.models import Attention, GroupedNet, SmallResNet, Uneven, randomise, small_inputs
 from tests.zoo import ZOO
 
@@ -47,7 +51,10 @@ def _apart(model: nn.Module, x: Tensor, spec: QuantSpec) -> float:
     """How far the results of the two devices lie apart, as a share of the error of quantization."""
     from tests.ptq.other_device import other_device
 
-    here, _ = quantize(model, spec, x)
+    # Products of bytes are a processor's only, and training makes much of the last digits that tell them from sums of floats.
+    alike = patch.object(Grid, "of", return_value=None) if plan(spec).trains else nullcontext()
+    with alike:
+        here, _ = quantize(model, spec, x)
     with other_device() as device:
         there, _ = quantize(model, spec, x, device=device)
     assert {buffer.device.type for buffer in there.buffers()} == {"cpu"}
