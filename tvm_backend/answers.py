@@ -139,10 +139,6 @@ def note(bundle: Any, target: Any, batch_sizes: Sequence[int], entry: str) -> No
     try:
         notes.mkdir(parents=True, exist_ok=True)
         write_text(notes / name, entry)
-        kept = sorted(
-            (p for p in notes.iterdir() if _ENTRY.fullmatch(p.name)), key=lambda p: p.stat().st_mtime
-        )
-        for old in kept[:-KEPT]:
-            old.unlink(missing_ok=True)
+        cache.prune((path for path in notes.iterdir() if _ENTRY.fullmatch(path.name)), KEPT)
     except OSError as error:
         _log.debug("what was compiled cannot be noted in %s: %s", notes, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -243,9 +242,7 @@ def _explain(
                 place = f"The first node whose result differs is {where(node)}, {node.target}. "
                 return Verdict(False, place)
     if cache:
-        with contextlib.suppress(OSError):  # then the next model is compared again
-            known.parent.mkdir(parents=True, exist_ok=True)
-            known.touch()
+        cache_of.note_compared(known)
     return Verdict(True)
 
 

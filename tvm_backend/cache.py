@@ -19,12 +19,26 @@ from typing import Any
 
 from cat_plugin.files import sha256_of, staged_directory
 
-__all__ = ["KEPT", "compared", "directory", "fetch", "key", "sources", "store", "whole"]
+__all__ = [
+    "KEPT",
+    "compared",
+    "directory",
+    "fetch",
+    "key",
+    "note_compared",
+    "prune",
+    "sources",
+    "store",
+    "whole",
+]
 
 _FILE = re.compile(r"\d+\.so|checks\.safetensors")
 
 KEPT = 24
 """How many libraries are kept; the least recently used go first."""
+
+_COMPARED = 1000
+"""How many structures are remembered; empty files."""
 
 _log = logging.getLogger("cat_plugin")
 
@@ -66,6 +80,25 @@ def compared(structure: str, *options: Any) -> Path:
     for path in sources():
         digest.update(path.read_bytes())
     return directory().with_name("compared") / digest.hexdigest()
+
+
+def note_compared(path: Path) -> None:
+    """Write such a note.  Where it cannot be written, the next model is compared again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        prune(path.parent.iterdir(), _COMPARED)
+    except OSError as error:
+        _log.debug("what was compared cannot be noted in %s: %s", path.parent, error)
+
+
+def prune(entries: Iterable[Path], kept: int) -> None:
+    """Remove all but the last changed of some files or directories."""
+    for old in sorted(entries, key=lambda path: path.stat().st_mtime)[:-kept]:
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink(missing_ok=True)
 
 
 def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -116,10 +149,6 @@ def store(name: str, files: Path, manifest: dict[str, Any]) -> None:
             for variant in _files(manifest):
                 shutil.copyfile(files / variant["file"], staged / variant["file"])
             (staged / "library.json").write_text(json.dumps(manifest), encoding="utf-8")
-        entries = sorted(
-            (p for p in root.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime
-        )
-        for old in entries[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        prune((path for path in root.iterdir() if not path.name.startswith(".")), KEPT)
     except OSError as error:
         _log.warning("the compiled library cannot be kept in %s: %s", root, error)

@@ -87,9 +87,7 @@ def _read(path: Path) -> bytes | None:
 
 def _prune(directory: Path) -> None:
     with locked(directory):
-        kept = sorted(directory.glob("*.o"), key=lambda path: path.stat().st_mtime)
-        for old in kept[:-KEPT]:
-            old.unlink(missing_ok=True)
+        cache_of.prune(directory.glob("*.o"), KEPT)
 
 
 def _build(symbol: str, function: PrimFunc, target: Any, path: Path) -> None:

@@ -10,15 +10,9 @@ import tvm
 from tvm import relax, te, tirx, topi
 
 from tvm_backend import compat
-from tvm_backend.kernels.cpu.functions import TAIL, TAIL_STEP, TANH
+from tvm_backend.kernels.cpu.functions import SHIFT, TAIL, TAIL_STEP, TANH
 
-__all__ = ["FUNCTIONS", "SHIFT", "SHIFT_BITS", "exp", "held"]
-
-SHIFT = 1.5 * 2**23
-"""A float32 of this size has no digits behind the point: adding it rounds, and leaves the integer in the lowest bits."""
-
-SHIFT_BITS = 0x4B400000
-"""Its bits."""
+__all__ = ["FUNCTIONS", "exp", "held"]
 
 _HIGH = 0.693359375
 """The first digits of log 2, so few that products with small integers are exact."""

@@ -16,8 +16,9 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from tvm_backend import compat, dialect
+from tvm_backend.kernels.cpu.functions import SHIFT, SHIFT_BITS
 from tvm_backend.kernels.spec import DequantizeSpec, QParams, QuantizeSpec
-from tvm_backend.passes.legalize_float import SHIFT, SHIFT_BITS, held
+from tvm_backend.passes.legalize_float import held
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["UnfoldBorder"]

@@ -89,9 +89,8 @@ def _quotient(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     dtype = node.meta["val"].dtype
     mode = "floor" if "floor_divide" in str(node.target) else given.get("rounding_mode")
     first, second = (writer.value(given[name], dtype) for name in ("self", "other"))
-    if (
-        not dtype.is_floating_point
-    ):  # ONNX cuts off what is behind the point; its Mod has the sign of the divisor
+    if not dtype.is_floating_point:
+        # ONNX cuts off what is behind the point; its Mod has the sign of the divisor
         if mode == "floor":
             first = writer.emit("Sub", [first, writer.emit("Mod", [first, second])])
         return writer.emit("Div", [first, second])
@@ -198,15 +197,11 @@ def _logical(op: str, by_bits: bool) -> Converter:
     """Of truth values; of the bits of integers where `by_bits`."""
 
     def convert(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-        dtype = node.meta["val"].dtype
+        dtype = node.meta["val"].dtype if by_bits else torch.bool
         names = [writer.value(item, dtype) for item in list(given.values())[: 1 if op == "Not" else 2]]
         return writer.emit(op if dtype is torch.bool else f"Bitwise{op}", names)
 
-    def of_truth(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-        names = [writer.value(item, torch.bool) for item in list(given.values())[: 1 if op == "Not" else 2]]
-        return writer.emit(op, names)
-
-    return convert if by_bits else of_truth
+    return convert
 
 
 for _name, _op in {"and": "And", "or": "Or", "xor": "Xor", "not": "Not"}.items():

@@ -72,6 +72,7 @@ class Writer(Fragment):
             **signature.inputs_to_buffers,
             **signature.inputs_to_lifted_tensor_constants,
         }
+        self._fixed = self._without_inputs()
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._taken: set[str] = set()
 
@@ -105,22 +106,27 @@ class Writer(Fragment):
             raise ExportError(f"{key} is a {type(values).__name__}; expected a tensor")
         return values.detach().cpu()
 
-    def _known(self, item: Node) -> torch.Tensor | None:
-        """What an operation gives that depends on no input; None of others."""
+    def _without_inputs(self) -> set[Node]:
+        """Constants, and operations that depend on these alone and give the same at every call."""
+        found: set[Node] = set()
+        for node in self.program.graph.nodes:
+            operation: Any = node.target
+            repeatable = (
+                node.op == "call_function"
+                and hasattr(operation, "_schema")
+                and torch.Tag.nondeterministic_seeded not in operation.tags
+            )
+            if self.is_constant(node) or (repeatable and found.issuperset(node.all_input_nodes)):
+                found.add(node)
+        return found
+
+    def _known(self, item: Node) -> Any:
+        """What a node gives that depends on no input."""
         if self.is_constant(item):
             return self.tensor(item)
-        operation: Any = item.target
-        if item.op != "call_function" or not hasattr(operation, "_schema"):
-            return None
-        operands = {each: self._known(each) for each in item.all_input_nodes}
-        if any(value is None for value in operands.values()):
-            return None
-        if torch.Tag.nondeterministic_seeded in operation.tags:
-            return None
-        args: Any = map_arg((item.args, item.kwargs), operands.__getitem__)
+        args: Any = map_arg((item.args, item.kwargs), self._known)
         with torch.no_grad():
-            result = operation(*args[0], **args[1])
-        return result.contiguous() if isinstance(result, torch.Tensor) else None
+            return item.target(*args[0], **args[1])  # type: ignore[operator]
 
     def constant(self, array: Any, name: str = "constant") -> str:
         """Store an array, once for equal ones; returns its name."""
@@ -205,9 +211,9 @@ class Writer(Fragment):
         """
         target = str(node.target)
         convert = CONVERTERS.get(operation_of(node))
-        value = self._known(node) if convert is None else None
-        if value is not None:
-            self.names[node] = self.constant(_array(value), node.name)
+        value = self._known(node) if convert is None and node in self._fixed else None
+        if isinstance(value, torch.Tensor):
+            self.names[node] = self.constant(_array(value.contiguous()), node.name)
             return
         if convert is None:
             raise ExportError(

@@ -29,7 +29,11 @@ from cat_plugin.structures import as_structure, leaves_of
 __all__ = ["refuse_random", "trace"]
 
 _log = logging.getLogger("cat_plugin")
-_DRAWS = ("rand", "bernoulli", "normal", "multinomial", "uniform", "exponential", "poisson")
+_DRAWS = (
+    "rand", "bernoulli", "binomial", "normal", "log_normal", "multinomial", "uniform", "exponential", "geometric", "cauchy",
+    "poisson", "_standard_gamma", "_sample_dirichlet",
+)  # fmt: skip
+"""What names of operations begin with that draw random numbers, in evaluation too; torch's own tag also has dropout and attention."""
 
 
 @contextmanager

@@ -176,3 +176,15 @@ def test_what_a_model_writes_into_inputs_and_buffers_is_no_result(tmp_path: Path
     (found,) = session.run(None, {session.get_inputs()[0].name: _rows(3).numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(found, model(_rows(3)).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def _joined(y: Tensor) -> Tensor:
+    for _ in range(40):
+        y = y + y.tanh()
+    return torch.linalg.det(y[:, :4].reshape(-1, 2, 2)).unsqueeze(1)
+
+
+def test_an_operation_behind_many_joins_is_refused_at_once(tmp_path: Path) -> None:
+    """What looks for values that depend on no input goes over each node once, not over each way to it."""
+    with pytest.raises(ExportError, match=r"linalg_det.* cannot be written as ONNX"):
+        cat_plugin.export_onnx(export_program(_Of(_joined).eval(), _rows(4)), tmp_path / "model.onnx")

@@ -10,10 +10,13 @@ from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.epilogue import pieces
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["TAIL", "TAIL_STEP", "TANH", "exp", "folded", "normal_tail", "total"]
+__all__ = ["SHIFT", "SHIFT_BITS", "TAIL", "TAIL_STEP", "TANH", "exp", "folded", "normal_tail", "total"]
 
-_ROUND = 1.5 * 2**23
+SHIFT = 1.5 * 2**23
 """A float32 of this size has no digits behind the point: adding it rounds, and leaves the integer in the lowest bits."""
+
+SHIFT_BITS = 0x4B400000
+"""Its bits."""
 
 TAIL = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 """Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: coefficients of powers of ``1 / (1 + TAIL_STEP z)``."""
@@ -37,9 +40,9 @@ def exp(value: Expr, lanes: int) -> Expr:
     x = tir.smaller(tir.larger(given, _constant(-87.0, lanes)), _constant(88.0, lanes))
     x = ir.hold(x, "float32", lanes)
     shifted = ir.hold(
-        ir.fence(x * _constant(1 / math.log(2), lanes), lanes) + _constant(_ROUND, lanes), "float32", lanes
+        ir.fence(x * _constant(1 / math.log(2), lanes), lanes) + _constant(SHIFT, lanes), "float32", lanes
     )
-    n = ir.hold(shifted - _constant(_ROUND, lanes), "float32", lanes)
+    n = ir.hold(shifted - _constant(SHIFT, lanes), "float32", lanes)
     # log 2 in two parts, the first of so few digits that its product with n is exact.
     high = 0.693359375
     f = ir.hold((x - n * _constant(high, lanes)) - n * _constant(math.log(2) - high, lanes), "float32", lanes)
