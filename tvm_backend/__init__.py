@@ -29,8 +29,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tvm_backend' has no attribute {name!r}")
     import importlib
 
+    from tvm_backend.garbage import seldom_collected
+
     try:
-        return getattr(importlib.import_module(f"tvm_backend.{_HOMES[name]}"), name)
+        with seldom_collected():
+            return getattr(importlib.import_module(f"tvm_backend.{_HOMES[name]}"), name)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -25,6 +25,7 @@ from tvm_backend import cache as cache_of
 from tvm_backend.checking import Flat, Verdict, agree, checked_manifest, checks_of
 from tvm_backend.description import FORMAT, VERSION
 from tvm_backend.executable import build_library
+from tvm_backend.garbage import seldom_collected
 from tvm_backend.importer import batch_variable, function_inputs, import_program
 from tvm_backend.installing import install, of_the_user, report_of
 from tvm_backend.kernels.spec import WeightedSpec
@@ -44,6 +45,7 @@ Progress = Callable[[int, int, str], None]
 """Called with the steps done, their number and what comes next."""
 
 
+@seldom_collected()
 def compile(
     source: Any,
     target: Any = "native",

@@ -24,9 +24,10 @@ __all__ = ["Arrays", "quantizers_of", "structure_of", "unexplained", "with_level
 
 Arrays = Sequence[np.ndarray[Any, Any]]
 
-# How far rounding moves a value is asked of the program, as in cat_plugin.graph.sampling.  Where a value is chosen in steps
-# that no quantizer makes (argmax, floor, a comparison) few draws may all stay on one side: then many larger ones are made.
-_ATTEMPTS = ((3, 2.0**-23), (12, 2.0**-21))
+# Nearly always no value lies farther off than _LEAST allows.  Else how far rounding moves it is asked of the program, as in
+# cat_plugin.graph.sampling.  Where a value is chosen in steps that no quantizer makes (argmax, floor, a comparison) few draws
+# may all stay on one side: then many larger ones are made.
+_ATTEMPTS = ((0, 0.0), (3, 2.0**-23), (12, 2.0**-21))
 _FACTOR = 8.0
 _LEAST = 1e-5  # of a tensor's largest value; the same that is rounding in a whole library
 
@@ -146,9 +147,13 @@ class _Disturbed(fx.Interpreter):
         self.noise, self.generator, self.inputs = noise, torch.Generator().manual_seed(seed), iter(inputs)
 
     def step(self, node: fx.Node) -> None:
-        """Compute a node's value, which is in ``env`` then, and drop those that no later node reads."""
+        """Compute a node's value, which is in ``env`` then."""
         value = next(self.inputs) if node.op == "placeholder" else self.run_node(node)
-        self.env[node] = fx.node.map_aggregate(value, self._moved) if self.noise else value
+        self.give(node, fx.node.map_aggregate(value, self._moved) if self.noise else value)
+
+    def give(self, node: fx.Node, value: Any) -> None:
+        """Say what a node's value is, and drop the values that no later node reads."""
+        self.env[node] = value
         for last in self.user_to_last_uses.get(node, ()):
             if last is not node:
                 del self.env[last]
@@ -158,8 +163,9 @@ class _Disturbed(fx.Interpreter):
             return value
         # of numbers of 16 bits a library may keep more bits in between, never fewer than float32 has
         noise = self.noise * max(1.0, torch.finfo(value.dtype).eps / torch.finfo(torch.float32).eps)
-        factor = 1 + noise * torch.randn(value.shape, generator=self.generator, dtype=torch.float64)
-        return (value.double() * factor.to(value.device)).to(value.dtype)
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        drawn = torch.randn(value.shape, generator=self.generator).to(wide)
+        return torch.addcmul(wide, wide, drawn, value=noise).to(value.dtype)
 
 
 def _first(run: Runner, inputs: Arrays, found: list[Tensor], draws: int, noise: float) -> fx.Node | None:
@@ -168,7 +174,8 @@ def _first(run: Runner, inputs: Arrays, found: list[Tensor], draws: int, noise: 
         next(given) if isinstance(each, TensorArgument) else getattr(each, "value", None)
         for each in run.arguments
     ]
-    still, *moved = (_Disturbed(run.module, noise * bool(i), i, leaves) for i in range(draws + 1))
+    copies = [_Disturbed(run.module, noise * bool(i), i, leaves) for i in range(draws + 1)]
+    still = copies[0]
     chosen = quantizers_of(run.module)
     levels = dict(zip(chosen, found[len(found) - len(chosen) :], strict=True))
     settled: set[fx.Node] = set()
@@ -176,24 +183,23 @@ def _first(run: Runner, inputs: Arrays, found: list[Tensor], draws: int, noise: 
         for node in run.module.graph.nodes:
             if node.op == "output":
                 break
-            source = node.args[0] if node in levels else None
-            if isinstance(source, fx.Node):
-                ends = _ends(*(each.env[source] for each in (still, *moved)))
-                grid: Any = fx.node.map_arg((node.args[1:], dict(node.kwargs)), still.env.__getitem__)
-                low, high = (node.target(end, *grid[0], **grid[1]) for end in ends)
-            for each in (still, *moved):
-                each.step(node)
             if node not in levels:
+                for each in copies:
+                    each.step(node)
                 continue
-            level = levels[node].to(run.device)
-            if not _between(level, low, high):
-                return _beginning(node, settled)
+            wanted, level = still.run_node(node), levels[node].to(run.device)
+            if not _same(level, wanted):
+                source: Any = node.args[0]
+                grid: Any = fx.node.map_arg((node.args[1:], dict(node.kwargs)), still.env.__getitem__)
+                ends = _ends(*(each.env[source] for each in copies))
+                if not _between(level, *(node.target(end, *grid[0], **grid[1]) for end in ends)):
+                    return _beginning(node, settled)
             settled |= _computation(node)
-            for each in (still, *moved):
-                each.env[node] = level.to(each.env[node].dtype)
+            for each in copies:
+                each.give(node, level.to(wanted.dtype))
         results = [leaf for leaf in leaves_of(node.args[0]) if isinstance(leaf, fx.Node)]
         for result, value in zip(results, found, strict=False):
-            low, high = _ends(*(each.env[result] for each in (still, *moved)))
+            low, high = _ends(*(each.env[result] for each in copies))
             if not _between(value.to(run.device), low, high):
                 return result if result in levels else _beginning(result, settled)
     return None
@@ -201,16 +207,21 @@ def _first(run: Runner, inputs: Arrays, found: list[Tensor], draws: int, noise: 
 
 def _ends(still: Tensor, *moved: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the greatest value that rounding may make of each."""
-    exact, others = still.double(), torch.stack(moved).double()
-    apart = (others - exact).abs().nan_to_num(0.0, 0.0, 0.0)
-    finite = exact[exact.isfinite()].abs()
-    largest = finite.max() if finite.numel() else 0.0
-    spread = apart.square().mean().sqrt() if apart.numel() else 0.0
-    margin = _FACTOR * (apart.amax(0) + spread) + _LEAST * largest
-    if still.is_floating_point():
-        return (exact - margin).to(still.dtype), (exact + margin).to(still.dtype)
-    low, high = torch.minimum(exact, others.amin(0)), torch.maximum(exact, others.amax(0))
-    return low, high
+    if not still.is_floating_point():
+        everything = torch.stack([still, *moved]).double()
+        return everything.amin(0), everything.amax(0)
+    if not still.numel():
+        return still, still
+    margin: Any = _LEAST * float(still.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    exact = still.double() if moved else still.to(torch.promote_types(still.dtype, torch.float32))
+    if moved:
+        apart = (torch.stack(moved).double() - exact).abs().nan_to_num(0.0, 0.0, 0.0)
+        margin = margin + _FACTOR * (apart.amax(0) + apart.square().mean().sqrt())
+    return (exact - margin).to(still.dtype), (exact + margin).to(still.dtype)
+
+
+def _same(value: Tensor, wanted: Tensor) -> bool:
+    return value.dtype == wanted.dtype and torch.equal(value, wanted)
 
 
 def _between(value: Tensor, low: Tensor, high: Tensor) -> bool:

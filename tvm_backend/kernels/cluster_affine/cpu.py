@@ -98,7 +98,7 @@ class _Emitter:
         spec = self.spec
         inputs = self.buffer(rows, spec.width)
         points = self.buffer(rows, spec.n_components) if spec.n_components else inputs
-        for r in range(rows):
+        with tir.loop(rows) as r:
             # Without this TVM drops the padding and the next row is no longer aligned.
             self.pad(inputs, r, spec.width, 0.0)
         with tir.loop((count + (rows - 1)) // rows) as block:
@@ -113,7 +113,7 @@ class _Emitter:
     def block(self, inputs: Any, points: Any, rows: int, place: Callable[[Any], Any]) -> None:
         """All of the step for `rows` rows, the r-th of which is row ``place(r)`` of the batch."""
         spec, components = self.spec, self.arg["components"]
-        for r in range(rows):
+        with tir.loop(rows) as r:
             self.load(inputs, place(r), r, centred=spec.n_components > 0)
         if spec.n_components:
             self.vectors.sums(
@@ -131,12 +131,12 @@ class _Emitter:
         """Rows in memory, each padded to whole vectors."""
         return tir.allocate((rows, ceil_to(width, self.vectors.lanes)), "float32")
 
-    def pad(self, buffer: Any, row: int, extent: int, constant: float) -> None:
+    def pad(self, buffer: Any, row: Any, extent: int, constant: float) -> None:
         """Fill the part of a row behind `extent`."""
         for column in range(extent, ceil_to(extent, self.vectors.lanes)):
             tir.store(buffer, tir.float32(constant), [row, column])
 
-    def load(self, inputs: Any, row: Any, r: int, centred: bool) -> None:
+    def load(self, inputs: Any, row: Any, r: Any, centred: bool) -> None:
         """Copy a row to float32, features behind logits."""
         spec = self.spec
         self._load_part(inputs, row, r, "logits", 0, spec.n_classes, centred)
@@ -144,7 +144,7 @@ class _Emitter:
             self._load_part(inputs, row, r, "features", spec.n_classes, spec.n_features, centred)
 
     def _load_part(
-        self, inputs: Any, row: Any, r: int, name: str, start: int, extent: int, centred: bool
+        self, inputs: Any, row: Any, r: Any, name: str, start: int, extent: int, centred: bool
     ) -> None:
         source, mean = self.arg[name], self.arg["mean"]
 
@@ -161,7 +161,7 @@ class _Emitter:
         """Cluster of each row of the block: squared differences, then the first minimum."""
         spec, centroids = self.spec, self.arg["centroids"]
         distance = self.buffer(rows, spec.n_clusters)
-        for r in range(rows):
+        with tir.loop(rows) as r:
             self.pad(distance, r, spec.n_clusters, float("inf"))
 
         def squared(r: int, j: Any, c: Any, total: Any) -> Any:
@@ -176,16 +176,12 @@ class _Emitter:
             lambda r, j, value: tir.store(distance, value, [r, j]),
         )
         cluster = self.vectors.local(rows, "int32")
-
-        def row_minimum(r: int) -> None:
+        with tir.loop(rows) as r:
             self.vectors.smallest(
                 lambda v: distance[r, v],
                 spec.n_clusters,
                 lambda index, _: tir.store(cluster, index, [r]),
             )
-
-        for r in range(rows):
-            row_minimum(r)
         return cluster
 
     def correct(self, row: Any, r: Any, cluster: Any, points: Any) -> None:
