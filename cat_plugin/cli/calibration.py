@@ -1,9 +1,9 @@
-"""What ``cat-ptq quantize`` calibrates on: samples of one input, or an array for each of several."""
+"""What commands run models on without labels: samples of one input, or an array for each of several."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cat_plugin.ptq.cache import TensorStore
     from cat_plugin.report.scoring import FloatArray
 
-__all__ = ["Calibration", "load_calibration"]
+__all__ = ["Calibration", "load_calibration", "load_several"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +92,37 @@ def load_calibration(
         samples = samples_of(data, prepared, store=store)
         how = dataclasses.replace(prepared or Preparation(), source=samples.source)
         return Calibration(samples, list(torch.split(torch.from_numpy(samples.inputs), batch_size)), how)
-    given = [option for option, value in unsuited.items() if value is not None]
-    if given:
-        raise CATValueError(
-            f"a model of several inputs takes no {', '.join(given)}: its arrays go into it as they are, and it has no scores "
-            "on labelled data here; leave that out, or quantize from Python (docs/ptq.md)"
-        )
     # floats of any width are read as float32
-    arrays = load_arrays(data, [{"name": name, "dtype": "float32"} for name in names])
+    arrays = load_several(data, [{"name": name, "dtype": "float32"} for name in names], unsuited)
     batches = [
         dict(zip(names, map(torch.from_numpy, each), strict=True)) for each in arrays.batches(batch_size)
     ]
     return Calibration(arrays, batches, None)
+
+
+def load_several(
+    data: str, described: Sequence[Mapping[str, Any]], unsuited: Mapping[str, object]
+) -> NamedArrays:
+    """Load the inputs of a model that takes several.
+
+    Parameters
+    ----------
+    data : str
+        What ``--data`` names.
+    described : sequence of mapping
+        Name and dtype of each input.
+    unsuited : mapping of str to object
+        Options, by name, that such a model takes none of.
+
+    Raises
+    ------
+    CATValueError
+        One of these is given, or the data is no ``.npz`` file with an array for each input.
+    """
+    given = [option for option, value in unsuited.items() if value is not None]
+    if given:
+        raise CATValueError(
+            f"a model of several inputs takes no {', '.join(given)}: its arrays go into it as they are, and it has no scores "
+            "on labelled data here; leave that out, or do it from Python (docs/ptq.md)"
+        )
+    return load_arrays(data, described)

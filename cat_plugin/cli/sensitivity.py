@@ -17,10 +17,8 @@ from cat_plugin.cli.options import (
     Std,
     Weights,
     preparation,
-    samples_of,
     sources_exist,
 )
-from cat_plugin.errors import CATValueError
 
 if TYPE_CHECKING:
     from cat_plugin.ptq import Sensitivity
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["sensitivity"]
 
 _BAR = 24
+_ROWS = 64
 
 
 def sensitivity(
@@ -35,7 +34,7 @@ def sensitivity(
         str,
         typer.Option(
             "--model",
-            help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, or hf:FOLDER.",
+            help="The full-precision model: module:factory, timm:NAME, torchvision:NAME, hf:FOLDER, or a .onnx file.",
         ),
     ],
     data: Annotated[str, typer.Option("--data", help="Calibration samples; labels are not used.")],
@@ -54,28 +53,23 @@ def sensitivity(
     """Show which layers and blocks suffer from low bits: each is rounded alone, in the full-precision model.
 
     The effect is the divergence of the predicted distribution, in nats, with weights, input, or both rounded. Spend bits,
-    'overrides' and 'skip' where it is large.
+    'overrides' and 'skip' where it is large. A model of several inputs takes an .npz file with an array for each, under the names of its
+    arguments.
     """
     sources_exist(data=(data,), weights=weights)
-    import torch
-
+    from cat_plugin.cli.calibration import load_calibration
     from cat_plugin.cli.models import load_model
     from cat_plugin.ptq import QuantSpec
     from cat_plugin.ptq import sensitivity as measure
 
-    samples = samples_of(data, preparation(mean, std, image_size, channel_order))
-    if len(samples.inputs) == 0:
-        raise CATValueError(f"{data} holds no samples; give at least one")
+    prepared = preparation(mean, std, image_size, channel_order)
     ends = None if all_layers else 8
     spec = QuantSpec(w_bits=w_bits, a_bits=a_bits, first_bits=ends, last_bits=ends)
     network = load_model(model, weights, num_classes)
+    unsuited = {"--mean": mean, "--std": std, "--image-size": image_size, "--channel-order": channel_order}
+    calibration = load_calibration(network, data, _ROWS, prepared, None, unsuited)
     with state.working("measuring") as status:
-        found = measure(
-            network,
-            spec,
-            torch.from_numpy(samples.inputs),
-            progress=status.update,
-        )
+        found = measure(network, spec, calibration.batches, progress=status.update)
     state.report({"sensitivity": [each.to_dict() for each in found]}, lambda: _table(found), "sensitivity")
 
 

@@ -62,6 +62,53 @@ def test_correct_writes_a_file_that_is_closer(files, capsys):
     assert (folder / "c.onnx").read_bytes() == b"somebody's"
 
 
+class Two(nn.Module):
+    """Logits of two inputs, and what they are made of."""
+
+    def __init__(self, coarse):
+        super().__init__()
+        self.coarse = coarse
+        self.first, self.second = nn.Linear(6, 4), nn.Embedding(9, 4)
+
+    def forward(self, x, word):
+        hidden = self.first(x) + self.second(word)
+        logits = (hidden * 4).round() / 3 if self.coarse else hidden
+        return {"quantized_logits": logits, "hidden": hidden} if self.coarse else (hidden.exp(), logits)
+
+
+def test_correct_takes_several_inputs_and_outputs_by_name(tmp_path, capsys):
+    torch.manual_seed(0)
+    network, low = Two(False).eval(), Two(True).eval()
+    low.load_state_dict(network.state_dict())
+    rows = (torch.randn(300, 6), torch.randint(9, (300,)))
+    for name, module in (("fp", network), ("q", low)):
+        cat_plugin.export_onnx(module, tmp_path / f"{name}.onnx", rows)
+    arrays = {"x": rows[0].numpy().astype(np.float64), "word": rows[1].numpy()}
+    np.savez(tmp_path / "data.npz", **arrays)
+    words = [
+        "correct",
+        *("--reference", tmp_path / "fp.onnx", "--quantized", tmp_path / "q.onnx", "--json"),
+        *("--data", tmp_path / "data.npz", "--out", tmp_path / "c.onnx"),
+    ]
+    words = [str(word) for word in words]
+    names = [each.name for each in session_of(str(tmp_path / "fp.onnx")).get_outputs()]
+    named = ["--output", "quantized_logits", "--reference-output", names[1]]
+    assert main([*words, *named]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 300
+    given = {**arrays, "x": rows[0].numpy()}
+    before = session_of(str(tmp_path / "q.onnx")).run(["quantized_logits", "hidden"], given)
+    after = session_of(str(tmp_path / "c.onnx")).run(["quantized_logits_corrected", "hidden"], given)
+    assert np.array_equal(after[1], before[1])
+    exact = network(*rows)[1].detach().numpy()
+    assert np.abs(after[0] - exact).mean() < 0.7 * np.abs(before[0] - exact).mean()
+    assert main([*words, *named, "--std", "2"]) == 2
+    assert main([*words, "--output", "quantized_logits"]) == 2
+    assert "has no output 'quantized_logits'" in capsys.readouterr().err
+    np.savez(tmp_path / "data.npz", x=arrays["x"])
+    assert main([*words, *named]) == 2
+    assert "has no array 'word'" in capsys.readouterr().err
+
+
 def test_export_writes_a_bundle_as_onnx(files, capsys):
     folder, network, x = files
     bundle = cat_plugin.export_bundle(network, x, folder / "bundle")

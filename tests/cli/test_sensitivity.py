@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cat_plugin.cli import main
+from tests.zoo.several import ImageAndText
 
 AsJson = Callable[..., dict[str, Any]]
 
@@ -38,3 +40,13 @@ def test_the_table_has_a_bar_for_the_worst(workspace: Path, capsys: pytest.Captu
 def test_data_that_are_not_there_are_refused(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sensitivity", "--model", "examples.digits.model:build", "--data", "nowhere.npz"]) == 2
     assert "no data at nowhere.npz" in capsys.readouterr().err
+
+
+def test_a_model_of_several_inputs_is_measured(tmp_path: Path, as_json: AsJson) -> None:
+    arrays = {name: each.numpy() for name, each in ImageAndText.batch(24).items()}
+    np.savez(tmp_path / "data.npz", **arrays)
+    words = ["sensitivity", "--model", "tests.zoo.several:ImageAndText", "--data", str(tmp_path / "data.npz")]
+    found = as_json(*words)["sensitivity"]
+    assert len([each for each in found if each["kind"] != "block"]) > 2
+    assert all(each["divergence"] > 0 for each in found)
+    assert main([*words, "--mean", "0.5"]) == 2

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from cat_plugin.graph.export import export_program
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.zoo.idioms import ARITHMETIC, INDEXING, MUTATION
-from tests.zoo.noise import expected_noise
+from tests.zoo.noise import expected_noise, worst_grid
 
 __all__ = ["Composed", "Plan", "Step", "check", "plans"]
 
 _SIZE, _CHANNELS = 8, 8
-_FACTOR = 3.0  # of fifty networks the worst was 1.6 times what rounding at random makes
+# Of 260 networks the worst was off by 1.6 times what the errors of its levels make at random, and its worst grid had 1.9 times the
+# squared errors of the plain one.
+_FACTOR, _GRID = 2.0, 3.0
 # Sizes that tracing learns only afterwards, which a network that asks for them is refused for, and parts written into, which fix
 # the batch for what stands beside them: by themselves they are in the zoo.
 _ALONE = frozenset({"index-mask", "repeat-by-table", "unbind-mul_"})
@@ -185,6 +187,9 @@ class Composed(nn.Module):
 def check(plan: Plan, *, library: bool = False) -> None:
     """Trace, fold, transform, quantize, export and, where asked for, compile; raise where anything differs.
 
+    Every step is compared with the model by the engine itself.  Of the result every grid of levels has to be as good as a plain
+    one, and its outputs may be off by what the errors of these levels make of them.
+
     Parameters
     ----------
     plan : Plan
@@ -194,8 +199,13 @@ def check(plan: Plan, *, library: bool = False) -> None:
     """
     model = Composed(plan)
     inputs = torch.randn(32, 3, _SIZE, _SIZE, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected = model(inputs.clone())
+    try:
+        with torch.no_grad():
+            expected = model(inputs.clone())
+    except RuntimeError as error:
+        if "view size is not compatible" in str(error):  # PyTorch itself refuses this network
+            return
+        raise
     assert torch.isfinite(expected).all()
     spec = QuantSpec(
         w_bits=plan.bits, a_bits=plan.bits, preset="fast", num_samples=32, equalization=plan.equalize
@@ -209,6 +219,8 @@ def check(plan: Plan, *, library: bool = False) -> None:
             assert found.shape == expected[:rows].shape
             assert torch.allclose(found, quantized(inputs[:rows]), rtol=1e-4, atol=1e-5)
         noise = float((quantized(inputs) - expected).square().mean().sqrt())
+    worse, place = worst_grid(run, inputs)
+    assert worse <= _GRID, f"the levels of {place} are {worse:.3g} times as far off as rounding explains"
     allowed = _FACTOR * expected_noise(run, inputs) + 1e-4 * float(expected.std())
     assert noise <= allowed, f"outputs are {noise:.3g} off, rounding explains {allowed:.3g}"
     if library:

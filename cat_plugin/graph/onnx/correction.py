@@ -33,6 +33,7 @@ def correct_logits(
     estimator: ClusterAffine | None = None,
     *,
     output: str | None = None,
+    reference_output: str | None = None,
 ) -> ClusterAffine:
     """Fit the correction to two classifiers, whatever runs them.
 
@@ -47,6 +48,8 @@ def correct_logits(
         Fitted in place; ``ClusterAffine(random_state=0)`` by default.
     output : str, optional
         The files' output that is meant, where there are several.
+    reference_output : str, optional
+        The reference's, where it bears another name.
 
     Returns
     -------
@@ -71,8 +74,9 @@ def correct_logits(
         if data is None:
             raise CATValueError("data is missing; give the input batches that both classifiers are run on")
         batches = list(batches_of(data))
+    meant = {"quantized": output, "reference": reference_output or output}
     logits = {
-        role: arrays[role] if role in arrays else collect(_runner(side, role, output), batches, role)
+        role: arrays[role] if role in arrays else collect(_runner(side, role, meant[role]), batches, role)
         for role, side in given.items()
     }
     z_q, z_fp = logits["quantized"], logits["reference"]
@@ -204,6 +208,7 @@ def correct_onnx(
     estimator: ClusterAffine | None = None,
     *,
     output: str | None = None,
+    reference_output: str | None = None,
 ) -> ClusterAffine:
     """Correct an ONNX classifier that somebody else quantized.
 
@@ -221,6 +226,8 @@ def correct_onnx(
         Fitted in place; ``ClusterAffine(random_state=0)`` by default, ``ClusterAffine.paper()`` for the paper's.
     output : str, optional
         The output that holds the logits, where there are several.
+    reference_output : str, optional
+        The reference's, where it bears another name.
 
     Returns
     -------
@@ -232,7 +239,9 @@ def correct_onnx(
     CATError
         As :func:`correct_logits` and :func:`append_step` do.
     """
-    fitted = correct_logits(quantized, reference, data, estimator, output=output)
+    fitted = correct_logits(
+        quantized, reference, data, estimator, output=output, reference_output=reference_output
+    )
     append_step(quantized, fitted, out, output=output)
     _log.info("fitted the cluster-affine step to %s and wrote %s", quantized, out)
     return fitted

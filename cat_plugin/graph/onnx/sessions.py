@@ -11,7 +11,7 @@ import numpy as np
 from cat_plugin.errors import CalibrationError, CATValueError, no_calibration_batch
 from cat_plugin.graph.onnx.files import need
 
-__all__ = ["OnnxClassifier", "batches_of", "collect", "session_of", "showing"]
+__all__ = ["OnnxClassifier", "batches_of", "collect", "described_inputs", "session_of", "showing"]
 
 
 def session_of(model: Any, *, optimized: bool = True) -> Any:
@@ -40,6 +40,26 @@ def session_of(model: Any, *, optimized: bool = True) -> Any:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         raise CATValueError(f"ONNX Runtime {runtime.__version__} cannot load the model: {error}") from error
+
+
+def described_inputs(model: Any) -> list[dict[str, str]]:
+    """Name and dtype of each input of an ONNX model, in order; what has a stored value is none.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        Left as it is.
+    """
+    onnx = need("onnx")
+    stored = {each.name for each in model.graph.initializer}
+    return [
+        {
+            "name": each.name,
+            "dtype": str(onnx.helper.tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type)),
+        }
+        for each in model.graph.input
+        if each.name not in stored
+    ]
 
 
 def showing(model: Any, names: Sequence[str]) -> Any:
