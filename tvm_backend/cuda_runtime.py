@@ -5,12 +5,16 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
 from cat_plugin.errors import LibraryError
 
-__all__ = ["load_cuda_runtime"]
+__all__ = ["ALONE", "load_cuda_runtime"]
+
+ALONE = threading.RLock()
+"""Held during a call on a CUDA device: while one thread captures a graph, what another starts on the device is an error."""
 
 
 def load_cuda_runtime(tvm: Any) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cat_plugin.graph.results import filled, result_of
 from tvm_backend import pieces
 from tvm_backend import threads as pool
 from tvm_backend.arguments import in_order
-from tvm_backend.cuda_runtime import load_cuda_runtime
+from tvm_backend.cuda_runtime import ALONE, load_cuda_runtime
 from tvm_backend.description import read_manifest
 from tvm_backend.elf import missing_part
 from tvm_backend.images import prepared, top_of
@@ -109,6 +110,7 @@ class Library:
         if device == "cuda":
             load_cuda_runtime(self._tvm)
         self._device = self._tvm.cuda(0) if device == "cuda" else self._tvm.cpu()
+        self._alone = ALONE if device == "cuda" else nullcontext()
         given = pool.default(self._tvm)
         # What runs on a device is not divided among threads.
         self._most = 1 if device == "cuda" else self.threads or given
@@ -197,7 +199,8 @@ class Library:
             return self._empty(inputs[0])
         if batch is not None and self._rows is not None and batch > self._rows and batch not in self._batches:
             return self._in_pieces(inputs, batch, self._rows)
-        return [like(inputs[0], result) for result in self._run(inputs, batch)]
+        with self._alone:
+            return [like(inputs[0], result) for result in self._run(inputs, batch)]
 
     def _run(self, inputs: Sequence[Any], batch: int | None) -> list[Any]:
         """The outputs as TVM's tensors."""

@@ -87,6 +87,7 @@ def emulate(source: str, arch: str) -> tuple[str, bytes]:
     wrappers = "".join(
         f'extern "C" void cat_emulated_{name}(const unsigned* size, void** parameters) {{\n'
         f"  cat::launch({name}, {{size[0], size[1], size[2]}}, {{size[3], size[4], size[5]}}, parameters);\n}}\n"
+        f'extern "C" void** cat_kept_{name}(void** parameters) {{ return cat::keep({name}, parameters); }}\n'
         for name in kernels
     )
     file = _root() / f"{hashlib.sha256(source.encode()).hexdigest()[:24]}.cpp"

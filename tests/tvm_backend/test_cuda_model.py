@@ -13,7 +13,10 @@ import torch
 
 import cat_plugin.graph.op  # noqa: F401
 import tvm_backend
+from cat_plugin.graph.export import export_program
+from cat_plugin.ptq import QuantSpec, quantize
 from tests.tvm_backend import cuda_tools, qdq_models
+from tests.zoo import ZOO
 from tvm_backend import cuda_build
 
 emulated = pytest.mark.skipif(cuda_tools.available() is not None, reason=str(cuda_tools.available()))
@@ -29,22 +32,27 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object, np.
     with pytest.MonkeyPatch.context() as patch:
         real = cuda_build.pack_imports
         patch.setattr(cuda_build, "pack_imports", lambda arch: real(arch, cuda_tools.emulate))
-        report = tvm_backend.compile(qdq_models.exported(model, x), target=cuda_tools.target(), out=path)
+        program = qdq_models.exported(model, x)
+        report = tvm_backend.compile(program, target=cuda_tools.target(), out=path, batch_sizes=[1])
     with torch.no_grad():
         return path, report, model(x).numpy()
 
 
-def _run(path: Path, folder: Path) -> None:
-    """All of ``x.npy`` and its first row to ``y.npz``, in a process that has nothing but TVM's runtime."""
+def _run(path: Path, folder: Path) -> str:
+    """All of ``x.npy`` and each row to ``y.npz``, in a process that has nothing but TVM's runtime; what the emulator told."""
     script = (
         "import sys, numpy as np, tvm_backend\n"
         "run = tvm_backend.load(sys.argv[1])\n"
         "x = np.load(sys.argv[2])\n"
-        "np.savez(sys.argv[3], run(x), run(x[:1]))\n"
+        "np.savez(sys.argv[3], run(x), *[run(x[i : i + 1]) for i in range(len(x))])\n"
     )
     environment = dict(os.environ, LD_LIBRARY_PATH=str(cuda_tools.driver_folder()), TVM_USE_RUNTIME_LIB="1")
+    environment["CAT_EMULATOR_TELL"] = "1"
     command = [sys.executable, "-c", script, str(path), str(folder / "x.npy"), str(folder / "y.npz")]
-    subprocess.run(command, check=True, env=environment, timeout=120)
+    done = subprocess.run(
+        command, check=True, env=environment, timeout=120, stderr=subprocess.PIPE, text=True
+    )
+    return done.stderr
 
 
 @emulated
@@ -54,10 +62,15 @@ def test_model_gives_what_torch_gives(library: tuple[Path, object, np.ndarray], 
     assert {kernel.variant for kernel in report.kernels} >= {"cuda_mma"}  # type: ignore[attr-defined]
     torch.manual_seed(0)
     np.save(tmp_path / "x.npy", torch.randn(4, 3, 16, 16).numpy())
-    _run(path, tmp_path)
+    told = _run(path, tmp_path)
     with np.load(tmp_path / "y.npz") as found:
         np.testing.assert_allclose(found["arr_0"], expected, atol=1e-6)
-        np.testing.assert_allclose(found["arr_1"], expected[:1], atol=1e-6)
+        # Rows one by one, from the second on by a graph, which has to read each.
+        for i in range(4):
+            np.testing.assert_array_equal(found[f"arr_{i + 1}"], found["arr_0"][i : i + 1])
+    launched = [int(line.split()[-1]) for line in told.splitlines() if line.startswith("graph of")]
+    assert len(launched) == 3
+    assert min(launched) > 5
 
 
 class _PartlyFloat(torch.nn.Module):
@@ -91,6 +104,33 @@ def test_operators_left_in_float_run_on_the_device(tmp_path: Path, monkeypatch: 
         wanted = model(x).numpy()
         np.testing.assert_allclose(found["arr_0"], wanted, atol=1e-3)
         np.testing.assert_allclose(found["arr_1"], wanted[:1], atol=1e-3)
+
+
+@emulated
+def test_a_vision_transformer_runs_by_kernels_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention's products in integers, softmax and LayerNorm that store integers, and one graph for a single image."""
+    network = ZOO["vit"]
+    model, inputs = network.build(), network.inputs(16)
+    spec = QuantSpec(w_bits=8, a_bits=8, attention_bits=8, preset="fast", num_samples=16)
+    quantized, _ = quantize(model, spec, [inputs])
+    program = export_program(quantized, inputs[:2])
+    real = cuda_build.pack_imports
+    monkeypatch.setattr(cuda_build, "pack_imports", lambda arch: real(arch, cuda_tools.emulate))
+    path = tmp_path / "model.so"
+    report = tvm_backend.compile(program, target=cuda_tools.target(), out=path, cache=False, batch_sizes=[1])
+    found = {(kernel.kind, kernel.variant) for kernel in report.kernels}
+    assert found >= {("product", "cuda_mma"), ("rows", "cuda"), ("linear", "cuda_mma")}
+    np.save(tmp_path / "x.npy", inputs[:3].numpy())
+    told = _run(path, tmp_path)
+    assert told.count("graph of") == 2
+    with torch.no_grad(), np.load(tmp_path / "y.npz") as results:
+        expected = program.module(check_guards=False)(inputs[:3]).numpy()
+        atol = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(results["arr_0"], expected, atol=atol)
+        for i in range(3):
+            np.testing.assert_allclose(results[f"arr_{i + 1}"], expected[i : i + 1], atol=atol)
 
 
 @pytest.mark.skipif(bool(os.environ.get("LD_LIBRARY_PATH")), reason="a CUDA driver may be on the path")

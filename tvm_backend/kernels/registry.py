@@ -33,6 +33,7 @@ from tvm_backend.kernels.cpu.linear_amx import AmxLinear
 from tvm_backend.kernels.cuda.dp4a import Dp4aProduct
 from tvm_backend.kernels.cuda.grouped import Grouped
 from tvm_backend.kernels.cuda.mma import MmaProduct
+from tvm_backend.kernels.cuda.pairs import PairProduct
 from tvm_backend.kernels.cuda.pointwise import (
     CudaConcat,
     CudaDequantize,
@@ -41,6 +42,7 @@ from tvm_backend.kernels.cuda.pointwise import (
     CudaSubsample,
 )
 from tvm_backend.kernels.cuda.pool import CudaPool
+from tvm_backend.kernels.cuda.rows import CudaEach, CudaRows
 from tvm_backend.kernels.kernel import Generator, Kernel, Machine
 from tvm_backend.kernels.spec import (
     ConcatSpec,
@@ -97,8 +99,8 @@ KERNELS: dict[type[KernelSpec], Entry] = {
     ),
     TokensSpec: Entry(tokens.reference, cpu=(tokens.Tokens,)),
     PoolSpec: Entry(pool.reference, cpu=(pool.Pool,), cuda=(CudaPool,)),
-    ProductSpec: Entry(product.reference, cpu=(product.Product,)),
-    RowsSpec: Entry(rows.reference, cpu=(rows.Rows,)),
+    ProductSpec: Entry(product.reference, cpu=(product.Product,), cuda=(PairProduct,)),
+    RowsSpec: Entry(rows.reference, cpu=(rows.Rows,), cuda=(CudaEach, CudaRows)),
     ElementwiseSpec: Entry(elementwise.reference, cpu=(elementwise.Elementwise,), cuda=(CudaElementwise,)),
     ConcatSpec: Entry(concat.reference, cpu=(concat.Concat,), cuda=(CudaConcat,)),
     SubsampleSpec: Entry(subsample.reference, cpu=(subsample.Subsample,), cuda=(CudaSubsample,)),

@@ -1,4 +1,4 @@
-"""Make kernels of ``matmul(x, y)`` where both are computed at run time, for a processor.
+"""Make kernels of ``matmul(x, y)`` where both are computed at run time.
 
 Before::
 
@@ -10,7 +10,7 @@ After::
     lv1 = cat.kernel(q, k, ProductSpec(transposed=True, ...))
 
 Where both are integers that are dequantized, the kernel takes the integers.  Leading axes beyond the first, the heads of attention, are
-merged with it and split again; one matrix for all rows is taken as well.
+merged with it and split again; one matrix for all rows is taken as well.  On a CUDA device kernels take pairs of integers only.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from tvm_backend import compat, dialect
 from tvm_backend.kernels.spec import DequantizeSpec, Epilogue, ProductSpec, QParams, TensorKind
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
-__all__ = ["FoldProduct"]
+__all__ = ["FoldIntegerProduct", "FoldProduct"]
 
 
 class _Fold(Rewriter):
+    integers_only = False
+
     def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) != "matmul":
             return None
@@ -48,6 +50,8 @@ class _Fold(Rewriter):
         if read[0] is not None and read[1] is not None:
             (left, one), (right, other) = read[0], read[1]
             kinds = (one, other)
+        if self.integers_only and (shared or "float32" in kinds):
+            return None
         right, transposed = self._untransposed(right)
         batch = math.prod(leading[1:], start=leading[0])
         if len(leading) > 1:
@@ -106,4 +110,9 @@ class _Fold(Rewriter):
         return call.args[0], call.attributes.input
 
 
+class _FoldIntegers(_Fold):
+    integers_only = True
+
+
 FoldProduct = as_pass(_Fold, "FoldProduct")
+FoldIntegerProduct = as_pass(_FoldIntegers, "FoldIntegerProduct")

@@ -1,4 +1,4 @@
-"""Make kernels of softmax, LayerNorm, RMSNorm and GELU, for a processor.
+"""Make kernels of softmax, LayerNorm, RMSNorm and GELU.
 
 Before::
 

@@ -1,4 +1,4 @@
-"""Quantize inside the kernels of rows and of products, for a processor: what they compute is stored as integers at once.
+"""Quantize inside the kernels of rows and of products: what they compute is stored as integers at once.
 
 Before::
 

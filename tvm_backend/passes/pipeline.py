@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tvm_backend.kernels import cuda
 from tvm_backend.passes.bound_outputs import BoundOutputs
 from tvm_backend.passes.commute_quantization import HoistQuantize, SinkDequantize
 from tvm_backend.passes.drop_broadcasts import DropBroadcasts
@@ -18,7 +19,7 @@ from tvm_backend.passes.fold_elementwise import FoldElementwise
 from tvm_backend.passes.fold_grouped_linear import FoldGroupedLinear
 from tvm_backend.passes.fold_linear import FoldLinear
 from tvm_backend.passes.fold_pooling import FoldPooling
-from tvm_backend.passes.fold_product import FoldProduct
+from tvm_backend.passes.fold_product import FoldIntegerProduct, FoldProduct
 from tvm_backend.passes.fold_rows import FoldRows
 from tvm_backend.passes.fold_subsample import FoldSubsample
 from tvm_backend.passes.fold_tokens import FoldTokens
@@ -35,7 +36,7 @@ from tvm_backend.passes.unfold_border import UnfoldBorder
 from tvm_backend.passes.unpack_tuples import UnpackTuples
 from tvm_backend.target import is_cuda
 
-__all__ = ["INTEGER_PASSES", "PROCESSOR_PASSES", "integer_kernels", "library_passes"]
+__all__ = ["CUDA_PASSES", "INTEGER_PASSES", "PROCESSOR_PASSES", "integer_kernels", "library_passes"]
 
 INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
     # Bring quantize and dequantize next to the operators they belong to.
@@ -75,7 +76,15 @@ PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (
     FuseQuantize,
     UnfoldBorder,
 )
-"""What only processors have kernels, or schedules, for."""
+"""Products, functions of rows and the borders of what is left in float, for a processor."""
+
+CUDA_PASSES: tuple[tvm.transform.Pass, ...] = (
+    FoldRows,
+    JoinReshapes,
+    FuseQuantize,
+    UnfoldBorder,
+)
+"""The same for a CUDA device, which leaves products of float32 to TVM; with tensor cores, products of integers come before."""
 
 
 def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None, processor: bool = True) -> tvm.IRModule:
@@ -106,11 +115,22 @@ def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None, processor: bool
     return mod
 
 
+def _around_float(target: tvm.target.Target) -> list[tvm.transform.Pass]:
+    """The passes that a target has kernels for."""
+    if not is_cuda(target):
+        return list(PROCESSOR_PASSES)
+    return [
+        *([FoldIntegerProduct] if isinstance(cuda.select(target), cuda.TensorCores) else []),
+        *CUDA_PASSES,
+    ]
+
+
 def _float_schedules() -> tvm.transform.Pass:
-    """TVM's schedule for what is left in float on a CUDA device: a thread for each element of the result."""
+    """TVM's schedules for what is left in float on a CUDA device: tiles for products, a thread for each element of anything else."""
     from tvm.s_tir import dlight
 
-    return dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())
+    gpu = dlight.gpu
+    return dlight.ApplyDefaultSchedule(gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.Fallback())
 
 
 def library_passes(
@@ -136,7 +156,7 @@ def library_passes(
     """
     transform = relax.transform
     steps = [
-        *([] if is_cuda(target) else PROCESSOR_PASSES),
+        *_around_float(target),
         relax.backend.DispatchSampling(),
         relax.backend.DispatchSortScan(),
         # Operators left in float: TVM's own functions, fused among themselves.
@@ -153,6 +173,8 @@ def library_passes(
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
+        # Functions for one batch size launch their kernels as one graph.
+        *([transform.RewriteCUDAGraph()] if is_cuda(target) else []),
         transform.LowerAllocTensor(),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
@@ -165,7 +187,7 @@ def library_passes(
         steps = [each for step in steps for each in (step, dump.after(step))]
 
     def pipeline(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        with target:
+        with target, tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
             return tvm.transform.Sequential(steps)(mod)
 
     return tvm.transform.module_pass(pipeline, opt_level=0, name="LibraryPasses")

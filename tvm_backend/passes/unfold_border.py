@@ -1,4 +1,4 @@
-"""Quantize and dequantize next to operators left in float, for a processor, as operators that fuse with these.
+"""Quantize and dequantize next to operators left in float, as operators that fuse with these.
 
 Before::
 

@@ -8,16 +8,21 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
-#include <mutex>
+#include <utility>
+#include <vector>
 
 extern "C" {
 typedef int Result;
 
 // Memory ---------------------------------------------------------------------------------------------------------------
 static std::map<void*, std::pair<void*, size_t>>& blocks() { static std::map<void*, std::pair<void*, size_t>> m; return m; }
+void*& capturing();
 Result cudaMalloc(void** out, size_t size) {
+  if (capturing()) return 900;
   const size_t page = size_t(sysconf(_SC_PAGESIZE)), room = (size + 63) / 64 * 64;
   const size_t length = (room + page - 1) / page * page + page;
   char* base = static_cast<char*>(mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -29,6 +34,7 @@ Result cudaMalloc(void** out, size_t size) {
   return 0;
 }
 Result cudaFree(void* pointer) {
+  if (capturing()) return 900;
   auto found = blocks().find(pointer);
   if (found == blocks().end()) return pointer ? 1 : 0;
   munmap(found->second.first, found->second.second);
@@ -37,8 +43,13 @@ Result cudaFree(void* pointer) {
 }
 Result cudaMallocHost(void** out, size_t size) { return cudaMalloc(out, size); }
 Result cudaFreeHost(void* pointer) { return cudaFree(pointer); }
-Result cudaMemcpyAsync(void* to, const void* from, size_t size, int, void*) { std::memmove(to, from, size); return 0; }
-Result cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void*) { std::memmove(to, from, size); return 0; }
+static Result enqueue(void* stream, std::function<void()> run);
+Result cudaMemcpyAsync(void* to, const void* from, size_t size, int, void* stream) {
+  return enqueue(stream, [=] { std::memmove(to, from, size); });
+}
+Result cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void* stream) {
+  return cudaMemcpyAsync(to, from, size, 0, stream);
+}
 Result cudaMemGetInfo(size_t* free_, size_t* total) { *free_ = *total = size_t(1) << 33; return 0; }
 
 // Device ---------------------------------------------------------------------------------------------------------------
@@ -65,18 +76,49 @@ const char* cudaGetErrorName(Result) { return "cudaErrorEmulator"; }
 Result cuGetErrorName(Result, const char** name) { *name = "CUDA_ERROR_EMULATOR"; return 0; }
 Result cuGetErrorString(Result, const char** text) { *text = "error of the CUDA emulator"; return 0; }
 
-// Streams, events, graphs: everything is done when a call returns -----------------------------------------------------------
-Result cudaStreamCreate(void** stream) { *stream = nullptr; return 0; }
-Result cudaStreamCreateWithFlags(void** stream, unsigned) { *stream = nullptr; return 0; }
-Result cudaStreamDestroy(void*) { return 0; }
-Result cudaStreamSynchronize(void*) { return 0; }
-Result cudaStreamWaitEvent(void*, void*, unsigned) { return 0; }
-Result cudaStreamBeginCapture(void*, int) { return 801; }
-Result cudaStreamEndCapture(void*, void**) { return 801; }
-Result cudaGraphInstantiate(void**, void*, unsigned long long) { return 801; }
-Result cudaGraphLaunch(void*, void*) { return 801; }
-Result cudaGraphDestroy(void*) { return 0; }
-Result cudaGraphExecDestroy(void*) { return 0; }
+// Streams, graphs: everything is done when a call returns, but what a stream captures, which a graph does when it is launched ----
+struct Work {
+  std::function<void()> run;
+};
+using Graph = std::vector<Work>;
+// Inline functions' variables are the same in both stand-ins.
+inline void*& capturing() { static void* stream = nullptr; return stream; }
+inline Graph& recorded() { static Graph graph; return graph; }
+// Whether the work was recorded; what a device refuses while a stream captures is an error here as well.
+static Result enqueue(void* stream, std::function<void()> run) {
+  if (!capturing()) return run(), 0;
+  if (stream != capturing()) return 906;
+  recorded().push_back({std::move(run)});
+  return 0;
+}
+Result cudaStreamCreate(void** stream) { *stream = new char; return 0; }
+Result cudaStreamCreateWithFlags(void** stream, unsigned) { return cudaStreamCreate(stream); }
+Result cudaStreamDestroy(void* stream) { delete static_cast<char*>(stream); return 0; }
+Result cudaStreamSynchronize(void*) { return capturing() ? 900 : 0; }
+Result cudaStreamWaitEvent(void*, void*, unsigned) { return capturing() ? 900 : 0; }
+Result cudaStreamBeginCapture(void* stream, int) {
+  if (capturing()) return 900;
+  capturing() = stream;
+  recorded().clear();
+  return 0;
+}
+Result cudaStreamEndCapture(void*, void** graph) {
+  *graph = new Graph(std::move(recorded()));
+  capturing() = nullptr;
+  return 0;
+}
+Result cudaGraphInstantiate(void** executable, void* graph, unsigned long long) {
+  *executable = new Graph(*static_cast<Graph*>(graph));
+  return 0;
+}
+Result cudaGraphLaunch(void* executable, void*) {
+  if (capturing()) return 900;
+  for (const Work& work : *static_cast<Graph*>(executable)) work.run();
+  if (std::getenv("CAT_EMULATOR_TELL")) std::fprintf(stderr, "graph of %zu\n", static_cast<Graph*>(executable)->size());
+  return 0;
+}
+Result cudaGraphDestroy(void* graph) { delete static_cast<Graph*>(graph); return 0; }
+Result cudaGraphExecDestroy(void* executable) { delete static_cast<Graph*>(executable); return 0; }
 Result cudaEventCreate(void** event) { *event = nullptr; return 0; }
 Result cudaEventDestroy(void*) { return 0; }
 Result cudaEventRecord(void*, void*) { return 0; }
@@ -90,11 +132,21 @@ Result cuModuleLoadData(void** module, const void* image) {
   return *module ? 0 : 200;
 }
 Result cuModuleUnload(void*) { return 0; }
+using Launch = void (*)(const unsigned*, void**);
+using Keep = void** (*)(void**);
+struct Function {
+  Launch launch;
+  Keep keep;
+};
+static void* symbol(void* module, const char* kind, const char* name) {
+  char text[512];
+  std::snprintf(text, sizeof text, "cat_%s_%s", kind, name);
+  return dlsym(module, text);
+}
 Result cuModuleGetFunction(void** function, void* module, const char* name) {
-  char symbol[512];
-  std::snprintf(symbol, sizeof symbol, "cat_emulated_%s", name);
-  *function = dlsym(module, symbol);
-  return *function ? 0 : 500;
+  void *launch = symbol(module, "emulated", name), *keep = symbol(module, "kept", name);
+  *function = new Function{reinterpret_cast<Launch>(launch), reinterpret_cast<Keep>(keep)};
+  return launch && keep ? 0 : 500;
 }
 Result cuFuncSetAttribute(void*, int, int) { return 0; }
 Result cuTensorMapEncodeTiled() { return 801; }
@@ -106,8 +158,11 @@ struct LaunchConfig {
 };
 Result cuLaunchKernelEx(const LaunchConfig* c, void* function, void** parameters, void**) {
   if (!c->grid_x || !c->grid_y || !c->grid_z || c->grid_y > 65535 || c->grid_z > 65535) return 1;
-  using Launch = void (*)(const unsigned*, void**);
-  reinterpret_cast<Launch>(function)(&c->grid_x, parameters);
-  return 0;
+  const Function& f = *static_cast<Function*>(function);
+  if (!capturing()) return f.launch(&c->grid_x, parameters), 0;
+  struct Size { unsigned numbers[6]; } size;
+  std::memcpy(size.numbers, &c->grid_x, sizeof size.numbers);
+  void** kept = f.keep(parameters);
+  return enqueue(c->stream, [f, size, kept] { f.launch(size.numbers, kept); });
 }
 }

@@ -142,6 +142,14 @@ template <class... A, std::size_t... I>
 void call(void (*kernel)(A...), void** p, std::index_sequence<I...>) {
   kernel(*reinterpret_cast<std::remove_reference_t<A>*>(p[I])...);
 }
+// What outlives the call: a graph keeps the parameters of the launches that it has recorded.
+template <class... A, std::size_t... I>
+void** kept(void (*)(A...), void** p, std::index_sequence<I...>) {
+  return new void*[sizeof...(A) + 1]{new std::decay_t<A>(*reinterpret_cast<std::remove_reference_t<A>*>(p[I]))..., nullptr};
+}
+template <class... A> void** keep(void (*kernel)(A...), void** parameters) {
+  return kept(kernel, parameters, std::index_sequence_for<A...>{});
+}
 template <class... A> void launch(void (*kernel)(A...), dim grid, dim threads, void** parameters) {
   struct Both { void (*kernel)(A...); void** parameters; } both{kernel, parameters};
   run_grid(grid, threads, [](void* b) {
@@ -157,15 +165,24 @@ template <class... A> void launch(void (*kernel)(A...), dim grid, dim threads, v
 
 inline void __syncthreads() { cat::wait(cat::at_block); }
 inline void __syncwarp(unsigned = ~0u) { cat::wait(cat::at_warp); }
-template <class V> inline V __shfl_xor_sync(unsigned, V value, int mask, int = 32) {
+template <class V> inline V cat_shuffled(V value, unsigned lane) {
   cat::share(value);
-  const V other = cat::of_lane<V>(cat::machine().self->lane ^ mask);
+  const V other = lane < 32 ? cat::of_lane<V>(lane) : value;
   cat::wait(cat::at_warp);
   return other;
 }
+template <class V> inline V __shfl_xor_sync(unsigned, V value, int mask, int = 32) {
+  return cat_shuffled(value, cat::machine().self->lane ^ mask);
+}
+template <class V> inline V __shfl_down_sync(unsigned, V value, int distance, int = 32) {
+  return cat_shuffled(value, cat::machine().self->lane + distance);
+}
+template <class V> inline V __shfl_sync(unsigned, V value, int lane, int = 32) { return cat_shuffled(value, lane); }
+inline unsigned __activemask() { return ~0u; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float normcdff(float v) { return float(0.5 * std::erfc(-double(v) * 0.70710678118654752)); }
 inline int __float2int_rn(float v) { return int(std::nearbyint(v)); }
 inline float __int2float_rn(int v) { return float(v); }
 template <class A, class B> inline auto max(A a, B b) { return a > b ? a : b; }
@@ -184,6 +201,7 @@ CAT_VECTOR(char, signed char)
 CAT_VECTOR(uchar, unsigned char)
 CAT_VECTOR(short, short)
 CAT_VECTOR(ushort, unsigned short)
+CAT_VECTOR(longlong, int64_t)
 
 template <class A, class B> inline int cat_bytes(int word, unsigned i) {
   (void)sizeof(B);

@@ -9,7 +9,8 @@ from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.isa import Dp4a
 from tvm_backend.kernels.cuda.packing import CHUNK
-from tvm_backend.kernels.cuda.product import PITCH, Product, ProductEmitter
+from tvm_backend.kernels.cuda.product import Product, ProductEmitter
+from tvm_backend.kernels.cuda.tiles import PITCH
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.kernels.tir import Expr
@@ -41,6 +42,13 @@ class _Emitter(ProductEmitter):
     def _share(self) -> tuple[int, int]:
         """Rows and columns of a thread."""
         return self.tile.rows // (self.tile.threads // 16), self.tile.columns // 16
+
+    def begin(self) -> None:
+        """Registers for the thread's sums."""
+        rows, columns = self._share()
+        self.sums = device.local(rows * columns, "int32")
+        for i in range(rows * columns):
+            tir.store(self.sums, tir.constant(0, "int32"), [i])
 
     def multiply(self) -> None:
         """Sixteen products of each sum at a time, by words of four."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm_backend.kernels import tir
-from tvm_backend.kernels.cuda import device
+from tvm_backend.kernels.cuda.fragments import Fragments
 from tvm_backend.kernels.cuda.isa import TensorCores
-from tvm_backend.kernels.cuda.packing import CHUNK
-from tvm_backend.kernels.cuda.product import PITCH, Product, ProductEmitter
+from tvm_backend.kernels.cuda.product import Product, ProductEmitter
 from tvm_backend.kernels.kernel import Machine
 from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.kernels.tir import Expr
@@ -38,42 +38,21 @@ class MmaProduct(Product):
 class _Emitter(ProductEmitter):
     """Writes the body of one kernel."""
 
-    def _corner(self) -> tuple[Expr, Expr]:
-        """First row and column of the warp's part of the tile."""
-        along_rows, along_columns = self.tile.warps
-        rows, columns = self.tile.rows // along_rows, self.tile.columns // along_columns
-        return self.warp // along_columns * rows, self.warp % along_columns * columns
+    def begin(self) -> None:
+        """Fragments of sums."""
+        self.fragments = Fragments(self.tile, self.thread, self.left, self.right, self.conv.input.signed)
 
     def multiply(self) -> None:
-        """Fragments of 16 by 8 sums, 32 products at a time."""
-        across, down = self.tile.fragments
-        row, column = self._corner()
-        group, member = self.lane // 4, self.lane % 4
-        a, b = device.local(4 * across, "int32"), device.local(2, "int32")
-        name = "cat_mma_s8" if self.conv.input.signed else "cat_mma_u8"
-        for step in range(CHUNK // 32):
-            word = step * 8 + member
-            for m in range(across):
-                for i in range(4):
-                    place = (row + m * 16 + group + i % 2 * 8) * PITCH + word + i // 2 * 4
-                    tir.store(a, self.left[place], [4 * m + i])
-            for n in range(down):
-                for i in range(2):
-                    place = (column + n * 8 + group) * PITCH + word + i * 4
-                    tir.store(b, self.right[place], [i])
-                for m in range(across):
-                    device.emit(name, (self.sums, (m * down + n) * 4), (a, 4 * m), (b, 0))
+        """All fragments of the warp."""
+        self.fragments.multiply()
 
     def finish(self) -> None:
-        """Each lane holds two neighbouring columns of two rows of a fragment."""
-        across, down = self.tile.fragments
-        row, column = self._corner()
-        group, member = self.lane // 4, self.lane % 4
-        for m in range(across):
-            for half in range(2):
-                pixel = self.first + row + m * 16 + group + half * 8
-                with tir.when(pixel < self.total):
-                    for n in range(down):
-                        for i in range(2):
-                            channel = column + n * 8 + member * 2 + i
-                            self.store(self.sums[(m * down + n) * 4 + 2 * half + i], pixel, channel)
+        """Row by row."""
+
+        def some(row: Expr, sums: Callable[[], Any]) -> None:
+            pixel = self.first + row
+            with tir.when(pixel < self.total):
+                for column, total, _, _ in sums():
+                    self.store(total, pixel, column)
+
+        self.fragments.each_row(some)

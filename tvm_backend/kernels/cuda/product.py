@@ -23,64 +23,11 @@ from tvm_backend.kernels.cuda.epilogue import finish_sum
 from tvm_backend.kernels.cuda.generator import CudaGenerator
 from tvm_backend.kernels.cuda.isa import Cuda
 from tvm_backend.kernels.cuda.packing import CHUNK, TileLayout
+from tvm_backend.kernels.cuda.tiles import PITCH, Tile, choose_tile
 from tvm_backend.kernels.spec import Argument, ConvSpec, WeightedSpec
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["PITCH", "Product", "ProductEmitter", "Tile", "choose_tile"]
-
-PITCH = CHUNK // 4 + 4
-"""Words from one row of shared memory to the next."""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """How a block's tile of sums is shared among its warps.
-
-    Parameters
-    ----------
-    rows, columns : int
-        Pixels and channels of the tile.
-    warps : tuple of (int, int)
-        Warps along rows and columns.
-    """
-
-    rows: int
-    columns: int
-    warps: tuple[int, int]
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return 32 * self.warps[0] * self.warps[1]
-
-    @property
-    def fragments(self) -> tuple[int, int]:
-        """Tensor core fragments of a warp along rows (16) and columns (8)."""
-        return self.rows // self.warps[0] // 16, self.columns // self.warps[1] // 8
-
-
-_NARROW = {16: Tile(64, 16, (4, 1)), 32: Tile(64, 32, (4, 1)), 64: Tile(64, 64, (2, 2))}
-_WIDE = Tile(128, 128, (2, 4))
-_WAVE = 132
-"""Blocks that run at once; an H100 has as many multiprocessors."""
-
-
-def choose_tile(rows: int | None, channels: int, tensor_cores: bool) -> Tile:
-    """A tile for a product.
-
-    Parameters
-    ----------
-    rows : int or None
-        Output pixels, if the batch is known.
-    channels : int
-        Output channels.
-    tensor_cores : bool
-        Whether mma is used.
-    """
-    wide_blocks = (rows or 0) // _WIDE.rows * (channels // _WIDE.columns)
-    if tensor_cores and channels % _WIDE.columns == 0 and wide_blocks >= 2 * _WAVE:
-        return _WIDE
-    return _NARROW[16 if channels <= 16 else 32 if channels <= 32 else 64]
+__all__ = ["Product", "ProductEmitter"]
 
 
 @dataclass(frozen=True)
@@ -197,7 +144,6 @@ class ProductEmitter(ABC):
         self.buffers, self.total, self.thread = buffers, tir.cast(total, "int32"), thread
         self.first = tir.cast(block[0], "int32") * self.tile.rows
         self.column_block = tir.cast(block[1], "int32")
-        self.warp, self.lane = thread // 32, thread % 32
         # The last axis of the data is indexed for all: a pixel's channels are contiguous.
         self.lead = [0] * (len(buffers["data"].shape) - 1)
         self.unit = product.unit
@@ -219,10 +165,7 @@ class ProductEmitter(ABC):
         self.weight_pieces = -(-tile.columns * 4 // tile.threads)
         self.weights = device.local(4 * self.weight_pieces, "int32")
         self._locate()
-        sums = tile.rows * tile.columns // tile.threads
-        self.sums = device.local(sums, "int32")
-        for i in range(sums):
-            tir.store(self.sums, tir.constant(0, "int32"), [i])
+        self.begin()
         self._fetch(0)
         chunks = self.layout.chunks
         with tir.loop(chunks) as chunk:
@@ -233,6 +176,10 @@ class ProductEmitter(ABC):
                 self._fetch(chunk + 1)
             self.multiply()
         self.finish()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Declare the thread's sums, all zero."""
 
     @abstractmethod
     def multiply(self) -> None:

@@ -17,7 +17,7 @@ from tests.tvm_backend import cuda_tools
 from tests.tvm_backend.kernels.tools import random_tensor, random_weight
 from tvm_backend import cuda_build
 from tvm_backend.kernels.cuda.packing import TileLayout
-from tvm_backend.kernels.cuda.product import choose_tile
+from tvm_backend.kernels.cuda.tiles import choose_tile
 from tvm_backend.kernels.kernel import Kernel
 from tvm_backend.kernels.registry import lower, reference
 from tvm_backend.kernels.spec import (
@@ -28,6 +28,7 @@ from tvm_backend.kernels.spec import (
     Epilogue,
     LinearSpec,
     PoolSpec,
+    ProductSpec,
     QParams,
     QuantizeSpec,
     SubsampleSpec,
@@ -40,6 +41,7 @@ S8 = QParams(0.04, -3, -128, 127, "int8")
 U2 = QParams(0.3, 1, 0, 3, "uint8")
 S4 = QParams(0.11, 0, -8, 7, "int8")
 RELU = Epilogue((0.0, None), None, (S8,))
+COARSE = Epilogue(outputs=(QParams(0.5, -3, -128, 127, "int8"), "float32"))
 SAME = (1, 1, 1, 1)
 
 WEIGHTED: dict[str, tuple[Any, str]] = {
@@ -92,6 +94,12 @@ PLAIN: dict[str, Any] = {
     "average pool with padding": PoolSpec(
         "avg", 2, 8, 8, 5, (3, 3), (2, 2), S8, Epilogue((None, None), S8, (U8,)), SAME, ceil_mode=True
     ),
+    "queries with keys": ProductSpec(None, 70, 64, 66, (S8, U8), COARSE, transposed=True),
+    "queries with keys, words": ProductSpec(2, 33, 20, 9, (S4, S8), COARSE, transposed=True),
+    "attention with values": ProductSpec(3, 65, 130, 72, (U8, S8), Epilogue()),
+    "attention with values, bytes": ProductSpec(None, 17, 77, 30, (U8, U2), COARSE),
+    "many pairs": ProductSpec(132, 65, 16, 65, (U8, U8), Epilogue()),
+    "pairs of bytes": ProductSpec(2, 18, 7, 5, (S8, U8), Epilogue((0.0, 2.0)), transposed=True),
     "global average": PoolSpec("avg", None, 6, 5, 20, (6, 5), (1, 1), U8, Epilogue()),
 }
 
