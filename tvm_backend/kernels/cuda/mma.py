@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm_backend.kernels import tir
+from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.fragments import Fragments
 from tvm_backend.kernels.cuda.isa import TensorCores
 from tvm_backend.kernels.cuda.product import Product, ProductEmitter
@@ -40,14 +41,18 @@ class _Emitter(ProductEmitter):
 
     def begin(self) -> None:
         """Fragments of sums."""
-        self.fragments = Fragments(self.tile, self.thread, self.left, self.right, self.conv.input.signed)
+        tiles = (self.left, self.left_begin), (self.right, self.right_begin)
+        self.fragments = Fragments(self.tile, self.thread, *tiles, self.conv.input.signed)
 
     def multiply(self) -> None:
         """All fragments of the warp."""
         self.fragments.multiply()
 
     def finish(self) -> None:
-        """Row by row."""
+        """Row by row; where groups share the sums, after they are added up."""
+        if self.tile.splits > 1:
+            self._joined()
+            return
 
         def some(row: Expr, sums: Callable[[], Any]) -> None:
             pixel = self.first + row
@@ -56,3 +61,23 @@ class _Emitter(ProductEmitter):
                     self.store(total, pixel, column)
 
         self.fragments.each_row(some)
+
+    def _joined(self) -> None:
+        tile = self.tile
+        size = tile.rows * tile.columns
+        between = device.shared(tile.splits * size, "int32")
+
+        def some(row: Expr, sums: Callable[[], Any]) -> None:
+            for column, total, _, _ in sums():
+                tir.store(between, total, [self.group * size + row * tile.columns + column])
+
+        self.fragments.each_row(some)
+        device.barrier()
+        for i in range(size // tile.threads):
+            place = self.group * tile.group + self.thread + i * tile.threads
+            total = between[place]
+            for split in range(1, tile.splits):
+                total = total + between[place + split * size]
+            pixel = self.first + place // tile.columns
+            with tir.when(pixel < self.total):
+                self.store(total, pixel, place % tile.columns)

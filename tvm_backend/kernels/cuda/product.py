@@ -78,14 +78,18 @@ class Product(CudaGenerator[WeightedSpec]):
         """The block's tile."""
         conv = self.conv
         rows = None if conv.batch is None else conv.batch * conv.out_height * conv.out_width
-        return choose_tile(rows, conv.out_channels, self.tensor_cores)
+        return choose_tile(rows, conv.out_channels, self.tensor_cores, -(-self.products // CHUNK))
+
+    @property
+    def products(self) -> int:
+        """Length of the sums."""
+        return self.conv.kernel[0] * self.conv.kernel[1] * self.tap
 
     @property
     def layout(self) -> TileLayout:
         """How the weights are packed."""
         conv = self.conv
-        products = conv.kernel[0] * conv.kernel[1] * self.tap
-        return TileLayout(conv.out_channels, products, self.tile.columns, conv.storage_bits)
+        return TileLayout(conv.out_channels, self.products, self.tile.columns, conv.storage_bits)
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of the specification's ``weight_shape``."""
@@ -141,7 +145,8 @@ class ProductEmitter(ABC):
     ) -> None:
         self.product, self.conv, self.layout, self.tile = product, product.conv, product.layout, product.tile
         # 32-bit offsets count units of a load: a tensor may hold 2**31 of them.
-        self.buffers, self.total, self.thread = buffers, tir.cast(total, "int32"), thread
+        self.buffers, self.total = buffers, tir.cast(total, "int32")
+        self.group, self.thread = thread // self.tile.group, thread % self.tile.group
         self.first = tir.cast(block[0], "int32") * self.tile.rows
         self.column_block = tir.cast(block[1], "int32")
         # The last axis of the data is indexed for all: a pixel's channels are contiguous.
@@ -151,31 +156,36 @@ class ProductEmitter(ABC):
             pixels = buffers["data"].shape[0] * (self.conv.height * self.conv.width)
             self.data_words = device.words(buffers["data"], pixels * self.conv.in_channels // 4)
         self.weight_words = device.words(buffers["weight"], self.layout.length // 4)
-        self.left = device.shared(self.tile.rows * PITCH, "int32")
-        self.right = device.shared(self.tile.columns * PITCH, "int32")
+        splits, sizes = self.tile.splits, (self.tile.rows * PITCH, self.tile.columns * PITCH)
+        self.left, self.right = (device.shared(splits * size, "int32") for size in sizes)
+        self.left_begin, self.right_begin = (self.group * size if splits > 1 else 0 for size in sizes)
 
     def emit(self) -> None:
         """The loop over chunks, then the epilogue."""
         tile = self.tile
         per_row = 4 if self.product.unit == 16 else 16
         self.words = 16 // per_row
-        self.pieces = tile.rows * per_row // tile.threads
+        self.pieces = tile.rows * per_row // tile.group
         self.per_row = per_row
         self.activations = device.local(self.pieces * self.words, "int32")
-        self.weight_pieces = -(-tile.columns * 4 // tile.threads)
+        self.weight_pieces = -(-tile.columns * 4 // tile.group)
         self.weights = device.local(4 * self.weight_pieces, "int32")
         self._locate()
         self.begin()
-        self._fetch(0)
-        chunks = self.layout.chunks
-        with tir.loop(chunks) as chunk:
+        self._fetch(self._chunk(0))
+        steps = -(-self.layout.chunks // tile.splits)
+        with tir.loop(steps) as step:
             device.barrier()
             self._deposit()
             device.barrier()
-            with tir.when(chunk + 1 < chunks):
-                self._fetch(chunk + 1)
+            with tir.when(step + 1 < steps):
+                self._fetch(self._chunk(step + 1))
             self.multiply()
         self.finish()
+
+    def _chunk(self, step: Expr) -> Expr:
+        """The chunk of the thread's group in a step."""
+        return step * self.tile.splits + self.group if self.tile.splits > 1 else step
 
     @abstractmethod
     def begin(self) -> None:
@@ -191,7 +201,7 @@ class ProductEmitter(ABC):
 
     def _piece(self, i: int) -> tuple[Expr, Expr]:
         """Row of the tile and place in it of the thread's i-th piece of activations."""
-        step = self.tile.threads // self.per_row
+        step = self.tile.group // self.per_row
         return self.thread // self.per_row + i * step, self.thread % self.per_row
 
     def _locate(self) -> None:
@@ -226,7 +236,15 @@ class ProductEmitter(ABC):
         data, dtype = self.buffers["data"], conv.input.dtype
         # Padding is the zero point. Places behind the last tap meet zero weights, whatever is loaded there.
         zero = np.full(4, conv.input.zero_point).astype(dtype).view(np.int32)[0]
+        zero_word = tir.int32(int(zero))
         inside = tir.all_of(y >= 0, y < conv.height, x >= 0, x < conv.width)
+        if self.layout.chunks % self.tile.splits:
+            # Behind the last chunk there are no weights; zeros leave the sums of the last one's as they are.
+            exists = chunk < self.layout.chunks
+            inside, zero_word = (
+                tir.all_of(exists, inside),
+                tir.select(exists, tir.int32(int(zero)), tir.int32(0)),
+            )
         with tir.choose(inside) as (load, pad):
             with load:
                 start = self.image[i] + pixel
@@ -238,7 +256,7 @@ class ProductEmitter(ABC):
                     tir.store(self.activations, raw, [words * i], words)
             with pad:
                 for word in range(words):
-                    tir.store(self.activations, tir.constant(int(zero), "int32"), [words * i + word])
+                    tir.store(self.activations, zero_word, [words * i + word])
 
     def _gather(self, data: Any, start: Expr, channel: Expr, i: int) -> None:
         """A word of single bytes; behind the last channel that one again, for it meets a zero weight."""
@@ -252,7 +270,7 @@ class ProductEmitter(ABC):
 
     def _weight_piece(self, i: int) -> tuple[Expr, Expr, Expr]:
         """Number, channel and place of the thread's i-th piece of 16 weights."""
-        number = self.thread + i * self.tile.threads
+        number = self.thread + i * self.tile.group
         return number, number // 4, number % 4
 
     def _existing(self, number: Expr) -> Any:
@@ -261,6 +279,8 @@ class ProductEmitter(ABC):
     def _fetch_weights(self, chunk: Expr, i: int) -> None:
         layout, weight = self.layout, self.buffers["weight"]
         number, channel, _ = self._weight_piece(i)
+        if layout.chunks % self.tile.splits:
+            chunk = tir.smaller(chunk, layout.chunks - 1)
         start = (self.column_block * layout.chunks + chunk) * layout.tile_bytes + number * (2 * layout.bits)
         with self._existing(number):
             if layout.bits == 8:
@@ -290,14 +310,17 @@ class ProductEmitter(ABC):
     def _deposit(self) -> None:
         for i in range(self.pieces):
             row, place = self._piece(i)
-            where = row * PITCH + place * self.words
+            where = self.left_begin + row * PITCH + place * self.words
             value = tir.load(self.activations, [self.words * i], self.words)
             tir.store(self.left, value, [where], self.words)
         for i in range(self.weight_pieces):
             number, channel, place = self._weight_piece(i)
+            begin = self.right_begin
             with self._existing(number):
                 for word in range(4):
-                    tir.store(self.right, self._unpacked(i, word), [channel * PITCH + place * 4 + word])
+                    tir.store(
+                        self.right, self._unpacked(i, word), [begin + channel * PITCH + place * 4 + word]
+                    )
 
     def store(self, total: Expr, pixel: Expr, column: Expr) -> None:
         """The epilogue of the sum of one pixel and one column of the tile."""

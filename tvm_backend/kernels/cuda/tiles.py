@@ -25,16 +25,24 @@ class Tile:
         Pixels and channels of the tile.
     warps : tuple of (int, int)
         Warps along rows and columns.
+    splits : int
+        Groups of so many warps, which share the long axis among them and add up what they have at the end.
     """
 
     rows: int
     columns: int
     warps: tuple[int, int]
+    splits: int = 1
+
+    @property
+    def group(self) -> int:
+        """Threads of a group."""
+        return 32 * self.warps[0] * self.warps[1]
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * self.warps[0] * self.warps[1]
+        return self.group * self.splits
 
     @property
     def fragments(self) -> tuple[int, int]:
@@ -46,7 +54,7 @@ _NARROW = {16: Tile(64, 16, (4, 1)), 32: Tile(64, 32, (4, 1)), 64: Tile(64, 64, 
 _WIDE = Tile(128, 128, (2, 4))
 
 
-def choose_tile(rows: int | None, channels: int, tensor_cores: bool) -> Tile:
+def choose_tile(rows: int | None, channels: int, tensor_cores: bool, chunks: int = 1) -> Tile:
     """A tile for a product.
 
     Parameters
@@ -57,7 +65,14 @@ def choose_tile(rows: int | None, channels: int, tensor_cores: bool) -> Tile:
         Output channels.
     tensor_cores : bool
         Whether mma is used.
+    chunks : int
+        Length of the sums, in tiles of :data:`~tvm_backend.kernels.cuda.packing.CHUNK`.
     """
+    if tensor_cores and rows is not None and -(-rows // 64) * -(-channels // 64) < WAVE and channels > 16:
+        # Few tiles would leave most of the device idle: smaller ones, and several warps for the sums of each.
+        return Tile(
+            16, 32, (1, 1), next(splits for splits in (8, 4, 2, 1) if chunks >= 2 * splits or splits == 1)
+        )
     wide_blocks = (rows or 0) // _WIDE.rows * (channels // _WIDE.columns)
     if tensor_cores and channels % _WIDE.columns == 0 and wide_blocks >= 2 * WAVE:
         return _WIDE

@@ -65,6 +65,13 @@ WEIGHTED: dict[str, tuple[Any, str]] = {
         "sm_90",
     ),
     "mma wide tile": (ConvSpec(132, 16, 16, 16, 128, (1, 1), U8, RELU), "sm_90"),
+    "mma split sums": (ConvSpec(1, 5, 5, 128, 40, (3, 3), U8, RELU, padding=SAME), "sm_90"),
+    "mma split sums, residual": (
+        ConvSpec(2, 7, 7, 64, 64, (3, 3), S8, Epilogue((None, None), S4, (U8, "float32"), S8), (2, 2), SAME),
+        "sm_90",
+    ),
+    "mma split sums, linear, 2 bits": (LinearSpec(3, 1040, 70, U8, Epilogue(), weight_bits=2), "sm_90"),
+    "mma split sums, linear, 4 bits, odd": (LinearSpec(17, 333, 33, S8, RELU, weight_bits=4), "sm_90"),
     "mma 1x1": (ConvSpec(None, 5, 5, 64, 32, (1, 1), U8, RELU), "sm_80"),
     "dp4a 3x3, 2 bits": (
         ConvSpec(2, 9, 7, 12, 40, (3, 3), U8, RELU, (2, 1), (0, 1, 1, 0), weight_bits=2),
@@ -188,7 +195,9 @@ def test_weights_that_span_too_much_are_refused() -> None:
 
 def test_tiles_suit_the_product() -> None:
     assert choose_tile(None, 16, True).columns == 16
-    assert choose_tile(49, 512, True).columns == 64
+    assert choose_tile(49, 512, True, chunks=72).splits == 8
+    assert choose_tile(49, 512, True, chunks=8).splits == 4
+    assert choose_tile(49, 512, False, chunks=72).splits == 1
     assert choose_tile(16 * 56 * 56, 128, True).columns == 128
     assert choose_tile(16 * 56 * 56, 128, False).columns == 64
 
