@@ -8,17 +8,18 @@ Where the GPU is (TVM's runtime and numpy; PyTorch for the comparison)::
 
     python -m benchmarks.cuda run libraries --out results
 
-``run`` first compares each kernel with its reference, then takes medians of many
-launches, with enough sets of buffers that the second-level cache does not hold them, and writes ``results/cuda.json``
-and a table.  The floor of a kernel is the larger of its bytes over the measured copy bandwidth and its operations over
-the rate given by ``--rate``.
+``run`` first compares everything with its reference: whole models on the rows that travel with them, at each of their batch sizes,
+then each kernel.  Then it takes medians of many launches, models first, with and without CUDA graphs, and kernels with enough sets of
+buffers that the second-level cache does not hold them; at last those of PyTorch, as long as ``--seconds`` allow.  It writes
+``results/cuda.json`` row by row, and a table.  The floor of a kernel is the larger of its bytes over the measured copy bandwidth and
+its operations over the rate given by ``--rate``.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -27,9 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cuda_build import build
+from benchmarks import cuda_models, cuda_torch
+from benchmarks.cuda_build import build, random_inputs
+from benchmarks.cuda_models import median
 
-MODEL_BATCHES = (1, 16, 128)
 CACHE_BYTES = 1 << 27
 """Buffers are taken in turn until they exceed this: twice the second-level cache of an H200."""
 
@@ -40,21 +42,6 @@ def _torch() -> Any:
     except ImportError:
         return None
     return torch if torch.cuda.is_available() else None
-
-
-def median(function: Callable[[int], Any], synchronize: Callable[[], Any], repeats: int) -> float:
-    """Median time of a launch in microseconds: batches of launches between two synchronizations."""
-    for i in range(3):
-        function(i)
-    synchronize()
-    samples = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for i in range(20):
-            function(i)
-        synchronize()
-        samples.append((time.perf_counter() - start) / 20 * 1e6)
-    return statistics.median(samples)
 
 
 def _eager(
@@ -76,78 +63,156 @@ def _eager(
     return step, tensors
 
 
+class Results:
+    """Rows, written as they come: a run that is cut off leaves what it measured."""
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        self.path, self.facts, self.rows = path, facts, list[dict[str, Any]]()
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Add a row, or what has changed of one."""
+        if row not in self.rows:
+            self.rows.append(row)
+        hidden = ("resources", "spec", "file", "rows", "given", "result", "sha256")
+        shown = [
+            {key: value for key, value in one.items() if key not in hidden}
+            | ({"batch": one["rows"]} if "rows" in one else {})
+            for one in self.rows
+        ]
+        text = json.dumps({"machine": self.facts, "results": shown}, indent=1)
+        self.path.write_text(text + "\n")
+
+
 def run(options: argparse.Namespace) -> None:
     """Check, then time."""
-    import ctypes
-
     import tvm
     import tvm.runtime.vm
 
-    ctypes.CDLL(str(Path(tvm.__file__).parent / "lib" / "libtvm_runtime_cuda.so"))
-    device, torch = tvm.cuda(0), _torch()
+    from tvm_backend.cuda_runtime import load_cuda_runtime
+
+    deadline = time.monotonic() + options.seconds
     described = json.loads((options.libraries / "cuda.json").read_text())
+    entries = [entry for entry in described["entries"] if options.only in entry["name"]]
+    # PyTorch compiles in processes of its own meanwhile, into its cache.
+    waiting = [] if options.emulated else cuda_torch.compile_ahead(entries)
+    load_cuda_runtime(tvm)
+    device, torch = tvm.cuda(0), None if options.emulated else _torch()
     options.out.mkdir(parents=True, exist_ok=True)
     facts = _machine(torch, tvm)
-    bandwidth = _bandwidth(torch) if torch else None
-    facts["copy_bytes_per_second"] = bandwidth
-    kept: list[dict[str, Any]] = []
+    results = Results(options.out / "cuda.json", facts)
+    print(json.dumps(facts), flush=True)
+    repeats = 0 if options.emulated else options.repeats
+    models = [
+        model
+        for entry in entries
+        if entry["kind"] == "model"
+        for model in cuda_models.checked(
+            options.libraries / f"{entry['file']}.so", entry["name"], results.keep
+        )
+    ]
+    kernels = [
+        _checked(entry, options.libraries, tvm, device, results.keep)
+        for entry in entries
+        if entry["kind"] != "model"
+    ]
+    wrong = [row["name"] for row in results.rows if not row["correct"]]
+    print(f"{len(results.rows) - len(wrong)} correct, {len(wrong)} wrong {wrong}", flush=True)
+    cuda_torch.wait(waiting, deadline - options.seconds / 2)
+    for graphs in (True, False):
+        cuda_models.time_all(models, tvm, device, graphs, repeats, results.keep)
+    if torch:
+        for model in models:
+            cuda_torch.time_eager(torch, model.row, model.data, repeats, results.keep)
+    facts["copy_bytes_per_second"] = bandwidth = _bandwidth(torch) if torch else None
+    for kernel in kernels:
+        _time(kernel, tvm, device, bandwidth, options, repeats)
+        results.keep(kernel["row"])
+        _print_row(kernel["row"])
+    if torch:
+        cuda_torch.time_compiled(
+            torch, [(model.row, model.data) for model in models], repeats, deadline, results.keep
+        )
+        for kernel in kernels:
+            if time.monotonic() < deadline:
+                _time_torch(torch, kernel, repeats)
+                results.keep(kernel["row"])
+    print(f"{len(results.rows)} rows", flush=True)
 
-    def keep(row: dict[str, Any]) -> None:
-        """Write the row at once: a run that is cut off leaves what it measured."""
-        shown = {key: value for key, value in row.items() if key not in ("resources", "spec", "file", "rows")}
-        kept.append(shown | ({"batch": row["rows"]} if "rows" in row else {}))
-        text = json.dumps({"machine": facts, "results": kept}, indent=1)
-        (options.out / "cuda.json").write_text(text + "\n")
 
-    print(json.dumps(facts))
-    print(f"{'kernel':<44} {'us':>9} {'floor':>8} {'ratio':>6} {'eager':>9} {'compile':>9} {'error':>9}")
-    for entry in described["entries"]:
-        if entry["kind"] == "model" or options.only not in entry["name"]:
-            continue
-        module = tvm.runtime.load_module(str(options.libraries / f"{entry['file']}.so"))
-        arrays, expected = _data(entry, options.libraries)
+def _checked(
+    entry: dict[str, Any], libraries: Path, tvm: Any, device: Any, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """A kernel, loaded, called once and compared with its reference."""
+    module = tvm.runtime.load_module(str(libraries / f"{entry['file']}.so"))
+    arrays, expected = _data(entry, libraries)
+    if expected is None:
+        blank = [np.full(entry["result"]["shape"], 77, entry["result"]["dtype"])]
+    else:
         blank = [np.full_like(array, 77) for array in expected]
-        size = arrays[0].nbytes + sum(array.nbytes for array in expected)
-        sets = max(1, min(64, -(-CACHE_BYTES // size)))
-        # Parameters are shared, as in use; data and results are taken in turn.
-        shared = [tvm.runtime.tensor(array, device) for array in arrays[1:]]
-        turns = [
-            [
-                tvm.runtime.tensor(arrays[0], device),
-                *shared,
-                *(tvm.runtime.tensor(array, device) for array in blank),
-            ]
-            for _ in range(sets)
-        ]
-        kernel = module["main"]
-        kernel(*turns[0])
-        found = [tensor.numpy() for tensor in turns[0][-len(expected) :]]
+    tensors = [tvm.runtime.tensor(array, device) for array in (*arrays, *blank)]
+    kernel = module["main"]
+    kernel(*tensors)
+    found = [tensor.numpy() for tensor in tensors[-len(blank) :]]
+    if expected is None:
+        error = float(hashlib.sha256(found[0].tobytes()).hexdigest() != entry["sha256"])
+    else:
         error = max(map(_error, found, expected))
-        row = dict(entry, error=error, correct=bool(error <= (0 if entry["kind"] == "integer" else 1e-3)))
-        row["microseconds"] = median(_launcher(kernel, turns), device.sync, options.repeats)
-        if bandwidth:
-            by_bytes, by_rate = entry["bytes"] / bandwidth, entry["operations"] / _rate(entry, options)
-            row["floor_microseconds"] = max(by_bytes, by_rate) * 1e6
-            row["ratio"] = row["microseconds"] / row["floor_microseconds"]
-        if torch and entry["kind"] == "cluster_affine" and entry["spec"]["op"] == "cat::cluster_affine":
-            step, tensors = _eager(torch, entry, arrays)
-            for label, function in (("eager", step), ("compile", torch.compile(step))):
-                row[f"torch_{label}_microseconds"] = median(
-                    _torch_launcher(function, tensors, sets), torch.cuda.synchronize, options.repeats
-                )
-        keep(row)
-        _print_row(row)
-    _run_models(described, options, tvm, device, keep)
-    wrong = [row["name"] for row in kept if not row["correct"]]
-    print(f"{len(kept) - len(wrong)} correct, {len(wrong)} wrong {wrong}")
+    row = dict(entry, error=error, correct=bool(error <= (0 if entry["kind"] == "integer" else 1e-3)))
+    keep(row)
+    return {"row": row, "kernel": kernel, "arrays": arrays, "blank": blank, "tensors": tensors}
 
 
-def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Inputs of a kernel and its results; those of the cluster-affine step are made anew, for their size."""
+def _sets(kernel: dict[str, Any]) -> int:
+    """How many sets of buffers the second-level cache does not hold."""
+    size = kernel["arrays"][0].nbytes + sum(array.nbytes for array in kernel["blank"])
+    return max(1, min(64, -(-CACHE_BYTES // size)))
+
+
+def _time(
+    kernel: dict[str, Any],
+    tvm: Any,
+    device: Any,
+    bandwidth: float | None,
+    options: argparse.Namespace,
+    repeats: int,
+) -> None:
+    # Parameters are shared, as in use; data and results are taken in turn.
+    count = len(kernel["blank"])
+    first, *shared = kernel["tensors"][: len(kernel["tensors"]) - count]
+    turns = [kernel["tensors"]]
+    for _ in range(1, 1 if options.emulated else _sets(kernel)):
+        made = [
+            tvm.runtime.empty(tensor.shape, str(tensor.dtype), device)
+            for tensor in kernel["tensors"][-count:]
+        ]
+        turns.append([first.copyto(device), *shared, *made])
+    row = kernel["row"]
+    row["microseconds"] = median(_launcher(kernel["kernel"], turns), device.sync, repeats)
+    if bandwidth:
+        by_bytes, by_rate = row["bytes"] / bandwidth, row["operations"] / _rate(row, options)
+        row["floor_microseconds"] = max(by_bytes, by_rate) * 1e6
+        row["ratio"] = row["microseconds"] / row["floor_microseconds"]
+
+
+def _time_torch(torch: Any, kernel: dict[str, Any], repeats: int) -> None:
+    row = kernel["row"]
+    if row["kind"] != "cluster_affine" or row["spec"]["op"] != "cat::cluster_affine":
+        return
+    step, tensors = _eager(torch, row, kernel["arrays"])
+    for label, function in (("eager", step), ("compile", torch.compile(step, dynamic=False))):
+        launcher = _torch_launcher(function, tensors, _sets(kernel))
+        row[f"torch_{label}_microseconds"] = median(launcher, torch.cuda.synchronize, repeats)
+
+
+def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """Inputs of a kernel, made anew for their size but for packed weights, and its results where they can be computed here."""
     if entry["kind"] == "integer":
         with np.load(libraries / f"{entry['file']}.npz") as loaded:
-            *arrays, expected = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
-        return arrays, [expected]
+            stored = [loaded[f"arr_{i}"] for i in range(len(loaded.files))]
+        return [*random_inputs(entry["given"]), *stored], None
+    if entry["kind"] == "rows":
+        arrays = random_inputs(entry["given"])
+        return arrays, [_row_function(entry, *(array.astype(float) for array in arrays)).astype(np.float32)]
     from tvm_backend.kernels.cluster_affine.reference import reference
     from tvm_backend.kernels.cluster_affine.spec import RESULTS, ClusterAffineSpec
 
@@ -161,6 +226,16 @@ def _data(entry: dict[str, Any], libraries: Path) -> tuple[list[np.ndarray], lis
     return arrays, [
         found.astype("int64" if found.dtype == np.int64 else spec.dtype) for found in reference(spec, *arrays)
     ]
+
+
+def _row_function(entry: dict[str, Any], x: np.ndarray, *constants: np.ndarray) -> np.ndarray:
+    """Softmax or LayerNorm in float64."""
+    if entry["function"] == "softmax":
+        powers = np.exp(x - x.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+    centred = x - x.mean(axis=1, keepdims=True)
+    gamma, beta = constants
+    return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + entry["epsilon"]) * gamma + beta
 
 
 def _launcher(kernel: Any, turns: list[list[Any]]) -> Callable[[int], Any]:
@@ -197,76 +272,6 @@ def _print_row(row: dict[str, Any]) -> None:
         f"{row['error']:>9.1e}",
     ]
     print(" ".join(cells))
-
-
-def _run_models(
-    described: dict[str, Any],
-    options: argparse.Namespace,
-    tvm: Any,
-    device: Any,
-    keep: Callable[[dict[str, Any]], None],
-) -> None:
-    """Whole models, inputs and results on the device: verified on the rows that travel with them, then timed."""
-    import tvm_backend
-    from cat_plugin.errors import LibraryError
-    from tvm_backend.verify import verify
-
-    torch = _torch()
-    for entry in described["entries"]:
-        if entry["kind"] != "model" or options.only not in entry["name"]:
-            continue
-        library = tvm_backend.load(options.libraries / f"{entry['file']}.so")
-        fault = None
-        try:
-            verify(library)
-        except LibraryError as error:
-            fault = str(error)
-        (described_input,) = library.manifest["inputs"]
-        for batch in MODEL_BATCHES:
-            shape = [batch if isinstance(extent, str) else extent for extent in described_input["shape"]]
-            data = np.random.default_rng(0).standard_normal(shape).astype(described_input["dtype"])
-            tensor = tvm.runtime.tensor(data, device)
-            row = {
-                "name": f"{entry['name']}, N {batch}",
-                "kind": "model",
-                "correct": fault is None,
-                "fault": fault,
-            }
-            row["microseconds"] = median(
-                lambda _, run=library, x=tensor: run(x), device.sync, options.repeats
-            )
-            if torch:
-                row |= _torch_model(torch, entry["name"], data, options.repeats)
-            keep(row)
-            cells = "".join(
-                f" {row.get(f'torch_{label}_microseconds', float('nan')):>9.1f}"
-                for label in ("eager", "half", "compile")
-            )
-            print(f"{row['name']:<44} {row['microseconds']:>9.1f}{cells}  {fault or 'verified'}", flush=True)
-
-
-def _torch_model(torch: Any, name: str, data: np.ndarray, repeats: int) -> dict[str, float]:
-    """The full-precision network in PyTorch: float32, float16, and float16 compiled with CUDA graphs, in microseconds.
-
-    Weights are random: they are of no consequence for the time.
-    """
-    from benchmarks.models import CifarResNet, MobileNetV2, ResNet18
-
-    made = {"resnet20": CifarResNet, "mobilenet_v2": MobileNetV2, "resnet18": ResNet18}.get(
-        name.rsplit("_", 1)[0]
-    )
-    if made is None:
-        return {}
-    model = made().eval().cuda().to(memory_format=torch.channels_last)
-    x = torch.from_numpy(data).cuda().to(memory_format=torch.channels_last)
-    found = {}
-    with torch.inference_mode():
-        found["eager"] = median(lambda _: model(x), torch.cuda.synchronize, repeats)
-        model, x = model.half(), x.half()
-        found["half"] = median(lambda _: model(x), torch.cuda.synchronize, repeats)
-        compiled = torch.compile(model, mode="reduce-overhead")
-        found["compile"] = median(lambda _: compiled(x), torch.cuda.synchronize, repeats)
-    return {f"torch_{label}_microseconds": value for label, value in found.items()}
 
 
 def _machine(torch: Any, tvm: Any) -> dict[str, Any]:
@@ -318,7 +323,13 @@ def main() -> None:
     running.add_argument("libraries", type=Path)
     running.add_argument("--out", type=Path, default=Path("results"))
     running.add_argument("--only", default="", help="kernels whose name holds this")
-    running.add_argument("--repeats", type=int, default=50)
+    running.add_argument("--repeats", type=int, default=20)
+    running.add_argument(
+        "--seconds", type=float, default=600, help="how long it may take, PyTorch's compiler included"
+    )
+    running.add_argument(
+        "--emulated", action="store_true", help="only rehearse, on the tests' emulated device"
+    )
     running.add_argument(
         "--rate", type=float, default=67e12, help="float32 operations a second; an H100's 67e12"
     )
@@ -326,6 +337,12 @@ def main() -> None:
         "--integer-rate", type=float, default=1979e12, help="int8 operations; an H100's 1979e12"
     )
     running.set_defaults(function=run)
+    ahead = commands.add_parser(
+        "compile-ahead", help="what `run` starts to fill the cache of PyTorch's compiler"
+    )
+    ahead.add_argument("network")
+    ahead.add_argument("batches", type=int, nargs="+")
+    ahead.set_defaults(function=lambda options: cuda_torch.fill_cache(options.network, options.batches))
     options = parser.parse_args()
     options.function(options)
 
