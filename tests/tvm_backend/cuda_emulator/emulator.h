@@ -30,7 +30,10 @@
 namespace cat {
 struct dim { unsigned x, y, z; };
 enum State { ready, at_block, at_warp, done };
+struct Copy { int* to; const int* from; };
 struct Fiber {
+  std::vector<Copy> open;                 // begun, in no group so far
+  std::vector<std::vector<Copy>> groups;  // copied when they are waited for
   ucontext_t context;
   std::vector<char> stack;
   State state;
@@ -77,6 +80,8 @@ inline void run_block() {
     Fiber& f = m.fibers[i];
     f.stack.resize(1 << 16);
     f.state = ready;
+    f.open.clear();
+    f.groups.clear();
     f.thread = {i % m.threads.x, i / m.threads.x % m.threads.y, i / m.threads.x / m.threads.y};
     f.lane = i % 32;
     f.warp = i / 32;

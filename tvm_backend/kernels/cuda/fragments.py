@@ -23,8 +23,8 @@ class Fragments:
         The block's.
     thread : Expr
         Number of the thread in its group.
-    left, right : tuple of (Buffer, Expr)
-        The tiles in shared memory and where they begin; rows of 64 bytes, :data:`~tvm_backend.kernels.cuda.tiles.PITCH` words apart.
+    left, right : Buffer
+        The tiles in shared memory, rows of 64 bytes, :data:`~tvm_backend.kernels.cuda.tiles.PITCH` words apart.
     signed : bool
         Whether the bytes of `left` are; those of `right` always are.
     totals : tuple of (bool, bool), optional
@@ -35,12 +35,12 @@ class Fragments:
         self,
         tile: Tile,
         thread: Expr,
-        left: tuple[Any, Expr],
-        right: tuple[Any, Expr],
+        left: Any,
+        right: Any,
         signed: bool,
         totals: tuple[bool, bool] = (False, False),
     ) -> None:
-        (self.left, self.left_begin), (self.right, self.right_begin) = left, right
+        self.left, self.right = left, right
         self.across, self.down = tile.fragments
         self.name = "cat_mma_s8" if signed else "cat_mma_u8"
         along_rows, along_columns = tile.warps
@@ -63,21 +63,21 @@ class Fragments:
             tir.store(made, tir.int32(0), [i])
         return made
 
-    def multiply(self) -> None:
-        """Add the products of the chunk in shared memory: fragments of 16 by 8 sums, 32 products at a time."""
+    def multiply(self, left_begin: Expr = 0, right_begin: Expr = 0) -> None:
+        """Add the products of the tiles that begin at these words: fragments of 16 by 8 sums, 32 products at a time."""
         a, b = device.local(4 * self.across, "int32"), device.local(2, "int32")
         for step in range(CHUNK // 32):
             word = step * 8 + self.member
             for m in range(self.across):
                 for i in range(4):
                     place = (self.row + m * 16 + self.group + i % 2 * 8) * PITCH + word + i // 2 * 4
-                    tir.store(a, self.left[self.left_begin + place], [4 * m + i])
+                    tir.store(a, self.left[left_begin + place], [4 * m + i])
                 if self.rows is not None:
                     device.emit(self.name, (self.rows, 4 * m), (a, 4 * m), (self.ones, 0))
             for n in range(self.down):
                 for i in range(2):
                     place = (self.column + n * 8 + self.group) * PITCH + word + i * 4
-                    tir.store(b, self.right[self.right_begin + place], [i])
+                    tir.store(b, self.right[right_begin + place], [i])
                 if self.columns is not None:
                     device.emit(self.name, (self.columns, 4 * n), (self.ones, 0), (b, 0))
                 for m in range(self.across):

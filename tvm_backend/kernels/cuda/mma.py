@@ -41,12 +41,11 @@ class _Emitter(ProductEmitter):
 
     def begin(self) -> None:
         """Fragments of sums."""
-        tiles = (self.left, self.left_begin), (self.right, self.right_begin)
-        self.fragments = Fragments(self.tile, self.thread, *tiles, self.conv.input.signed)
+        self.fragments = Fragments(self.tile, self.thread, self.left, self.right, self.conv.input.signed)
 
     def multiply(self) -> None:
         """All fragments of the warp."""
-        self.fragments.multiply()
+        self.fragments.multiply(self.left_begin, self.right_begin)
 
     def finish(self) -> None:
         """Row by row; where groups share the sums, after they are added up."""

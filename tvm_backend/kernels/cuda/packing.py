@@ -50,8 +50,9 @@ class TileLayout:
 
     @property
     def blocks(self) -> int:
-        """Tiles along the channels."""
-        return -(-self.channels // self.columns)
+        """Tiles along the channels; so many that those of 64 channels are whole, where there are more than 32."""
+        whole = 64 if self.channels > 32 else self.columns
+        return -(-self.channels // whole) * whole // self.columns
 
     @property
     def tile_bytes(self) -> int:

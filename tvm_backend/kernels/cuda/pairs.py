@@ -103,7 +103,7 @@ class _Emitter:
                 _Across(right, spec.columns, spec.inner, self.column, tile.columns, flip, *place)
             )
         zeros = self.kinds[1].zero_point != 0, self.kinds[0].zero_point != 0
-        targets = [(loader.target, 0) for loader in self.loaders]
+        targets = [loader.target for loader in self.loaders]
         self.fragments = Fragments(tile, thread, targets[0], targets[1], self.kinds[0].signed, zeros)
 
     def emit(self) -> None:

@@ -64,7 +64,6 @@ WEIGHTED: dict[str, tuple[Any, str]] = {
         ConvSpec(3, 9, 9, 20, 72, (3, 3), S8, Epilogue((None, 1.5), "float32"), (1, 1), (2, 2, 2, 2), (2, 2)),
         "sm_90",
     ),
-    "mma wide tile": (ConvSpec(132, 16, 16, 16, 128, (1, 1), U8, RELU), "sm_90"),
     "mma split sums": (ConvSpec(1, 5, 5, 128, 40, (3, 3), U8, RELU, padding=SAME), "sm_90"),
     "mma split sums, residual": (
         ConvSpec(2, 7, 7, 64, 64, (3, 3), S8, Epilogue((None, None), S4, (U8, "float32"), S8), (2, 2), SAME),
@@ -72,6 +71,18 @@ WEIGHTED: dict[str, tuple[Any, str]] = {
     ),
     "mma split sums, linear, 2 bits": (LinearSpec(3, 1040, 70, U8, Epilogue(), weight_bits=2), "sm_90"),
     "mma split sums, linear, 4 bits, odd": (LinearSpec(17, 333, 33, S8, RELU, weight_bits=4), "sm_90"),
+    "mma copied, padding": (ConvSpec(None, 6, 5, 32, 48, (3, 3), U8, RELU, padding=SAME), "sm_90"),
+    "mma copied, dilation, residual": (
+        ConvSpec(
+            None, 9, 9, 16, 64, (3, 3), S8, Epilogue((None, None), S4, (U8, "float32")), (2, 1), SAME, (2, 2)
+        ),
+        "sm_90",
+    ),
+    "mma copied, wide tile, padding": (
+        ConvSpec(132, 16, 16, 16, 128, (1, 5), S8, RELU, padding=(0, 2, 0, 2)),
+        "sm_90",
+    ),
+    "mma copied, linear": (LinearSpec(None, 336, 70, U8, Epilogue()), "sm_80"),
     "mma 1x1": (ConvSpec(None, 5, 5, 64, 32, (1, 1), U8, RELU), "sm_80"),
     "dp4a 3x3, 2 bits": (
         ConvSpec(2, 9, 7, 12, 40, (3, 3), U8, RELU, (2, 1), (0, 1, 1, 0), weight_bits=2),
