@@ -26,7 +26,7 @@ from tvm_backend.checking import Flat, Verdict, agree, checked_manifest, checks_
 from tvm_backend.description import FORMAT, VERSION
 from tvm_backend.executable import build_library
 from tvm_backend.garbage import seldom_collected
-from tvm_backend.importer import batch_variable, function_inputs, import_program
+from tvm_backend.importer import Prepared, batch_variable, function_inputs, prepare
 from tvm_backend.installing import install, of_the_user, report_of
 from tvm_backend.kernels.spec import WeightedSpec
 from tvm_backend.lengths import of_one_length
@@ -118,7 +118,8 @@ def compile(
     step(0, total, "importing the graph")
     program = of_one_length(_program(source), tokens)
     checks = checks_of(source if tokens is None else program, program)
-    imported = import_program(program)
+    prepared, levels = _prepared(program)
+    imported = prepared.module(levels or 0)
     batch_sizes = _check_batches(batch_sizes, imported)
     step(1, total, "folding it into integer kernels")
     symbolic = compat.specialize_batch(imported, batch_sizes)
@@ -152,7 +153,8 @@ def compile(
                     manifest["kernels"] = [asdict(kernel) for kernel in kernels]
                 manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
         step(total - 1, total, "comparing the library with the graph")
-        explain = partial(_explain, program, list(variants.values()), batch_sizes, cache)
+        levelled = None if levels is None else prepared
+        explain = partial(_explain, program, levelled, list(variants.values()), batch_sizes, cache)
         manifest = checked_manifest(manifest, staging, checks, program, dump_dir, explain)
         if cache:
             if not cached:  # what is found wrong is not kept
@@ -199,8 +201,20 @@ def _check_batches(batch_sizes: Sequence[int], mod: Any) -> tuple[int, ...]:
     return sizes
 
 
+def _prepared(program: Any) -> tuple[Prepared, int | None]:
+    """A program as TVM reads it, its levels behind its results, and how many these are; None where they cannot be had."""
+    from tvm_backend.lockstep import levels_of, with_levels  # imports torch
+
+    try:
+        return prepare(with_levels(program)), len(levels_of(program))
+    except Exception as error:
+        _log.debug("the graph cannot return its levels: %s", error)
+        return prepare(program), None
+
+
 def _explain(
     program: Any,
+    prepared: Prepared | None,
     targets: list[Any],
     batch_sizes: tuple[int, ...],
     cache: bool,
@@ -213,8 +227,10 @@ def _explain(
     None where that cannot be done, or was done for a model of the same structure.
     """
     from tvm_backend.importer.honoured import where
-    from tvm_backend.lockstep import structure_of, unexplained, with_levels  # imports torch
+    from tvm_backend.lockstep import structure_of, unexplained
 
+    if prepared is None:
+        return None
     facts = (str(targets[number]), batch_sizes, tvm.__version__)
     known = cache_of.compared(structure_of(program), *facts)
     if cache and known.exists():
@@ -223,7 +239,7 @@ def _explain(
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "levels.so"
         try:
-            imported = import_program(with_levels(program, max(wanted.runs, key=len).inputs))
+            imported = prepared.module()
             symbolic = integer_kernels(
                 compat.specialize_batch(imported, batch_sizes), processor=not is_cuda(targets[number])
             )

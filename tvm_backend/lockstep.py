@@ -8,19 +8,20 @@ Nothing adds up then: a level is what rounding makes of that input, give or take
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.export.graph_signature import TensorArgument
+from torch.export.graph_signature import OutputKind, OutputSpec, TensorArgument
 
-from cat_plugin.graph.inspect import signature
 from cat_plugin.graph.sampling import Runner
 from cat_plugin.structures import leaves_of
+from cat_plugin.torch_compat import pytree
 
-__all__ = ["Arrays", "quantizers_of", "structure_of", "unexplained", "with_levels"]
+__all__ = ["Arrays", "levels_of", "quantizers_of", "structure_of", "unexplained", "with_levels"]
 
 Arrays = Sequence[np.ndarray[Any, Any]]
 
@@ -32,13 +33,19 @@ _FACTOR = 8.0
 _LEAST = 1e-5  # of a tensor's largest value; the same that is rounding in a whole library
 
 
-def quantizers_of(module: fx.GraphModule) -> list[fx.Node]:
-    """The nodes that choose levels of what depends on the inputs, in order."""
+def levels_of(program: Any) -> list[fx.Node]:
+    """The quantizers of a program's own graph; see :func:`quantizers_of`."""
+    return quantizers_of(program.graph, program.graph_signature.user_inputs)
+
+
+def quantizers_of(graph: fx.Graph, inputs: Collection[Any] | None = None) -> list[fx.Node]:
+    """The nodes that choose levels of what depends on the inputs, in order: on all placeholders, or on those named."""
     computed: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if node.op == "placeholder" or any(each in computed for each in node.all_input_nodes):
+    for node in graph.nodes:
+        given = node.op == "placeholder" and (inputs is None or node.name in inputs)
+        if given or any(each in computed for each in node.all_input_nodes):
             computed.add(node)
-    return [node for node in module.graph.nodes if node in computed and _is_quantizer(node)]
+    return [node for node in graph.nodes if node in computed and _is_quantizer(node)]
 
 
 def _is_quantizer(node: fx.Node) -> bool:
@@ -74,44 +81,41 @@ def structure_of(program: Any) -> str:
     return "\n".join(lines)
 
 
-def with_levels(program: Any, inputs: Arrays) -> Any:
+def with_levels(program: Any) -> Any:
     """A program that returns its levels as well.
 
     Parameters
     ----------
     program : torch.export.ExportedProgram
-        What was compiled.
-    inputs : sequence of ndarray
-        Flat and in order.
+        What is compiled.
 
     Returns
     -------
     torch.export.ExportedProgram
-        Of the inputs, flat and in order, to the outputs and, after them, the integers of :func:`quantizers_of`.
+        Of the same inputs to the outputs and, after them, the integers of :func:`quantizers_of`.
     """
-    run = Runner(program)
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    returned = graph.graph_copy(run.module.graph, copies)
-    leaves = [leaf for leaf in leaves_of(returned) if isinstance(leaf, fx.Node)]
-    graph.output((*leaves, *(copies[node] for node in quantizers_of(run.module))))
-    given = [node for node in graph.nodes if node.op == "placeholder"]
-    for node, argument in zip(given, run.arguments, strict=True):
-        if not isinstance(argument, TensorArgument):
-            graph.erase_node(node)
-    part = fx.GraphModule(run.module, graph)
-    batched = [
-        bool(each["shape"]) and isinstance(each["shape"][0], str) for each in signature(program)["inputs"]
-    ]
-    # Of one row alone torch.export would not believe that there may be more.
-    rows = tuple(
-        torch.from_numpy(np.resize(each, (max(2, len(each)), *each.shape[1:])) if free else each)
-        for each, free in zip(inputs, batched, strict=True)
+    returned = leaves_of(graph.graph_copy(program.graph, copies))
+    levels = [copies[node] for node in levels_of(program)]
+    graph.output((*returned, *levels))
+    arguments = [TensorArgument(name=node.name) for node in levels]
+    specs = [OutputSpec(OutputKind.USER_OUTPUT, each, None) for each in arguments]
+    described, (whole, *parts) = program.graph_signature, program.module_call_graph
+    called = replace(
+        whole.signature,
+        outputs=[*whole.signature.outputs, *arguments],
+        out_spec=pytree.tree_structure((0,) * (whole.signature.out_spec.num_leaves + len(levels))),
     )
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        return torch.export.export(
-            part, rows, dynamic_shapes=tuple({0: batch} if free else None for free in batched)
-        )
+    return torch.export.ExportedProgram(
+        root=program.graph_module,
+        graph=graph,
+        graph_signature=replace(described, output_specs=[*described.output_specs, *specs]),
+        state_dict=program.state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=[replace(whole, signature=called), *parts],
+        constants=program.constants,
+        verifiers=program.verifiers,
+    )
 
 
 def unexplained(program: Any, inputs: Arrays, found: Arrays) -> fx.Node | None:
@@ -176,7 +180,7 @@ def _first(run: Runner, inputs: Arrays, found: list[Tensor], draws: int, noise: 
     ]
     copies = [_Disturbed(run.module, noise * bool(i), i, leaves) for i in range(draws + 1)]
     still = copies[0]
-    chosen = quantizers_of(run.module)
+    chosen = quantizers_of(run.module.graph)
     levels = dict(zip(chosen, found[len(found) - len(chosen) :], strict=True))
     settled: set[fx.Node] = set()
     with torch.no_grad():

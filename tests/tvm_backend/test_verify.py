@@ -168,7 +168,7 @@ def _on_an_edge(program: Any, rows: torch.Tensor) -> torch.Tensor:
 
 def test_levels_on_either_side_of_an_edge_are_right_and_others_are_not(program: Any) -> None:
     rows = _on_an_edge(program, torch.randn(5, 6))
-    run = with_levels(program, [rows.numpy()]).module(check_guards=False)
+    run = with_levels(program).module(check_guards=False)
     with torch.no_grad():
         output, level = (each.numpy() for each in run(rows))
     assert unexplained(program, [rows.numpy()], [output, level]) is None

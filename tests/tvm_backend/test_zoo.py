@@ -57,8 +57,9 @@ def _compiled(model: nn.Module, inputs: Tensor, bits: int, path: Path) -> Compil
         assert found.shape == expected.shape
         if ((found - expected).abs() / expected.abs().amax()).max() >= _TOLERANCE:
             wanted = Checks((Run((given.numpy(),), (expected.numpy(),)),), 0.0, 0.0)
+            prepared, _ = build._prepared(program)
             verdict = build._explain(
-                program, list(resolve(target).values()), (), False, 0, wanted, library.flat
+                program, prepared, list(resolve(target).values()), (), False, 0, wanted, library.flat
             )
             assert verdict is not None
             assert verdict.right, verdict.place

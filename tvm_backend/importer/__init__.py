@@ -6,6 +6,6 @@ a form that TVM's converters read rightly, :mod:`~tvm_backend.importer.constants
 :mod:`~tvm_backend.importer.converters` holds our own converters.
 """
 
-from tvm_backend.importer.program import batch_variable, function_inputs, import_program
+from tvm_backend.importer.program import Prepared, batch_variable, function_inputs, import_program, prepare
 
-__all__ = ["batch_variable", "function_inputs", "import_program"]
+__all__ = ["Prepared", "batch_variable", "function_inputs", "import_program", "prepare"]

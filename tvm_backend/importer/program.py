@@ -6,6 +6,9 @@ The table of contents: rewrite, compute constants, check every operator and argu
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from tvm_backend.importer import constants, honoured, rewrites
 from tvm_backend.importer.converters import CONVERTERS, Converter
 from tvm_backend.importer.honoured import where
 
-__all__ = ["batch_variable", "function_inputs", "import_program"]
+__all__ = ["Prepared", "batch_variable", "function_inputs", "import_program", "prepare"]
 
 _OURS = frozenset(name for name in CONVERTERS if name not in honoured.HONOURED)
 
@@ -91,17 +94,6 @@ def _checked(convert: Any, ours: bool) -> Converter:
     return run
 
 
-def _prepared(program: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The program as TVM's converters read it rightly, and its constants."""
-    with warnings.catch_warnings():
-        # torch 2.13 copies its own pytrees through a class that it deprecates.
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
-        program = program.run_decompositions(rewrites.table())
-    known = constants.fold(program)
-    _drop_constants(program)
-    return program, known
-
-
 def _drop_constants(program: Any) -> None:
     """Leave out, in place, arguments and results that are no tensors: they are part of the graph, or of its description."""
     signature, graph = program.graph_signature, program.graph
@@ -116,54 +108,105 @@ def _drop_constants(program: Any) -> None:
     output.args = (tuple(leaf for leaf in output.args[0] if isinstance(leaf, fx.Node)),)
 
 
-def import_program(program: Any) -> Any:
-    """Import a torch ``ExportedProgram``.
+@dataclass(frozen=True)
+class Prepared:
+    """A program as TVM's converters read it rightly; made by :func:`prepare`.
+
+    Attributes
+    ----------
+    program : torch.export.ExportedProgram
+        In operators that there are converters for.
+    known : dict of str to torch.Tensor
+        Its constants by the name of their node.
+    """
+
+    program: Any
+    known: dict[str, torch.Tensor]
+
+    def module(self, left_out: int = 0) -> Any:
+        """Translate it.
+
+        Parameters
+        ----------
+        left_out : int, optional
+            How many of the results are left out, the last ones.
+
+        Returns
+        -------
+        tvm.IRModule
+            One function, ``main``, from the inputs to the outputs, with the weights as constants.
+
+        Raises
+        ------
+        CompileError
+            When an operator cannot be imported; the message names it and its place in the model.
+        """
+        from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+        program = self.program
+        importer = ExportedProgramImporter()
+        importer.cat_constants = self.known
+        calls = _calls(program)
+        unknown = _unknown_operators(calls, importer)
+        if unknown:
+            raise CompileError(
+                f"operators that cannot be imported into TVM {tvm.__version__}: {'; '.join(unknown)}. "
+                "Express them by other operators, or keep that part outside of the compiled model"
+            )
+        for node in calls:
+            honoured.check(node, _OURS)
+        converters = {
+            name: _checked(CONVERTERS[name], True)
+            if name in CONVERTERS
+            else _checked(importer.convert_map[name], False)
+            for name in map(_name, calls)
+        }
+        try:
+            with _without(program, left_out):
+                mod = importer.from_exported_program(program, **compat.importer_arguments(converters))
+        except CompileError:
+            raise
+        except Exception as error:
+            raise CompileError(f"TVM {tvm.__version__} could not import the graph: {error}") from error
+        # With an upper bound of the batch the memory for that many would be planned, and taken, at every call.
+        mod["main"] = mod["main"].without_attr("tir_var_upper_bound")
+        return mod
+
+
+def prepare(program: Any) -> Prepared:
+    """Rewrite a torch ``ExportedProgram`` for :meth:`Prepared.module`.
 
     Parameters
     ----------
     program : torch.export.ExportedProgram
         A QDQ graph: quantized weights and activations with explicit ``quantized_decomposed`` operators, possibly ending in
         one of the ``cat`` correction operators.  The batch dimension may be dynamic.
-
-    Returns
-    -------
-    tvm.IRModule
-        One function, ``main``, from the inputs to the outputs, with the weights as constants.
-
-    Raises
-    ------
-    CompileError
-        When an operator cannot be imported; the message names it and its place in the model.
     """
-    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+    with warnings.catch_warnings():
+        # torch 2.13 copies its own pytrees through a class that it deprecates.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        program = program.run_decompositions(rewrites.table())
+    known = constants.fold(program)
+    _drop_constants(program)
+    return Prepared(program, known)
 
-    program, known = _prepared(program)
-    importer = ExportedProgramImporter()
-    importer.cat_constants = known
-    calls = _calls(program)
-    unknown = _unknown_operators(calls, importer)
-    if unknown:
-        raise CompileError(
-            f"operators that cannot be imported into TVM {tvm.__version__}: {'; '.join(unknown)}. "
-            "Express them by other operators, or keep that part outside of the compiled model"
-        )
-    for node in calls:
-        honoured.check(node, _OURS)
-    converters = {
-        name: _checked(CONVERTERS[name], True)
-        if name in CONVERTERS
-        else _checked(importer.convert_map[name], False)
-        for name in map(_name, calls)
-    }
+
+def import_program(program: Any) -> Any:
+    """Import a torch ``ExportedProgram``: :func:`prepare` it, and translate it with :meth:`Prepared.module`."""
+    return prepare(program).module()
+
+
+@contextmanager
+def _without(program: Any, count: int) -> Iterator[None]:
+    """Meanwhile the program has not got its last results."""
+    specs, output = program.graph_signature.output_specs, program.graph.output_node()
+    results, described = output.args[0], list(specs)
+    kept = len(results) - count
+    output.args, specs[:] = (results[:kept],), described[:kept]
     try:
-        mod = importer.from_exported_program(program, **compat.importer_arguments(converters))
-    except CompileError:
-        raise
-    except Exception as error:
-        raise CompileError(f"TVM {tvm.__version__} could not import the graph: {error}") from error
-    # With an upper bound of the batch the memory for that many would be planned, and taken, at every call.
-    mod["main"] = mod["main"].without_attr("tir_var_upper_bound")
-    return mod
+        yield
+    finally:
+        output.args, specs[:] = (results,), described
 
 
 def batch_variable(mod: Any) -> Any | None:
