@@ -86,6 +86,19 @@ class Window:
                 with tir.loop(count) as i:
                     tir.store(buffer, tir.cast(zero, self.dtype), [start + i])
 
+        def copy(start: Expr, row: Expr, count: Expr) -> None:
+            with tir.loop(count) as i:
+                value = tir.load(data, [image, row, 0, i])
+                if self.flip:
+                    value = ir.flip_sign(value, self.spec.input.dtype)
+                if self.wide:
+                    value = tir.cast(value, "int16")
+                tir.store(buffer, value, [start + i])
+
+        if not any(spec.padding):
+            # Rows are consecutive, too.  A loop over rows of known number LLVM would write out, with that over a row.
+            copy(0, first_row, in_rows * self.pitch)
+            return
         with tir.loop(in_rows) as row:
             start = row * self.pitch
             is_inside = tir.all_of(first_row + row >= 0, first_row + row < spec.height)
@@ -93,13 +106,7 @@ class Window:
                 with inside:
                     blank(start, left)
                     # Columns and channels of a row are consecutive: one loop over both is a block copy.
-                    with tir.loop(width * channels) as i:
-                        value = tir.load(data, [image, first_row + row, 0, i])
-                        if self.flip:
-                            value = ir.flip_sign(value, self.spec.input.dtype)
-                        if self.wide:
-                            value = tir.cast(value, "int16")
-                        tir.store(buffer, value, [start + left + i])
+                    copy(start + left, first_row + row, width * channels)
                     blank(start + left + width * channels, right)
                 with outside:
                     blank(start, self.pitch)
