@@ -22,7 +22,7 @@ from cat_plugin.graph.checks import Checks
 from cat_plugin.graph.inspect import signature
 from tvm_backend import answers, compat, dialect, linker
 from tvm_backend import cache as cache_of
-from tvm_backend.checking import Flat, Verdict, agree, checked_manifest, checks_of
+from tvm_backend.checking import Checking, Flat, Verdict, agree, checks_of
 from tvm_backend.description import FORMAT, VERSION
 from tvm_backend.executable import build_library
 from tvm_backend.garbage import seldom_collected
@@ -136,26 +136,28 @@ def compile(
         )
         manifest = cache_of.fetch(name, staging) if cache and dump is None else None
         cached = manifest is not None
-        if manifest is None:
-            manifest = _signatures(imported, _float_operators(symbolic), batch_sizes)
-            for i, (variant, tvm_target) in enumerate(variants.items()):
-                what = f"generating code for {variant or target}"
-                step(2 + i, total, what)
-                kernels = build_library(
-                    symbolic,
-                    tvm_target,
-                    staging / f"{i}.so",
-                    None if dump is None else dump.variant(variant),
-                    cache,
-                    partial(_told, step, 2 + i, total, what),
-                )
-                if not i:
-                    manifest["kernels"] = [asdict(kernel) for kernel in kernels]
-                manifest["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
-        step(total - 1, total, "comparing the library with the graph")
+        made = manifest or _signatures(imported, _float_operators(symbolic), batch_sizes)
         levelled = None if levels is None else prepared
         explain = partial(_explain, program, levelled, list(variants.values()), batch_sizes, cache)
-        manifest = checked_manifest(manifest, staging, checks, program, dump_dir, explain)
+        with Checking(made, staging, checks, program, dump_dir, explain) as checking:
+            for i, (variant, tvm_target) in enumerate(variants.items()):
+                if not cached:
+                    what = f"generating code for {variant or target}"
+                    step(2 + i, total, what)
+                    kernels = build_library(
+                        symbolic,
+                        tvm_target,
+                        staging / f"{i}.so",
+                        None if dump is None else dump.variant(variant),
+                        cache,
+                        partial(_told, step, 2 + i, total, what),
+                    )
+                    if not i:
+                        made["kernels"] = [asdict(kernel) for kernel in kernels]
+                    made["variants"].append(_describe(variant, tvm_target, staging / f"{i}.so", kernels))
+                checking.add(i)
+            step(total - 1, total, "comparing the library with the graph")
+            manifest = checking.finished()
         if cache:
             if not cached:  # what is found wrong is not kept
                 cache_of.store(name, staging, manifest)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,11 @@ from tvm_backend.runtime import Library, import_tvm
 from tvm_backend.variants import obstacle
 
 __all__ = [
+    "Checking",
     "Explain",
     "Flat",
     "Verdict",
     "agree",
-    "check_variants",
-    "checked_manifest",
     "checks_of",
     "expected",
 ]
@@ -87,20 +87,15 @@ def checks_of(source: Any, program: Any) -> Checks | None:
         return None
 
 
-def check_variants(
-    manifest: dict[str, Any],
-    folder: Path,
-    checks: Checks | None,
-    program: Any,
-    dump_dir: Any = None,
-    explain: Explain | None = None,
-) -> list[str]:
-    """Load and run each variant of a library that is not installed yet.
+class Checking:
+    """Runs the variants of a library that is not installed yet, each as soon as it is there, while the next is made.
+
+    A context manager.  One thread of its own does the work; most of it is done outside of Python's lock.
 
     Parameters
     ----------
     manifest : dict
-        The library's description.
+        The library's description; its variants may still be to come.
     folder : pathlib.Path
         Where its files lie.
     checks : Checks or None
@@ -111,47 +106,61 @@ def check_variants(
         Where the caller has the module written after each pass, for the message.
     explain : callable, optional
         Compares a variant with the program level by level.
-
-    Returns
-    -------
-    list of str
-        For each variant why it was not checked; empty where it was.
-
-    Raises
-    ------
-    CompileError
-        A variant computes something else than the program.
     """
-    if checks is None:
-        reason = "not checked: the bundle holds no rows, and the program does not run on made-up ones"
-        return [reason] * len(manifest["variants"])
-    wanted = expected(checks, manifest, program)
-    return [
-        _check(variant, manifest, folder, wanted, dump_dir, None if explain is None else partial(explain, i))
-        for i, variant in enumerate(manifest["variants"])
-    ]
 
+    def __init__(
+        self,
+        manifest: dict[str, Any],
+        folder: Path,
+        checks: Checks | None,
+        program: Any,
+        dump_dir: Any = None,
+        explain: Explain | None = None,
+    ) -> None:
+        self._manifest, self._folder, self._checks = manifest, folder, checks
+        self._dump_dir, self._explain = dump_dir, explain
+        self._thread = ThreadPoolExecutor(1, "checking")
+        self._reasons: list[Future[str]] = []
+        self._wanted = None if checks is None else self._thread.submit(expected, checks, manifest, program)
 
-def checked_manifest(
-    manifest: dict[str, Any],
-    staging: Path,
-    checks: Checks | None,
-    program: Any,
-    dump_dir: Any,
-    explain: Explain | None = None,
-) -> dict[str, Any]:
-    """Run :func:`check_variants`, put the rows beside the finished files, and return the description that says so."""
-    reasons = check_variants(manifest, staging, checks, program, dump_dir, explain)
-    variants = [
-        {**variant, "checked": reason} for variant, reason in zip(manifest["variants"], reasons, strict=True)
-    ]
-    entry = None
-    if checks is not None:
-        written = staging / CHECKS
-        written.write_bytes(checks.to_bytes())
-        entry = {"file": CHECKS, "sha256": sha256_of(written), "size": written.stat().st_size}
-    independent = checks is not None and checks.rows_are_independent()
-    return {**manifest, "variants": variants, "checks": entry, "independent_rows": independent}
+    def __enter__(self) -> Checking:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, number: int) -> None:
+        """Check a variant, which is described and written now."""
+        self._reasons.append(self._thread.submit(self._one, number))
+
+    def finished(self) -> dict[str, Any]:
+        """Put the rows beside the finished files, and return the description that says what was checked.
+
+        Raises
+        ------
+        CompileError
+            A variant computes something else than the program.
+        """
+        reasons = [each.result() for each in self._reasons]
+        manifest, checks, entry = self._manifest, self._checks, None
+        variants = [
+            {**variant, "checked": reason}
+            for variant, reason in zip(manifest["variants"], reasons, strict=True)
+        ]
+        if checks is not None:
+            written = self._folder / CHECKS
+            written.write_bytes(checks.to_bytes())
+            entry = {"file": CHECKS, "sha256": sha256_of(written), "size": written.stat().st_size}
+        independent = checks is not None and checks.rows_are_independent()
+        return {**manifest, "variants": variants, "checks": entry, "independent_rows": independent}
+
+    def _one(self, number: int) -> str:
+        """Why a variant was not checked; empty where it was."""
+        if self._wanted is None:
+            return "not checked: the bundle holds no rows, and the program does not run on made-up ones"
+        explain = None if self._explain is None else partial(self._explain, number)
+        variant = self._manifest["variants"][number]
+        return _check(variant, self._manifest, self._folder, self._wanted.result(), self._dump_dir, explain)
 
 
 def _check(
