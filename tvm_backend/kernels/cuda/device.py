@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_backend.kernels import tir
@@ -22,6 +23,7 @@ __all__ = [
     "plus",
     "rounded",
     "shared",
+    "store_pair",
     "threads",
     "times",
     "words",
@@ -72,6 +74,15 @@ def emit(name: str, *places: tuple[Any, Expr]) -> None:
 def act(name: str) -> None:
     """Call a device function that takes nothing."""
     T.evaluate(T.call_extern("int32", name))
+
+
+def store_pair(buffer: Any, indices: Sequence[Expr], first: Expr, second: Expr) -> None:
+    """Write two neighbouring elements at once, the first of which has an even place."""
+    T.evaluate(
+        T.call_extern(
+            "int32", "cat_store2", T.address_of(tirx.BufferLoad(buffer, list(indices))), first, second
+        )
+    )
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
+from tvm_backend.kernels.cuda.epilogue import finish_sum
 from tvm_backend.kernels.cuda.isa import Dp4a
 from tvm_backend.kernels.cuda.packing import CHUNK
 from tvm_backend.kernels.cuda.product import Product, ProductEmitter
@@ -76,4 +77,11 @@ class _Emitter(ProductEmitter):
             pixel = self.first + self.thread // 16 * rows + i
             with tir.when(pixel < self.total):
                 for j in range(columns):
-                    self.store(self.sums[i * columns + j], pixel, self.thread % 16 + 16 * j)
+                    self._store(self.sums[i * columns + j], pixel, self.channel(self.thread % 16 + 16 * j))
+
+    def _store(self, total: Expr, pixel: Expr, channel: Expr) -> None:
+        conv = self.conv
+        outputs = [self.buffers[f"output{i}"] for i in range(len(conv.epilogue.outputs))]
+        where = [*self.lead, pixel * conv.out_channels + channel]
+        with tir.when(True if conv.out_channels % self.tile.columns == 0 else channel < conv.out_channels):
+            finish_sum(total, channel, self.buffers, conv.epilogue, outputs, where)

@@ -12,7 +12,19 @@ from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.spec import Epilogue, QParams, TensorKind
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["defined", "dequantized", "finish", "finish_sum", "quantized"]
+__all__ = [
+    "CHANNELWISE",
+    "defined",
+    "dequantized",
+    "finish",
+    "finish_pair",
+    "finish_sum",
+    "quantized",
+    "scaled_sum",
+]
+
+CHANNELWISE = ("compensation", "scale", "bias")
+"""Arguments that hold a number for each output channel."""
 
 
 def dequantized(raw: Expr, kind: TensorKind, onto: Expr | None = None) -> Expr:
@@ -52,18 +64,40 @@ def quantized(value: Expr, kind: TensorKind, clip: tuple[float | None, float | N
     return tir.cast(integer, kind.dtype)
 
 
-def finish(
-    value: Expr, epilogue: Epilogue, residual: Any, outputs: Sequence[Any], indices: Sequence[Expr]
-) -> None:
-    """Add the residual to a float32 value, clip it and store it to every output at `indices`."""
+def _passed(value: Expr, epilogue: Epilogue, residual: Any, indices: Sequence[Expr]) -> Expr:
+    """A value with its branch and residual."""
     if epilogue.branch is not None:
         value = dequantized(quantized(value, epilogue.branch), epilogue.branch)
     if epilogue.residual is not None:
         value = dequantized(tir.load(residual, indices), epilogue.residual, onto=value)
+    return value
+
+
+def finish(
+    value: Expr, epilogue: Epilogue, residual: Any, outputs: Sequence[Any], indices: Sequence[Expr]
+) -> None:
+    """Add the residual to a float32 value, clip it and store it to every output at `indices`."""
     held = device.local(1, "float32")
-    tir.store(held, value, [0])
+    tir.store(held, _passed(value, epilogue, residual, indices), [0])
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
         tir.store(output, quantized(held[0], kind, epilogue.clip), indices)
+
+
+def finish_pair(
+    values: Sequence[Expr], epilogue: Epilogue, residual: Any, outputs: Sequence[Any], indices: Sequence[Expr]
+) -> None:
+    """The same for two values that are neighbours along the last axis, the first at `indices`, an even place."""
+    held = device.local(2, "float32")
+    for i, value in enumerate(values):
+        where = [*indices[:-1], indices[-1] + i]
+        tir.store(held, _passed(value, epilogue, residual, where), [i])
+    for output, kind in zip(outputs, epilogue.outputs, strict=True):
+        device.store_pair(output, indices, *(quantized(held[i], kind, epilogue.clip) for i in range(2)))
+
+
+def scaled_sum(total: Expr, compensation: Expr, scale: Expr, bias: Expr) -> Expr:
+    """Compensation, scale and bias of an int32 sum of products."""
+    return device.fma(tir.cast(total + compensation, "float32"), scale, bias)
 
 
 def finish_sum(
@@ -75,6 +109,5 @@ def finish_sum(
     indices: Sequence[Expr],
 ) -> None:
     """Compensation, scale and bias of an int32 sum of products, then the rest."""
-    shifted = tir.cast(total + tir.load(buffers["compensation"], [channel]), "float32")
-    value = device.fma(shifted, tir.load(buffers["scale"], [channel]), tir.load(buffers["bias"], [channel]))
+    value = scaled_sum(total, *(tir.load(buffers[name], [channel]) for name in CHANNELWISE))
     finish(value, epilogue, buffers.get("residual"), outputs, indices)

@@ -84,17 +84,26 @@ class Fragments:
                     device.emit(self.name, (self.sums, (m * self.down + n) * 4), (a, 4 * m), (b, 0))
 
     def each_row(self, some: Callable[[Expr, Callable[[], Any]], None]) -> None:
-        """Emit ``some(row, sums)`` for the thread's rows, where ``sums()`` gives (column, sum, of the row, of the column)."""
+        """Emit ``some(row, sums)`` for the thread's rows.
+
+        ``sums()`` gives for each pair of neighbouring columns its number, the first column, which is even, and its sums; a sum comes with
+        those of its row and its column.
+        """
         for m in range(self.across):
             for half in range(2):
 
                 def sums(m: int = m, half: int = half) -> Any:
                     for n in range(self.down):
+                        both = []
                         for i in range(2):
-                            column = self.column + n * 8 + self.member * 2 + i
                             own = self.sums[(m * self.down + n) * 4 + 2 * half + i]
                             of_row = None if self.rows is None else self.rows[4 * m + 2 * half]
                             of_column = None if self.columns is None else self.columns[4 * n + i]
-                            yield column, own, of_row, of_column
+                            both.append((own, of_row, of_column))
+                        yield n, self.first_column(n), both
 
                 some(self.row + m * 16 + self.group + half * 8, sums)
+
+    def first_column(self, n: int) -> Expr:
+        """The first column of the thread's n-th pair."""
+        return self.column + n * 8 + self.member * 2

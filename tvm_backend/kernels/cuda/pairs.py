@@ -15,7 +15,7 @@ from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
-from tvm_backend.kernels.cuda.epilogue import finish
+from tvm_backend.kernels.cuda.epilogue import finish, finish_pair
 from tvm_backend.kernels.cuda.fragments import Fragments
 from tvm_backend.kernels.cuda.generator import CudaGenerator
 from tvm_backend.kernels.cuda.isa import Cuda, TensorCores
@@ -127,22 +127,32 @@ class _Emitter:
         self.fragments.each_row(self._store)
 
     def _store(self, row: Expr, sums: Callable[[], Any]) -> None:
-        spec, (left, right) = self.spec, self.kinds
-        factor = tir.float32(spec.factor)
-        whole_rows, whole_columns = spec.rows % self.tile.rows == 0, spec.columns % self.tile.columns == 0
+        spec, image = self.spec, tir.cast(self.image, "int64")
         row = self.row + row
-        with tir.when(True if whole_rows else row < spec.rows):
-            for column, total, of_row, of_column in sums():
-                if of_row is not None:
-                    total = total - of_row * tir.int32(right.zero_point)
-                if of_column is not None:
-                    total = total - of_column * tir.int32(left.zero_point)
-                total = total + tir.int32(left.zero_point * right.zero_point * spec.inner)
-                value = device.times(tir.cast(total, "float32"), factor)
+        with tir.when(True if spec.rows % self.tile.rows == 0 else row < spec.rows):
+            for _, column, both in sums():
                 column = self.column + column
-                with tir.when(True if whole_columns else column < spec.columns):
-                    where = [tir.cast(self.image, "int64"), row, column]
-                    finish(value, spec.epilogue, None, self.outputs, where)
+                values = [self._value(*each) for each in both]
+                if spec.columns % 2 == 0:
+                    with self._exists(column):
+                        finish_pair(values, spec.epilogue, None, self.outputs, [image, row, column])
+                    continue
+                for i, value in enumerate(values):
+                    with self._exists(column + i):
+                        finish(value, spec.epilogue, None, self.outputs, [image, row, column + i])
+
+    def _exists(self, column: Expr) -> Any:
+        return tir.when(True if self.spec.columns % self.tile.columns == 0 else column < self.spec.columns)
+
+    def _value(self, total: Expr, of_row: Expr, of_column: Expr) -> Expr:
+        """A sum without its zero points, times the factor."""
+        left, right = self.kinds
+        if of_row is not None:
+            total = total - of_row * tir.int32(right.zero_point)
+        if of_column is not None:
+            total = total - of_column * tir.int32(left.zero_point)
+        total = total + tir.int32(left.zero_point * right.zero_point * self.spec.inner)
+        return device.times(tir.cast(total, "float32"), tir.float32(self.spec.factor))
 
 
 class _Loader:

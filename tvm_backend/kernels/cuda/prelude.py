@@ -5,6 +5,10 @@ from __future__ import annotations
 __all__ = ["PRELUDE"]
 
 PRELUDE = """\
+template <class T, class V> static __device__ __forceinline__ void cat_store2(T* to, V first, V second) {
+  struct alignas(2 * sizeof(T)) Pair { T first, second; };
+  *reinterpret_cast<Pair*>(to) = Pair{T(first), T(second)};
+}
 // Tensor core product, m16n8k32: sums[4] += a[4] (16 x 32, row) * b[2] (32 x 8, column), bytes to int32.
 #ifdef CAT_EMULATOR
 template <class A> inline void cat_mma_emulated(int* sums, const int* a, const int* b) {

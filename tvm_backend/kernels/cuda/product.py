@@ -20,7 +20,6 @@ from tvm.tirx import PrimFunc
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
 from tvm_backend.kernels.cuda.copies import BORDER, Copies
-from tvm_backend.kernels.cuda.epilogue import finish_sum
 from tvm_backend.kernels.cuda.generator import CudaGenerator
 from tvm_backend.kernels.cuda.isa import Cuda
 from tvm_backend.kernels.cuda.packing import CHUNK, TileLayout
@@ -220,7 +219,7 @@ class ProductEmitter(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Pass each of the thread's sums on to :meth:`store`."""
+        """Store what the epilogue makes of each of the thread's sums."""
 
     def piece(self, i: int) -> tuple[Expr, Expr]:
         """Row of the tile and place in it of the thread's i-th piece of activations."""
@@ -354,14 +353,6 @@ class ProductEmitter(ABC):
                         self.right, self._unpacked(i, word), [begin + channel * PITCH + place * 4 + word]
                     )
 
-    def store(self, total: Expr, pixel: Expr, column: Expr) -> None:
-        """The epilogue of the sum of one pixel and one column of the tile."""
-        conv = self.conv
-        channel = self.column_block * self.tile.columns + column
-        outputs = [self.buffers[f"output{i}"] for i in range(len(conv.epilogue.outputs))]
-        where = [*self.lead, pixel * conv.out_channels + channel]
-        if conv.out_channels % self.tile.columns == 0:
-            finish_sum(total, channel, self.buffers, conv.epilogue, outputs, where)
-            return
-        with tir.when(channel < conv.out_channels):
-            finish_sum(total, channel, self.buffers, conv.epilogue, outputs, where)
+    def channel(self, column: Expr) -> Expr:
+        """The output channel of a column of the tile."""
+        return self.column_block * self.tile.columns + column
