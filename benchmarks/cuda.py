@@ -102,14 +102,11 @@ def run(options: argparse.Namespace) -> None:
     results = Results(options.out / "cuda.json", facts)
     print(json.dumps(facts), flush=True)
     repeats = 0 if options.emulated else options.repeats
-    models = [
-        model
-        for entry in entries
-        if entry["kind"] == "model"
-        for model in cuda_models.checked(
-            options.libraries / f"{entry['file']}.so", entry["name"], results.keep
-        )
-    ]
+    models = []
+    for entry in entries:
+        path = options.libraries / f"{entry['file']}.so"
+        if entry["kind"] == "model" and path.exists():
+            models += cuda_models.checked(path, entry["name"], results.keep)
     kernels = [
         _checked(entry, options.libraries, tvm, device, results.keep)
         for entry in entries

@@ -45,11 +45,14 @@ class Model:
         Of the results.
     data : ndarray
         Inputs.
+    graphs : bool
+        Whether its graphs could be captured.
     """
 
     path: Path
     row: dict[str, Any]
     data: np.ndarray[Any, Any]
+    graphs: bool = True
 
 
 def checked(path: Path, name: str, keep: Keep) -> list[Model]:
@@ -64,6 +67,24 @@ def checked(path: Path, name: str, keep: Keep) -> list[Model]:
     keep
         Takes the rows of the results.
     """
+    try:
+        return _checked(path, name, keep)
+    except Exception as error:
+        fault = f"with graphs: {error!r}"[:400]
+    print(f"{name:<44} {fault}", flush=True)
+    keep({"name": name, "kind": "model", "correct": False, "fault": fault})
+    try:
+        with _Launching(False):
+            models = _checked(path, name, keep)
+    except Exception as error:
+        keep({"name": name, "kind": "model", "correct": False, "fault": f"without graphs: {error!r}"[:400]})
+        return []
+    for model in models:
+        model.graphs = False
+    return models
+
+
+def _checked(path: Path, name: str, keep: Keep) -> list[Model]:
     import tvm_backend
     from cat_plugin.errors import LibraryError
     from cat_plugin.graph.checks import Checks, Run
@@ -104,6 +125,8 @@ def time_all(models: Sequence[Model], tvm: Any, device: Any, graphs: bool, repea
     library, loaded = None, None
     with _Launching(graphs):
         for model in models:
+            if graphs and not model.graphs:
+                continue
             if model.path != loaded:
                 library, loaded = tvm_backend.load(model.path), model.path
             tensor = tvm.runtime.tensor(model.data, device)
