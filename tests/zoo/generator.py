@@ -30,8 +30,8 @@ _SIZE, _CHANNELS = 8, 8
 # squared errors of the plain one.
 _FACTOR, _GRID = 2.0, 3.0
 # Sizes that tracing learns only afterwards, which a network that asks for them is refused for, and parts written into, which fix
-# the batch for what stands beside them: by themselves they are in the zoo.
-_ALONE = frozenset({"index-mask", "repeat-by-table", "unbind-mul_"})
+# the batch for what stands beside them; which pixel is the largest around, rounding decides: by themselves they are in the zoo.
+_ALONE = frozenset({"index-mask", "repeat-by-table", "unbind-mul_", "peaks"})
 # Drawn anew at every call or by the batch: no function of one row, which is what the comparisons below suppose.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing": lambda y: y,

@@ -151,6 +151,7 @@ ARITHMETIC: dict[str, Callable[[Tensor], Tensor] | type[nn.Module]] = {
 # ---- where values come from -----------------------------------------------------------------------------------------
 
 INDEXING: dict[str, Callable[[Tensor], Tensor]] = {
+    "peaks": lambda y: y * (F.max_pool2d(y, 3, 1, 1) == y),
     "select-last": lambda y: y[:, -1:] * y[:, :, -1, -1][:, :, None, None],
     "select-negative": lambda y: y + y.select(2, -2).unsqueeze(2),
     "index-list": lambda y: y[:, [0, -1, 2, -3, 4, 5, 6, 7]],

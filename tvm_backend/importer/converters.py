@@ -111,18 +111,37 @@ def _constant(node: Any, importer: Any) -> Any:
     return importer.block_builder.emit(relax.const(tensor.numpy(), _dtype_name(tensor.dtype)))
 
 
-def _extreme(reduce: Any) -> Converter:
+def _reduced(reduce: Any) -> Converter:
     def convert(node: Any, importer: Any) -> Any:
-        dims, keep = list(_argument(node, 1, "dim", ())), bool(_argument(node, 2, "keepdim", False))
+        dims, keep = _argument(node, 1, "dim", ()), bool(_argument(node, 2, "keepdim", False))
+        dims = [dims] if isinstance(dims, int) else list(dims)
         return importer.block_builder.emit(reduce(importer.env[node.args[0]], dims or None, keepdims=keep))
 
     return convert
 
 
+_REDUCTIONS = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}
+
+
+def _scattered(node: Any, importer: Any) -> Any:
+    """Sums, products or extremes of what is at a place and what is written there."""
+    x, index, source = (importer.env[node.args[i]] for i in (0, 2, 3))
+    how = _REDUCTIONS.get(_argument(node, 4, "reduce", "sum"))
+    if how is None or not _argument(node, 5, "include_self", True):
+        raise CompileError(
+            f"{node.target} ({where(node)}): expected sum, prod, amax or amin, what is there included; write it by these"
+        )
+    axis = int(node.args[1])
+    return importer.block_builder.emit(relax.op.scatter_elements(x, index, source, axis, how))
+
+
 CONVERTERS: dict[str, Converter] = {
     "constant": _constant,
-    "amax.default": _extreme(relax.op.max),
-    "amin.default": _extreme(relax.op.min),
+    "amax.default": _reduced(relax.op.max),
+    "amin.default": _reduced(relax.op.min),
+    "prod.dim_int": _reduced(relax.op.prod),
+    "scatter_add.default": _scattered,
+    "scatter_reduce.two": _scattered,
     "quantize_per_tensor.default": _quantize_per_tensor,
     "quantize_per_tensor.tensor": _quantize_per_tensor,
     "dequantize_per_tensor.default": _dequantize_per_tensor,

@@ -32,8 +32,6 @@ _SAME = (
 
 def _unary(op: str) -> Converter:
     def convert(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-        if op == "Softplus" and (given["beta"] != 1 or given["threshold"] < 20):
-            raise ExportError("beta must be 1 and the threshold at least 20; ONNX's Softplus knows no other")
         first = next(iter(given.values()))
         return writer.emit(op, [writer.value(first, None if op == "IsNaN" else node.meta["val"].dtype)])
 
@@ -102,18 +100,18 @@ def _quotient(writer: Writer, node: Node, given: dict[str, Any]) -> str:
 
 
 @converts("aten.clamp.default", "aten.clamp_min.default", "aten.clamp_max.default", "aten.hardtanh.default")
-@converts("aten.relu6.default")
+@converts("aten.relu6.default", "aten.clamp.Tensor")
 def _clip(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     dtype = node.meta["val"].dtype
     low, high = given.get("min", given.get("min_val")), given.get("max", given.get("max_val"))
     if "relu6" in str(node.target):
         low, high = 0, 6
     limits = ["" if limit is None else writer.value(limit, dtype) for limit in (low, high)]
-    if any("quantize_per" in str(user.target) for user in node.users):
-        # ONNX Runtime fuses a Clip with what quantizes behind it, and fails where that is not 8 bits.
+    if ".Tensor" in str(node.target) or any("quantize_per" in str(user.target) for user in node.users):
+        # Clip takes numbers, and ONNX Runtime fuses a Clip with what quantizes behind it, and fails where that is not 8 bits.
         name = writer.value(given["self"], dtype)
-        name = name if not limits[1] else writer.emit("Min", [name, limits[1]])
-        return name if not limits[0] else writer.emit("Max", [name, limits[0]])
+        name = name if not limits[0] else writer.emit("Max", [name, limits[0]])
+        return name if not limits[1] else writer.emit("Min", [name, limits[1]])
     return writer.emit("Clip", [writer.value(given["self"], dtype), *limits])
 
 
@@ -240,42 +238,20 @@ def _log1p(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     return writer.emit("Log", [writer.emit("Add", [x, writer.value(1.0, node.meta["val"].dtype)])])
 
 
-@converts("aten.exp2.default")
-def _exp2(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    dtype = node.meta["val"].dtype
-    return writer.emit("Pow", [writer.value(2.0, dtype), writer.value(given["self"], dtype)])
-
-
-@converts("aten.round.decimals")
-def _round_decimals(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    dtype = node.meta["val"].dtype
-    factor = writer.value(10.0 ** given["decimals"], dtype)
-    scaled = writer.emit("Mul", [writer.value(given["self"], dtype), factor])
-    return writer.emit("Div", [writer.emit("Round", [scaled]), factor])
-
-
-@converts("aten.ldexp.Tensor")
-def _ldexp(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    dtype = node.meta["val"].dtype
-    power = writer.emit("Pow", [writer.value(2.0, dtype), writer.value(given["other"], dtype)])
-    return writer.emit("Mul", [writer.value(given["self"], dtype), power])
-
-
-@converts("aten.erfc.default")
-def _erfc(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    dtype = node.meta["val"].dtype
-    return writer.emit(
-        "Sub", [writer.value(1.0, dtype), writer.emit("Erf", [writer.value(given["self"], dtype)])]
-    )
-
-
-@converts("aten.hypot.default")
-def _hypot(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    names = [writer.value(given[name], node.meta["val"].dtype) for name in ("self", "other")]
-    return writer.emit("Sqrt", [writer.emit("Add", [writer.emit("Mul", [name, name]) for name in names])])
-
-
-@converts("aten.log2.default")
-def _log2(writer: Writer, node: Node, given: dict[str, Any]) -> str:
-    factor = writer.value(1 / math.log(2), node.meta["val"].dtype)
+@converts("aten.log2.default", "aten.log10.default")
+def _log_to_base(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    base = 10 if "log10" in str(node.target) else 2
+    factor = writer.value(1 / math.log(base), node.meta["val"].dtype)
     return writer.emit("Mul", [writer.emit("Log", [writer.value(given["self"])]), factor])
+
+
+@converts("aten.remainder.Tensor", "aten.remainder.Scalar")
+def _remainder(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    """With the sign of the divisor, as ONNX's Mod has it for integers."""
+    dtype = node.meta["val"].dtype
+    x, by = (writer.value(given[name], dtype) for name in ("self", "other"))
+    if not dtype.is_floating_point:
+        return writer.emit("Mod", [x, by])
+    rest, zero = writer.emit("Mod", [x, by], fmod=1), writer.value(0.0, dtype)
+    turned = writer.emit("Less", [writer.emit("Mul", [rest, writer.emit("Sign", [by])]), zero])
+    return writer.emit("Where", [turned, writer.emit("Add", [rest, by]), rest])

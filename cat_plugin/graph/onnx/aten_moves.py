@@ -87,6 +87,34 @@ def _scatter(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     return writer.emit("ScatterElements", names, axis=_axis(node, given["dim"]))
 
 
+@converts("aten.scatter_add.default", "aten.scatter_reduce.two")
+def _scattered(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    """Sums, products or extremes of what is at a place and what is written there."""
+    how = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}.get(given.get("reduce", "sum"))
+    if how is None or not given.get("include_self", True):
+        raise ExportError("expected sum, prod, amax or amin, what is there included")
+    names = [writer.value(given[name]) for name in ("self", "index", "src")]
+    return writer.emit("ScatterElements", names, axis=_axis(node, given["dim"]), reduction=how)
+
+
+@converts("aten.grid_sampler_2d.default", "aten.grid_sampler_3d.default")
+def _sampled(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    modes = ["linear", "nearest", "cubic"][given["interpolation_mode"]]
+    padding = ["zeros", "border", "reflection"][given["padding_mode"]]
+    names = [writer.value(given["input"]), writer.value(given["grid"])]
+    corners = int(given["align_corners"])
+    return writer.emit("GridSample", names, mode=modes, padding_mode=padding, align_corners=corners)
+
+
+@converts("aten.arange.default", "aten.arange.start", "aten.arange.start_step")
+def _range(writer: Writer, node: Node, given: dict[str, Any]) -> str:
+    dtype = node.meta["val"].dtype
+    limits = [
+        writer.value(given.get(name, other), dtype) for name, other in (("start", 0), ("end", 0), ("step", 1))
+    ]
+    return writer.emit("Range", limits)
+
+
 @converts("aten.full_like.default", "aten.zeros_like.default", "aten.ones_like.default")
 def _filled_like(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     fill = given.get("fill_value", 1 if "ones" in str(node.target) else 0)

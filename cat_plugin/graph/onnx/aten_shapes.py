@@ -151,8 +151,6 @@ def _pad(writer: Writer, node: Node, given: dict[str, Any]) -> str:
     mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[
         given.get("mode", "constant")
     ]
-    if any(value < 0 for value in pads):
-        raise ExportError("padding by a negative amount; cut with a slice")
     before, after = [0] * rank, [0] * rank
     for i in range(len(pads) // 2):
         before[rank - 1 - i], after[rank - 1 - i] = pads[2 * i], pads[2 * i + 1]

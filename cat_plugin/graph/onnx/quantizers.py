@@ -72,11 +72,25 @@ class _Grid:
             )
         self.axis: dict[str, Any] = {"axis": int(given["axis"])} if "axis" in given else {}
 
-    def names(self, writer: Writer) -> list[str]:
+    def names(self, writer: Writer, values: Any) -> list[str]:
+        """Of scale and zero point, in the type that `values` on this grid have."""
+        low, high, zero = self.low, self.high, self.zero
+        if self._unsigned(writer, values):
+            low, high, zero = low + 128, high + 128, zero + 128
         return [
             writer.constant(self.scale, "scale"),
-            writer.constant(_integers(self.zero, self.low, self.high, writer.opset), "zero_point"),
+            writer.constant(_integers(zero, low, high, writer.opset), "zero_point"),
         ]
+
+    def _unsigned(self, writer: Writer, values: Any) -> bool:
+        """Whether signed bytes that the graph computes are written as unsigned ones, the same values 128 further up.
+
+        ONNX Runtime 1.32 turns the former into the latter itself, and then cannot load files of opset 21 on in which it moved them behind
+        a reshape.  Symmetric ones stay: TensorRT takes zero points of 0 alone.
+        """
+        bits = storage_bits(self.low, self.high, writer.opset)
+        signed = self.low < 0 and bits == 8 and not self.axis and not writer.is_constant(values)
+        return signed and not writer.signed
 
 
 @converts(
@@ -99,7 +113,7 @@ def _quantize(writer: Writer, node: Node, given: dict[str, Any]) -> str:
         ]
         # Min and Max: ONNX Runtime fuses a Clip with what quantizes behind it, and fails where that is not 8 bits.
         source = writer.emit("Max", [writer.emit("Min", [source, limits[1]]), limits[0]])
-    return writer.emit("QuantizeLinear", [source, *grid.names(writer)], **grid.axis)
+    return writer.emit("QuantizeLinear", [source, *grid.names(writer, node)], **grid.axis)
 
 
 @converts(
@@ -115,7 +129,7 @@ def _dequantize(writer: Writer, node: Node, given: dict[str, Any]) -> str:
         writer.initializers.append(need("onnx").numpy_helper.from_array(integers, name))
     else:
         name = writer.value(source)
-    return writer.emit("DequantizeLinear", [name, *grid.names(writer)], **grid.axis)
+    return writer.emit("DequantizeLinear", [name, *grid.names(writer, source)], **grid.axis)
 
 
 @converts("quantized_decomposed.dequantize_per_channel_group.default")

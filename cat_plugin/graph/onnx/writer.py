@@ -73,6 +73,17 @@ class Writer(Fragment):
             **signature.inputs_to_lifted_tensor_constants,
         }
         self._fixed = self._without_inputs()
+        quantizers = [
+            node
+            for node in program.graph.nodes
+            if str(node.target).startswith("quantized_decomposed.quantize_per_tensor")
+        ]
+        #: Whether bytes of activations keep their sign: all zero points are 0, or something else than a dequantizer reads them.
+        self.signed = all(arguments_of(node)["zero_point"] == 0 for node in quantizers) or any(
+            "quantized_decomposed.dequantize" not in str(user.target)
+            for node in quantizers
+            for user in node.users
+        )
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._taken: set[str] = set()
 

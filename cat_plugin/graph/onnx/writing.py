@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, Tens
 from cat_plugin.errors import CATTypeError, CATValueError, ExportError
 from cat_plugin.graph.bundle import Bundle, read_bundle
 from cat_plugin.graph.export import export_program
-from cat_plugin.graph.onnx import aten_elementwise, aten_layers, aten_moves, aten_shapes, quantizers  # noqa: F401
+from cat_plugin.graph.onnx import aten_elementwise, aten_layers, aten_moves, aten_shapes, quantizers, rewrites  # noqa: F401
 from cat_plugin.graph.onnx.files import need, write_model
 from cat_plugin.graph.onnx.runtimes import refusals, runtime_notes
 from cat_plugin.graph.onnx.writer import CONVERTERS, Writer, operation_of
@@ -203,13 +203,18 @@ def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
 
 
 def _known_operations(program: ExportedProgram) -> ExportedProgram:
-    """The program itself where every operation has a converter, else with the others decomposed."""
-    calls = {operation_of(node) for node in program.graph.nodes if node.op == "call_function"}
-    if all(name in CONVERTERS or "_assert" in name for name in calls):
+    """The program itself where every operation has a converter that takes it, else with the others decomposed."""
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    names = {operation_of(node) for node in calls}
+    table = rewrites.table()
+    known = all(name in CONVERTERS or "_assert" in name for name in names)
+    if known and not any(node.target in table for node in calls):
         return program
-    table = torch.export.default_decompositions()
-    for operation in [each for each in table if str(each) in CONVERTERS]:
-        del table[operation]
+    if not known:
+        every = torch.export.default_decompositions()
+        for operation in [each for each in every if str(each) in CONVERTERS]:
+            del every[operation]
+        table = {**every, **table}
     decomposed: ExportedProgram = program.run_decompositions(table)
     return decomposed
 

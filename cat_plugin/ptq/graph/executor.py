@@ -175,6 +175,8 @@ class Executor:
 def rows_of(node: fx.Node, value: Tensor) -> Tensor:
     """A node's value with rows in front: several for an input where frames of it are, else those of the last axis."""
     shape = node.meta["val"].shape
+    if not shape:
+        return value.reshape(1, 1)
     if not isinstance(shape[0], int) and all(isinstance(size, int) for size in shape[1:]):
         return value
     return value.reshape(-1, value.shape[-1])

@@ -22,12 +22,14 @@ from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import (
     BATCH_NORM,
     COMBINING,
+    COMPARING,
     FLOAT_ONLY,
     JOINING,
     KIND,
     MOVING,
     NORMS,
     PRODUCTS,
+    SELECTING,
     SOFTMAX,
     WEIGHTED,
     arguments,
@@ -265,12 +267,22 @@ def _float_streams(graph: fx.Graph) -> set[fx.Node]:
     return streams
 
 
+def _is_compared(node: fx.Node) -> bool:
+    """Whether values that were selected are compared: with what they were selected from, which rounding would make others."""
+    return any(
+        is_call(user, COMPARING) or (is_call(user, MOVING | SELECTING) and _is_compared(user))
+        for user in node.users
+    )
+
+
 def _quantize_joined(module: fx.GraphModule, placer: _Placer, spec: QuantSpec) -> None:
     """A quantizer for every tensor that enters an operation that joins."""
     input_bits = {source: width for source, width in placer.cache if source.op == "placeholder"}
     streams = _float_streams(module.graph)
     for node in list(module.graph.nodes):
         if not is_call(node, JOINING) or node in streams:
+            continue
+        if is_call(node, SELECTING) and _is_compared(node):
             continue
         for value in _operands(node):
             source, reader = _hoisted(value)

@@ -15,12 +15,14 @@ __all__ = [
     "ACTIVATIONS",
     "BATCH_NORM",
     "COMBINING",
+    "COMPARING",
     "FLOAT_ONLY",
     "JOINING",
     "KIND",
     "MOVING",
     "NORMS",
     "PRODUCTS",
+    "SELECTING",
     "SOFTMAX",
     "WEIGHTED",
     "arguments",
@@ -111,6 +113,12 @@ JOINING = COMBINING | frozenset(
         _aten.adaptive_avg_pool2d.default,
         _aten.mean.dim,
     }
+)
+
+#: Operations whose results are some of their input's values, and those that ask how two values compare.
+SELECTING = frozenset({_aten.max_pool1d.default, _aten.max_pool2d.default})
+COMPARING = frozenset(
+    {getattr(_aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")} | {_aten.isclose.default}
 )
 
 #: Products of two activations (attention); quantized only where ``attention_bits`` asks for it.

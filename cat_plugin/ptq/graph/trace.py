@@ -8,8 +8,10 @@ One front end for everything: :func:`torch.export.export`, non-strict, strict, a
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -158,6 +160,12 @@ def _check_result(result: Any, rows: int) -> None:
     leaves = [leaf for leaf in leaves_of(result) if isinstance(leaf, Tensor)]
     if any(leaf.ndim and len(leaf) == rows and leaf.is_floating_point() for leaf in leaves):
         return
+    if leaves and not any(leaf.is_floating_point() for leaf in leaves):
+        kind = str(leaves[0].dtype).removeprefix("torch.")
+        raise QuantizationError(
+            f"the model returns {kind} alone; expected real numbers, whose error can be measured. Return what it chooses by, such as "
+            "the logits in front of an argmax, as well."
+        )
     if isinstance(result, Tensor):
         raise QuantizationError(
             f"the model maps a batch of {rows} to a result of shape {tuple(result.shape)}; expected one "
@@ -178,12 +186,15 @@ def _first_that_works(model: nn.Module, example: Inputs) -> fx.GraphModule:
     errors: list[Exception] = []
     with _quiet(), torch.no_grad(), without_autocast():
         for name, attempt in attempts.items():
+            said = io.StringIO()  # torch prints what it has of a graph that it gives up
             try:
-                module = attempt()
+                with contextlib.redirect_stderr(said):
+                    module = attempt()
             except Exception as error:
                 _log.debug("%s failed: %s", name, error)
                 errors.append(error)
                 continue
+            sys.stderr.write(said.getvalue())
             if _keeps_batch(module):
                 return module
     raise QuantizationError(_refusal(model, errors)) from (errors[0] if errors else None)

@@ -79,3 +79,40 @@ def test_weights_alone_are_quantized_where_that_is_asked_for():
     assert len([t for t in targets if "dequantize_per_channel" in t]) == len(report.layers) == 6
     assert {layer.a_bits for layer in report.layers} == {32}
     assert len(report.units) >= 2  # blocks are found without quantizers to cut at
+
+
+def test_what_is_compared_with_what_it_was_selected_from_is_not_rounded_on_one_side():
+    """A peak is where the largest value around is the value itself."""
+
+    class Peaks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heat = nn.Conv2d(3, 2, 3, padding=1)
+
+        def forward(self, x):
+            heat = self.heat(x).sigmoid()
+            return (F.max_pool2d(heat, 3, 1, 1) == heat).float() * heat
+
+    model, x = randomise(Peaks()), small_inputs(8, 3, 8, 8)
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    with torch.no_grad():
+        found, expected = quantized(x) > 0, model(x) > 0
+    assert expected.sum() > 20
+    assert (found & expected).sum() > 0.9 * expected.sum()
+
+
+def test_a_single_number_that_the_batch_gives_is_quantized_as_one():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return y.mean((2, 3)) + y.mean() * 0.1
+
+    model, x = randomise(Scaled()), small_inputs(8, 3, 4, 4)
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    with torch.no_grad():
+        expected = model(x)
+        assert float((quantized(x) - expected).abs().max() / expected.abs().max()) < 0.05

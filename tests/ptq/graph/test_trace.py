@@ -170,3 +170,30 @@ def test_an_encoder_that_leaves_out_padded_tokens_is_refused_with_what_to_do():
 
     with pytest.raises(QuantizationError, match="enable_nested_tensor=False"):
         quantize(Padded().eval(), QuantSpec(preset="fast"), small_inputs(20, 5, 8))
+
+
+class _Chosen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x).argmax(1)
+
+
+class _Branching(_Chosen):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+
+def test_a_model_of_choices_alone_is_told_to_return_what_it_chooses_by() -> None:
+    with pytest.raises(QuantizationError, match=r"returns int64 alone.*in front of an argmax"):
+        quantize(_Chosen().eval(), QuantSpec(preset="fast"), [torch.randn(8, 6)])
+
+
+def test_what_torch_prints_of_a_graph_that_it_gives_up_is_not_shown(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(QuantizationError, match=r"if x.sum\(\) > 0"):
+        quantize(_Branching().eval(), QuantSpec(preset="fast"), [torch.randn(8, 6)])
+    assert "def forward" not in capfd.readouterr().err

@@ -7,6 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from tests.zoo.rewritten import REWRITTEN
+
 UNARY = [
     "abs",
     "asinh",
@@ -387,4 +389,5 @@ CASES = {
         x + x[-1],
         x[torch.arange(x.shape[0]), 1],
     ),
+    **{f"{name}-rewritten": function for name, function in REWRITTEN.items()},
 }

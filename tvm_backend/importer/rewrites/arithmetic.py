@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cat_plugin.graph.rewrites import elementwise
 from tvm_backend.importer.rewrites import promotion
 
 __all__ = ["rewrites"]
@@ -53,11 +54,6 @@ def _copy(self: Any, source: Any, non_blocking: bool = False) -> Any:
     return source.to(self.dtype).expand(self.shape).clone()
 
 
-def _round(x: Any, *, decimals: int) -> Any:
-    factor = 10.0 ** abs(decimals)
-    return torch.round(x * factor) / factor if decimals > 0 else torch.round(x / factor) * factor
-
-
 def _clamp(x: Any, min: Any = None, max: Any = None) -> Any:
     """Integers within bounds of which one may be missing, which the converter takes for an infinite one."""
     if x.dtype.is_floating_point:
@@ -75,22 +71,6 @@ def _times(x: Any, other: Any) -> Any:
     return torch.mul(x.to(torch.result_type(x, other)), other)
 
 
-def _exp2(x: Any) -> Any:
-    return torch.exp(x * math.log(2))
-
-
-def _ldexp(x: Any, exponent: Any) -> Any:
-    return x * torch.pow(2.0, exponent.to(torch.result_type(x, 1.0)))
-
-
-def _erfc(x: Any) -> Any:
-    return 1 - torch.erf(x)
-
-
-def _hypot(x: Any, y: Any) -> Any:
-    return torch.sqrt(x * x + y * y)
-
-
 def _isfinite(x: Any) -> Any:
     return torch.abs(x) < math.inf
 
@@ -103,25 +83,34 @@ def _hardsigmoid(x: Any) -> Any:
     return torch.clamp(x + 3, 0, 6) * (1 / 6)
 
 
+def _full(size: Any, fill_value: Any, **kind: Any) -> Any:
+    """TVM cannot build its own of a value that is not finite."""
+    if isinstance(fill_value, float) and not math.isfinite(fill_value):
+        return aten.scalar_tensor(fill_value, dtype=kind.get("dtype"), device=kind.get("device")).expand(size)
+    return NotImplemented
+
+
+def _full_like(x: Any, fill_value: Any, *, dtype: Any = None, **_: Any) -> Any:
+    return _full(x.shape, fill_value, dtype=x.dtype if dtype is None else dtype, device=x.device)
+
+
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of elementwise operators."""
     return {
+        **elementwise.rewrites(),
         aten.add.Tensor: _scaled(aten.add.Tensor),
         aten.sub.Tensor: _scaled(aten.sub.Tensor),
         aten.add.Scalar: _scaled_by_position(aten.add.Scalar),
         aten.sub.Scalar: _scaled_by_position(aten.sub.Scalar),
         aten.mul.Scalar: _times,
-        aten.exp2.default: _exp2,
-        aten.ldexp.Tensor: _ldexp,
-        aten.erfc.default: _erfc,
-        aten.hypot.default: _hypot,
         aten.elu.default: _elu,
         aten.rrelu.default: _rrelu,
         aten.clamp.default: _clamp,
         aten.clamp.Tensor: _clamp,
         aten.copy.default: _copy,
-        aten.round.decimals: _round,
         aten.isfinite.default: _isfinite,
+        aten.full.default: _full,
+        aten.full_like.default: _full_like,
         aten.hardswish.default: _hardswish,
         aten.hardsigmoid.default: _hardsigmoid,
     }

@@ -1,27 +1,26 @@
 """Indices counted from the front and inside their bounds: TVM's ``take`` reads whatever memory an index points to.
 
 What is read at known places is read by slices, which move integers as well as the numbers they stand for, where the passes
-know neither ``take`` nor ``split``; what is broadcast to the shape that it has stays as it is.
+know neither ``take`` nor ``split``.  Several index tensors are one, since what TVM makes of them beside whole dimensions is their
+outer product, where torch pairs them; what is broadcast to the shape that it has stays as it is.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ["along", "rewrites"]
+from cat_plugin.graph.rewrites import indexing
+from cat_plugin.graph.rewrites.indexing import along
+from cat_plugin.graph.rewrites.sampling import grid_sample
+
+__all__ = ["rewrites"]
 
 aten = torch.ops.aten
-
-
-def along(x: Any, dim: int, indices: Any) -> Any:
-    """`x` at `indices`, a 1-d tensor of indices that are not negative, along one dimension."""
-    return aten.index_select(x, dim, indices)
 
 
 def _select(x: Any, dim: int, index: Any) -> Any:
@@ -95,85 +94,6 @@ def _narrow(x: Any, dim: int, start: Any, length: Any) -> Any:
     return aten.slice(x, dim, start, start + length)
 
 
-def _from_front(index: Any, size: Any) -> Any:
-    index = index.to(torch.int64)
-    return torch.where(index < 0, index + size, index)
-
-
-def _index(x: Any, indices: Any, unsafe: bool = False) -> Any:
-    """Index tensors as one: the indexed dimensions are brought together and read with the index of their product.
-
-    What TVM makes of several index tensors beside whole dimensions is their outer product, where torch pairs them.
-    """
-    where = [i for i, index in enumerate(indices) if index is not None]
-    if any(indices[i].dtype in (torch.bool, torch.uint8) for i in where):
-        return NotImplemented  # a mask: the number of what it selects is not known
-    tensors = [_from_front(indices[i], x.shape[i]) for i in where]
-    if len(where) > 1:
-        adjacent = where == list(range(where[0], where[-1] + 1))
-        if not adjacent:  # torch puts the indices' dimensions in front
-            rest = [i for i in range(x.dim()) if i not in where]
-            x = x.permute([*where, *rest])
-            where = list(range(len(where)))
-        sizes = [x.shape[i] for i in where]
-        flat: Any = 0
-        for tensor, size in zip(tensors, sizes, strict=True):
-            flat = tensor if isinstance(flat, int) else flat * size + tensor
-        shape = list(x.shape)
-        merged = 1
-        for size in sizes:
-            merged = merged * size
-        x = x.reshape([*shape[: where[0]], merged, *shape[where[-1] + 1 :]])
-        tensors = [flat]
-    dim, (index,) = where[0], tensors
-    taken = along(x, dim, index.reshape(-1))
-    if index.dim() == 1:
-        return taken
-    return taken.reshape([*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]])
-
-
-def _index_put(x: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
-    """Rows scattered into `x` with the indexed dimensions in front, and flat."""
-    where = [i for i, index in enumerate(indices) if index is not None]
-    if not accumulate and len(where) == 1 and indices[where[0]].dtype == torch.bool and not values.dim():
-        mask = indices[where[0]]  # y[y < 0] = 0
-        behind = x.dim() - where[0] - mask.dim()
-        return torch.where(mask.reshape([*mask.shape, *[1] * behind]), values.to(x.dtype), x)
-    if accumulate or any(indices[i].dtype in (torch.bool, torch.uint8) for i in where):
-        return NotImplemented
-    order = [*where, *(i for i in range(x.dim()) if i not in where)]
-    flat: Any = 0
-    for i in where:
-        tensor = _from_front(indices[i], x.shape[i])
-        flat = tensor if isinstance(flat, int) else flat * x.shape[i] + tensor
-    front = x.permute(order)
-    rest = list(front.shape[len(where) :])
-    rows = front.reshape([-1, math.prod(rest)])
-    if where == list(
-        range(where[0], where[-1] + 1)
-    ):  # the indices' dimensions stand where the indexed ones stood
-        whole = [*x.shape[: where[0]], *flat.shape, *x.shape[where[-1] + 1 :]]
-        values = values.expand(whole)
-        inner = range(where[0], where[0] + flat.dim())
-        values = values.permute([*inner, *(i for i in range(values.dim()) if i not in inner)])
-    else:
-        values = values.expand([*flat.shape, *rest])
-    index = flat.reshape([-1, 1]).expand([-1, rows.shape[1]])
-    result = torch.scatter(rows, 0, index, values.to(x.dtype).reshape([-1, rows.shape[1]]))
-    inverse = sorted(range(x.dim()), key=order.__getitem__)
-    return result.reshape(front.shape).permute(inverse)
-
-
-def _unfold(x: Any, dimension: int, size: int, step: int) -> Any:
-    """Windows along a dimension, which becomes their number; the place in the window comes last."""
-    dim = dimension % x.dim()
-    count = (x.shape[dim] - size) // step + 1
-    starts = torch.arange(count, device=x.device) * step
-    taken = along(x, dim, (starts.unsqueeze(1) + torch.arange(size, device=x.device)).reshape(-1))
-    taken = taken.reshape([*x.shape[:dim], count, size, *x.shape[dim + 1 :]])
-    return taken.movedim(dim + 1, -1)
-
-
 def _squeeze(x: Any, dims: Any = None) -> Any:
     """Only the dimensions of one element; the converter refuses others, where torch leaves them."""
     given = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
@@ -194,6 +114,8 @@ def _cat(tensors: Any, dim: int = 0) -> Any:
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of operators that read part of a tensor."""
     return {
+        **indexing.rewrites(),
+        aten.grid_sampler_2d.default: grid_sample,
         aten.cat.default: _cat,
         aten.select.int: _select,
         aten.slice.Tensor: _slice,
@@ -202,10 +124,8 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.empty.memory_format: _empty,
         aten.split_with_sizes.default: _split,
         aten.expand.default: _expand,
-        aten.index.Tensor: _index,
-        aten._unsafe_index.Tensor: _index,  # noqa: SLF001
-        aten.index_put.default: _index_put,
-        aten.unfold.default: _unfold,
+        aten.index.Tensor: indexing.index,
+        aten._unsafe_index.Tensor: indexing.index,  # noqa: SLF001
         aten.squeeze.default: _squeeze,
         aten.squeeze.dim: _squeeze,
         aten.squeeze.dims: _squeeze,

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from tvm_backend.importer.rewrites.indexing import along
+from cat_plugin.graph.rewrites.indexing import along
+from cat_plugin.graph.rewrites.pooling import pad_constant
 
 __all__ = ["rewrites"]
 
@@ -41,21 +42,11 @@ def _of_mode(mode: str) -> Callable[..., Any]:
     return rewrite
 
 
-def _constant(x: Any, pad: Sequence[int], value: float = 0) -> Any:
-    """Negative padding cuts off."""
-    if all(width >= 0 for width in pad):
-        return NotImplemented
-    for i in range(len(pad) // 2):
-        dim = x.dim() - 1 - i
-        x = aten.slice(x, dim, max(-pad[2 * i], 0), x.shape[dim] - max(-pad[2 * i + 1], 0))
-    return aten.constant_pad_nd(x, [max(width, 0) for width in pad], value)
-
-
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of padding."""
     found: dict[Any, Callable[..., Any]] = {
         aten.pad.default: _pad,
-        aten.constant_pad_nd.default: _constant,
+        aten.constant_pad_nd.default: pad_constant,
         aten._pad_circular.default: _of_mode("circular"),  # noqa: SLF001
     }
     for rank in (1, 2, 3):

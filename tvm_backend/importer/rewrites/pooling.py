@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tvm_backend.importer.rewrites.indexing import along
+from cat_plugin.graph.rewrites.indexing import along
+from cat_plugin.graph.rewrites.pooling import adaptive_average
 
 __all__ = ["rewrites"]
 
@@ -144,36 +145,12 @@ def _adaptive_maximum(x: Any, output_size: Sequence[int]) -> Any:
     return values, torch.gather(flat.expand([*spread.shape]), -1, best).squeeze(-1)
 
 
-def _weighted(x: Any, output_size: Sequence[int]) -> Any:
-    """Adaptive average pooling: a matrix product with the windows' weights along each dimension."""
-    rank = len(output_size)
-    for i, count in enumerate(output_size):
-        dim = x.dim() - rank + i
-        size = x.shape[dim]
-        number = torch.arange(count, device=x.device).unsqueeze(1)
-        start, end = (number * size) // count, ((number + 1) * size + count - 1) // count
-        place = torch.arange(size, device=x.device)
-        inside = torch.logical_and(place >= start, place < end).to(x.dtype)
-        weights = inside / (end - start).to(x.dtype)
-        x = torch.matmul(x.movedim(dim, -1), weights.t()).movedim(-1, dim)
-    return x
-
-
-def _adaptive_average(x: Any, output_size: Sequence[int]) -> Any:
-    sizes = x.shape[x.dim() - len(output_size) :]
-    if all(
-        isinstance(size, int) and size % count == 0 for size, count in zip(sizes, output_size, strict=True)
-    ):
-        return NotImplemented
-    return _weighted(x, output_size)
-
-
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of pooling."""
     found: dict[Any, Callable[..., Any]] = {pool.default: _average(rank) for rank, pool in _AVERAGE.items()}
     found.update({pool.default: _maximum(rank) for rank, pool in _MAXIMUM.items()})
     found[aten.adaptive_max_pool2d.default] = _adaptive_maximum
     found[aten.adaptive_max_pool3d.default] = _adaptive_maximum
-    found[aten._adaptive_avg_pool2d.default] = _adaptive_average  # noqa: SLF001
-    found[aten._adaptive_avg_pool3d.default] = _adaptive_average  # noqa: SLF001
+    found[aten._adaptive_avg_pool2d.default] = adaptive_average  # noqa: SLF001
+    found[aten._adaptive_avg_pool3d.default] = adaptive_average  # noqa: SLF001
     return found

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tvm_backend.importer.rewrites.indexing import along
+from cat_plugin.graph.rewrites.indexing import along
 
 __all__ = ["rewrites"]
 
