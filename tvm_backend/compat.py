@@ -6,6 +6,7 @@ classes of ``tvm.ir``; 0.26 had renamed relax's ``StructInfo`` to ``Type`` and `
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import tvm_ffi
 from tvm import relax
 
 __all__ = [
+    "BUILDERS",
     "assert_structural_equal",
     "bound_values",
     "call_pure_packed",
@@ -41,6 +43,9 @@ __all__ = [
     "variable_name",
     "with_functions",
 ]
+
+BUILDERS = threading.RLock()
+"""Held by whoever writes relax functions: TVM has one stack of open builders for all threads."""
 
 
 def type_of(expr: Any) -> Any:

@@ -162,7 +162,7 @@ class Prepared:
             for name in map(_name, calls)
         }
         try:
-            with _without(program, left_out):
+            with compat.BUILDERS, _without(program, left_out):
                 mod = importer.from_exported_program(program, **compat.importer_arguments(converters))
         except CompileError:
             raise

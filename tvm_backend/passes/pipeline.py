@@ -5,6 +5,7 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from tvm_backend import compat
 from tvm_backend.kernels import cuda
 from tvm_backend.passes.bound_outputs import BoundOutputs
 from tvm_backend.passes.commute_quantization import HoistQuantize, SinkDequantize
@@ -109,7 +110,8 @@ def integer_kernels(mod: tvm.IRModule, dump: Dump | None = None, processor: bool
     for step in INTEGER_PASSES:
         if not processor and step in (FoldTokens, FoldGroupedLinear):
             continue
-        mod = step(mod)
+        with compat.BUILDERS:
+            mod = step(mod)
         if dump is not None:
             dump.write(mod, str(step.info.name))
     return mod
@@ -187,7 +189,8 @@ def library_passes(
         steps = [each for step in steps for each in (step, dump.after(step))]
 
     def pipeline(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        with target, tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True}):
+        context = tvm.transform.PassContext(config={"relax.backend.use_cuda_graph": True})
+        with compat.BUILDERS, target, context:
             return tvm.transform.Sequential(steps)(mod)
 
     return tvm.transform.module_pass(pipeline, opt_level=0, name="LibraryPasses")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from tests.tvm_backend import qdq_models as models
 from tests.tvm_backend.interpreter import interpret
 from tvm_backend import compat, dialect
 from tvm_backend.importer import import_program
-from tvm_backend.passes.pipeline import INTEGER_PASSES
+from tvm_backend.passes.pipeline import INTEGER_PASSES, integer_kernels
 
 
 def symbolic(program):
@@ -84,3 +86,11 @@ def test_tokens_with_their_own_grids_are_all_integers():
     assert set(leftovers(mod)) <= {"call_pure_packed"}  # bias, ReLU and shortcut are in the epilogues
     expected = model(x)
     assert (interpret(mod, x) - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_threads_may_compile_at_a_time():
+    model = models.QResNet(8, "conv", width=8)
+    mod = import_program(models.exported(model, torch.randn(3, 3, 12, 12)))
+    with ThreadPoolExecutor(2) as pool:
+        made = set(pool.map(lambda _: integer_kernels(mod).script(show_meta=False), range(4)))
+    assert len(made) == 1
