@@ -129,7 +129,8 @@ class Product(CudaGenerator[WeightedSpec]):
         with tir.Function(name, private=True) as function:
             buffers = dict(zip([name for name, _, _ in arguments], function.buffers(arguments), strict=True))
             total = batch * (conv.out_height * conv.out_width)
-            blocks = [(total + tile.rows - 1) // tile.rows, self.layout.blocks]
+            # Packed weights may end behind the last tile that has channels.
+            blocks = [(total + tile.rows - 1) // tile.rows, -(-conv.out_channels // tile.columns)]
             with device.threads(blocks, tile.threads) as (block, thread):
                 self.emitter(buffers, total, block, thread).emit()
         return function.result

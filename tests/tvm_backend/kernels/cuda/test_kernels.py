@@ -69,6 +69,7 @@ WEIGHTED: dict[str, tuple[Any, str]] = {
         ConvSpec(2, 7, 7, 64, 64, (3, 3), S8, Epilogue((None, None), S4, (U8, "float32"), S8), (2, 2), SAME),
         "sm_90",
     ),
+    "mma split sums, tiles end before 64 channels": (ConvSpec(1, 4, 5, 256, 96, (1, 1), U8, RELU), "sm_90"),
     "mma split sums, linear, 2 bits": (LinearSpec(3, 1040, 70, U8, Epilogue(), weight_bits=2), "sm_90"),
     "mma split sums, linear, 4 bits, odd": (LinearSpec(17, 333, 33, S8, RELU, weight_bits=4), "sm_90"),
     "mma copied, padding": (ConvSpec(None, 6, 5, 32, 48, (3, 3), U8, RELU, padding=SAME), "sm_90"),
