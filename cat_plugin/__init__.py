@@ -61,7 +61,7 @@ _LAZY = {
     "save": "cat_plugin.serialization.saving",
 }
 
-__getattr__, __dir__ = attach(__name__, _LAZY)
+__getattr__, __dir__ = attach(__name__, _LAZY, ("cluster_affine", "ptq"))
 
 
 _register()

@@ -131,9 +131,9 @@ class CorrectedModule(nn.Module):
         return from_rows(rows, logits, self.class_axis)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> CorrectedModule:
-        """Refuse half precision, which neither the scales of quantized weights nor the fitted map are made for."""
-        dtype = fn(torch.empty(0)).dtype
-        if dtype in (torch.float16, torch.bfloat16):
+        """Refuse other precisions, which neither the scales of quantized weights nor the fitted map are made for."""
+        dtype = fn(torch.empty(0, dtype=torch.float32)).dtype
+        if dtype != torch.float32:
             raise CATTypeError(
                 f"a corrected module cannot be converted to {str(dtype).removeprefix('torch.')}: its quantized weights are "
                 "integers with float32 scales, and its fitted map is float32. Leave it as it is."

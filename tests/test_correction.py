@@ -253,8 +253,13 @@ def test_half_precision_is_refused_also_as_a_part_of_another_module(pair: tuple[
     x = torch.randn(64, 7, generator=torch.Generator().manual_seed(1))
     corrected = correct(quantized, reference, x, seeded())
     before = corrected(x)
-    for convert in (corrected.half, corrected.bfloat16, torch.nn.Sequential(corrected).half):
-        with pytest.raises(CATTypeError, match=r"cannot be converted to b?float16"):
+    for convert in (
+        corrected.half,
+        corrected.bfloat16,
+        corrected.double,
+        torch.nn.Sequential(corrected).half,
+    ):
+        with pytest.raises(CATTypeError, match=r"cannot be converted to b?float(16|64)"):
             convert()
     assert torch.equal(corrected.to("cpu")(x), before)
 

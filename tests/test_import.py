@@ -24,5 +24,7 @@ def test_public_names_resolve() -> None:
         cat_plugin.__all__
     )
     assert callable(cat_plugin.export_bundle)
+    assert callable(cat_plugin.ptq.quantize)
+    assert cat_plugin.cluster_affine.ClusterAffine
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = cat_plugin.nothing  # type: ignore[attr-defined]

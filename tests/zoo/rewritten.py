@@ -71,6 +71,9 @@ REWRITTEN: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
         _put(x, accumulate=True),
         torch.searchsorted(torch.tensor([-1.0, 0.0, 0.5]), x, right=True),
         _every_second(x),
+        x.flatten(1).kthvalue(50, 1).values,
+        x.narrow(-1, 1, 3) + torch.ops.aten.slice(x, -1, 0, 3),
+        x.median(2, keepdim=True).values + x.flatten(2).median(-1).values.reshape(-1, 4, 1, 1),
     ),
     "sums": _sums,
     "products": lambda x: (

@@ -164,6 +164,18 @@ def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
     return x
 
 
+def _kthvalue(x: Any, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    dim %= x.dim()
+    found = torch.topk(x, k, dim, largest=False, sorted=True)
+    last = [aten.slice(each, dim, k - 1, k) for each in found]
+    return tuple(each if keepdim else each.squeeze(dim) for each in last)
+
+
+def _median(x: Any, dim: int, keepdim: bool = False) -> Any:
+    size = x.shape[dim]
+    return _kthvalue(x, (size + 1) // 2, dim, keepdim) if isinstance(size, int) else NotImplemented
+
+
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of what neither knows."""
     return {
@@ -178,4 +190,6 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.cdist.default: _cdist,
         aten._cdist_forward.default: _cdist,  # noqa: SLF001
         aten.cumprod.default: _cumprod,
+        aten.kthvalue.default: _kthvalue,
+        aten.median.dim: _median,
     }

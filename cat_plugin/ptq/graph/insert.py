@@ -4,7 +4,8 @@ Every input of a convolution or linear layer gets a quantizer at the layer's bit
 element-wise operation of two tensors, a concatenation or a pooling one at ``residual_bits``, unless grids are those of single
 tokens, which only products can use, or what comes of it is read by a norm, a softmax or a product of attention: these
 compute in float, and the stream between the blocks of a transformer has channels of a range so much wider than all others'
-that 8 bits for the whole tensor lose it.  Quantizers of one tensor with the same bits are shared, those with different bits
+that 8 bits for the whole tensor lose it.  Inputs that are made ready, what is reckoned from whole numbers, and what is compared with
+what it was selected from stay in float, too.  Quantizers of one tensor with the same bits are shared, those with different bits
 stand side by side, each reading the float value.
 """
 
@@ -25,11 +26,11 @@ from cat_plugin.ptq.graph.ops import (
     COMPARING,
     FLOAT_ONLY,
     JOINING,
+    KEEPING_EQUAL,
     KIND,
     MOVING,
     NORMS,
     PRODUCTS,
-    SELECTING,
     SOFTMAX,
     WEIGHTED,
     arguments,
@@ -267,22 +268,45 @@ def _float_streams(graph: fx.Graph) -> set[fx.Node]:
     return streams
 
 
-def _is_compared(node: fx.Node) -> bool:
-    """Whether values that were selected are compared: with what they were selected from, which rounding would make others."""
-    return any(
-        is_call(user, COMPARING) or (is_call(user, MOVING | SELECTING) and _is_compared(user))
-        for user in node.users
-    )
+def _compared(graph: fx.Graph) -> set[fx.Node]:
+    """What reaches a comparison, often with what it was selected from: rounded on one side only, nothing would be equal."""
+    found: set[fx.Node] = set()
+    left = [source for node in graph.nodes if is_call(node, COMPARING) for source in node.all_input_nodes]
+    while left:
+        node = left.pop()
+        if is_call(node, KEEPING_EQUAL) and node not in found:
+            found.add(node)
+            left += node.all_input_nodes
+    return found
+
+
+def _from_layers(module: fx.GraphModule) -> set[fx.Node]:
+    """Real numbers that a layer had a part in.
+
+    Others are the caller's inputs made ready, or reckoned from whole numbers: times, positions, places.  Where these are normalised,
+    multiplied by frequencies or made indices of, one step of 8 bits may be all that they say.
+    """
+    found: set[fx.Node] = set()
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        real = not isinstance(value, Tensor) or value.is_floating_point()
+        layer = is_call(node, WEIGHTED | FLOAT_ONLY) or (
+            node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), QuantOp)
+        )
+        if real and (layer or any(each in found for each in node.all_input_nodes)):
+            found.add(node)
+    return found
 
 
 def _quantize_joined(module: fx.GraphModule, placer: _Placer, spec: QuantSpec) -> None:
     """A quantizer for every tensor that enters an operation that joins."""
     input_bits = {source: width for source, width in placer.cache if source.op == "placeholder"}
-    streams = _float_streams(module.graph)
+    streams, compared = _float_streams(module.graph), _compared(module.graph)
+    computed = _from_layers(module)
     for node in list(module.graph.nodes):
-        if not is_call(node, JOINING) or node in streams:
+        if not is_call(node, JOINING) or node in streams or node in compared:
             continue
-        if is_call(node, SELECTING) and _is_compared(node):
+        if not computed.intersection(node.all_input_nodes):
             continue
         for value in _operands(node):
             source, reader = _hoisted(value)

@@ -18,11 +18,11 @@ __all__ = [
     "COMPARING",
     "FLOAT_ONLY",
     "JOINING",
+    "KEEPING_EQUAL",
     "KIND",
     "MOVING",
     "NORMS",
     "PRODUCTS",
-    "SELECTING",
     "SOFTMAX",
     "WEIGHTED",
     "arguments",
@@ -115,11 +115,22 @@ JOINING = COMBINING | frozenset(
     }
 )
 
-#: Operations whose results are some of their input's values, and those that ask how two values compare.
-SELECTING = frozenset({_aten.max_pool1d.default, _aten.max_pool2d.default})
+#: Operations that ask how two values compare, and those behind which values that were equal are still equal, or apart by nothing.
 COMPARING = frozenset(
-    {getattr(_aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")} | {_aten.isclose.default}
-)
+    getattr(getattr(_aten, name), kind)
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for kind in ("Tensor", "Scalar")
+) | {_aten.isclose.default}
+KEEPING_EQUAL = MOVING | {
+    _aten.max_pool1d.default,
+    _aten.max_pool2d.default,
+    _aten.neg.default,
+    _aten.abs.default,
+    _aten.sub.Tensor,
+    _aten.upsample_nearest1d.vec,
+    _aten.upsample_nearest2d.vec,
+    _aten.to.dtype,
+}
 
 #: Products of two activations (attention); quantized only where ``attention_bits`` asks for it.
 PRODUCTS: dict[Any, int] = {

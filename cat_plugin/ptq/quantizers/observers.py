@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 _TINY = 1e-8
+_LEAST = 1e-30  # magnitude that has a grid
+_SAME = 1e-7  # share of a number that float32 does not tell from nothing
 _SAMPLE = 1 << 17  # values that a range is searched on
 _TOKENS = 2048
 _CACHED = 1 << 15  # weights whose grids are searched at a time
@@ -129,11 +131,11 @@ def search_activation_range(values: Tensor, bits: int, symmetric: bool) -> tuple
     low, high = float(values.min()), float(values.max())
     signed = low < 0
     qmin, qmax = integer_range(bits, signed)
+    magnitude = max(abs(low), abs(high))
     if (
-        high - low < _TINY or max(abs(low), abs(high)) < _TINY
+        magnitude <= _LEAST or high - low <= _SAME * magnitude
     ):  # a constant: zero and that value are on the grid
-        magnitude = max(abs(low), abs(high))
-        return (magnitude / (qmax if high > 0 else -qmin) if magnitude > _TINY else 1.0), 0, signed
+        return (magnitude / (qmax if high > 0 else -qmin) if magnitude > _LEAST else 1.0), 0, signed
     fractions = torch.linspace(0.05 if bits < 6 else 0.3, 1.0, 60 if bits < 6 else 36).tolist()
     candidates: set[tuple[float, int]] = set()
     if not signed:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from cat_plugin.batches import ModelCall
 from cat_plugin.ptq import QuantSpec, quantize
 from tests.ptq.models import (
     Attention,
@@ -81,26 +83,6 @@ def test_weights_alone_are_quantized_where_that_is_asked_for():
     assert len(report.units) >= 2  # blocks are found without quantizers to cut at
 
 
-def test_what_is_compared_with_what_it_was_selected_from_is_not_rounded_on_one_side():
-    """A peak is where the largest value around is the value itself."""
-
-    class Peaks(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.heat = nn.Conv2d(3, 2, 3, padding=1)
-
-        def forward(self, x):
-            heat = self.heat(x).sigmoid()
-            return (F.max_pool2d(heat, 3, 1, 1) == heat).float() * heat
-
-    model, x = randomise(Peaks()), small_inputs(8, 3, 8, 8)
-    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
-    with torch.no_grad():
-        found, expected = quantized(x) > 0, model(x) > 0
-    assert expected.sum() > 20
-    assert (found & expected).sum() > 0.9 * expected.sum()
-
-
 def test_a_single_number_that_the_batch_gives_is_quantized_as_one():
     class Scaled(nn.Module):
         def __init__(self):
@@ -116,3 +98,93 @@ def test_a_single_number_that_the_batch_gives_is_quantized_as_one():
     with torch.no_grad():
         expected = model(x)
         assert float((quantized(x) - expected).abs().max() / expected.abs().max()) < 0.05
+
+
+class _Heat(nn.Module):
+    """Where a value is the largest around, asked in one of several ways."""
+
+    def __init__(self, ask):
+        super().__init__()
+        self.heat, self.ask = nn.Conv2d(3, 2, 3, padding=1), ask
+
+    def forward(self, x):
+        heat = self.heat(x).sigmoid()
+        return self.ask(heat).float() * heat
+
+
+PEAKS = {
+    "equal": lambda y: F.max_pool2d(y, 3, 1, 1) == y,
+    "least": lambda y: -F.max_pool2d(-y, 3, 1, 1) == y,
+    "not-below": lambda y: y >= F.max_pool2d(y, 3, 1, 1),
+    "no-difference": lambda y: (F.max_pool2d(y, 3, 1, 1) - y).abs() < 1e-6,
+    "of-a-block": lambda y: F.interpolate(F.max_pool2d(y, 2), scale_factor=2) == y,
+}
+
+
+@pytest.mark.parametrize("name", PEAKS)
+def test_what_is_compared_with_what_it_was_selected_from_is_not_rounded_on_one_side(name):
+    model, x = randomise(_Heat(PEAKS[name])), small_inputs(8, 3, 8, 8)
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    with torch.no_grad():
+        found, expected = quantized(x) > 0, model(x) > 0
+    assert expected.sum() > 20
+    assert (found & expected).sum() > 0.9 * expected.sum()
+
+
+class _Times(nn.Module):
+    """An image at one of a thousand steps, whose number becomes sines."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.time, self.out = nn.Conv2d(3, 8, 1), nn.Linear(16, 8), nn.Linear(8, 4)
+        self.register_buffer("frequencies", torch.exp(-torch.arange(8.0)))
+
+    def forward(self, x, step):
+        angle = step.unsqueeze(1).float() * self.frequencies
+        told = self.time(torch.cat([angle.cos(), angle.sin()], 1))
+        return self.out(F.silu(self.conv(x).mean((2, 3)) + told))
+
+
+class _Places(nn.Module):
+    """Degrees north and east, which the model itself normalises."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(2, 16), nn.Linear(16, 3)
+        self.register_buffer("centre", torch.tensor([52.5, 13.4]))
+
+    def forward(self, place):
+        return self.out(F.relu(self.first((place - self.centre) / 0.06)))
+
+
+def _places(rows):
+    return 0.06 * small_inputs(rows, 2) + torch.tensor([52.5, 13.4])
+
+
+@pytest.mark.parametrize(
+    ("model", "given"),
+    [(_Times, (small_inputs(64, 3, 4, 4), torch.arange(64) * 15 + 7)), (_Places, (_places(64),))],
+)
+def test_inputs_are_made_ready_and_whole_numbers_reckoned_with_before_anything_is_rounded(model, given):
+    network = randomise(model())
+    quantized, _ = quantize(network, QuantSpec(w_bits=8, a_bits=8, preset="fast"), [ModelCall(given)])
+    with torch.no_grad():
+        found, expected = quantized(*given), network(*given)
+    assert float((found - expected).norm() / expected.norm()) < 0.03
+
+
+def test_values_in_small_units_have_levels_too():
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(x) * 1e-12
+            return (y[:, :2] + y[:, 2:]).mean((2, 3)) * 1e12
+
+    model, x = randomise(Small()), small_inputs(16, 3, 4, 4)
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), x)
+    with torch.no_grad():
+        expected = model(x)
+        assert float((quantized(x) - expected).norm() / expected.norm()) < 0.03

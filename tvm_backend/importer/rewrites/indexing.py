@@ -42,6 +42,8 @@ def _bound(value: Any, size: Any, default: Any) -> Any:
 
 
 def _slice(x: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+    if dim < 0:
+        return aten.slice(x, dim % x.dim(), start, end, step)
     size = x.shape[dim]
     low, high = _bound(start, size, 0), _bound(end, size, size)
     whole = isinstance(low, int) and low == 0 and step == 1
