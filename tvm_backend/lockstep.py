@@ -96,6 +96,11 @@ def with_levels(program: Any) -> Any:
     """
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     returned = leaves_of(graph.graph_copy(program.graph, copies))
+    for (
+        node,
+        copy,
+    ) in copies.items():  # a graph names no node as Python names a function, which an argument may be called
+        copy.name = node.name
     levels = [copies[node] for node in levels_of(program)]
     graph.output((*returned, *levels))
     arguments = [TensorArgument(name=node.name) for node in levels]

@@ -183,6 +183,24 @@ def test_levels_on_either_side_of_an_edge_are_right_and_others_are_not(program: 
     assert sorted(explained) == [False, True]
 
 
+class _Called(torch.nn.Module):
+    """Arguments with names that Python has functions of."""
+
+    def forward(self, input: torch.Tensor, bytes: torch.Tensor) -> torch.Tensor:
+        quantized = torch.ops.quantized_decomposed
+        grid = (0.1, 3, -128, 127, torch.int8)
+        levels = quantized.quantize_per_tensor.default(input, *grid)
+        return quantized.dequantize_per_tensor.default(levels, *grid) + bytes
+
+
+def test_arguments_may_be_called_as_functions_of_python_are() -> None:
+    rows = torch.randn(4, 6), torch.randn(4, 6)
+    called = torch.export.export(_Called(), rows)
+    output, levels = with_levels(called).module()(*rows)
+    assert torch.equal(output, _Called()(*rows))
+    assert levels.dtype == torch.int8
+
+
 def _behind(program: Any, levels: np.ndarray) -> np.ndarray:
     """What the program makes of the levels of its first quantizer."""
 
