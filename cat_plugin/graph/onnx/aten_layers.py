@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,9 +109,23 @@ def _pool(op: str, spatial: int) -> Any:
             attributes["dilations"] = _each(given["dilation"], spatial)
         else:
             attributes["count_include_pad"] = int(given["count_include_pad"])
-            if given.get("divisor_override") is not None:
-                raise ExportError("divisor_override; scale the result instead")
-        name = writer.emit(op, [writer.value(given["self"])], **attributes)
+        divisor, source = given.get("divisor_override"), given["self"]
+        if divisor is not None:
+            if given["ceil_mode"]:
+                raise ExportError("divisor_override with ceil_mode; pad the input instead")
+            attributes["count_include_pad"] = 1
+        if any(user.target is operator.getitem and user.args[1] == 1 for user in node.users):
+            plane = math.prod(source.meta["val"].shape[-spatial:])
+            writer.parts[node] = writer.emit_many(op, [writer.value(source)], 2, **attributes)
+            # ONNX counts places through the whole tensor, torch in a channel
+            writer.parts[node][1] = writer.emit(
+                "Mod", [writer.parts[node][1], writer.value(plane, torch.int64)]
+            )
+            return writer.parts[node][0]
+        name = writer.emit(op, [writer.value(source)], **attributes)
+        if divisor is not None:
+            factor = writer.value(math.prod(kernel) / divisor, node.meta["val"].dtype)
+            name = writer.emit("Mul", [name, factor])
         writer.parts[node] = [name]
         return name
 

@@ -121,6 +121,12 @@ def _fitted(operator: Any) -> Callable[..., Any]:
     return rewrite
 
 
+def _max_unpool(x: Any, indices: Any, output_size: Any) -> Any:
+    whole = [*x.shape[:-2], *output_size]
+    flat = torch.zeros([*x.shape[:-2], math.prod(output_size)], dtype=x.dtype, device=x.device)
+    return torch.scatter(flat, -1, indices.flatten(-2), x.flatten(-2)).reshape(whole)
+
+
 def _searchsorted(
     borders: Any,
     values: Any,
@@ -186,6 +192,7 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
         aten.index_put.default: index_put,
         aten.unfold.default: unfold,
         aten.index_add.default: _index_add,
+        aten.max_unpool2d.default: _max_unpool,
         aten.searchsorted.Tensor: _searchsorted,
         aten.cdist.default: _cdist,
         aten._cdist_forward.default: _cdist,  # noqa: SLF001

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cat_plugin
@@ -17,16 +18,29 @@ pytest.importorskip("onnxruntime")
 from cat_plugin.graph.onnx.sessions import session_of
 
 
+def _pooled(x: Tensor) -> tuple[Tensor, ...]:
+    values, places = F.max_pool2d(x, 2, return_indices=True)
+    return (
+        F.max_unpool2d(values, places, 2),
+        F.max_pool2d(x, 3, 2, 1, return_indices=True)[1],
+        F.avg_pool2d(x, 3, 2, 1, divisor_override=5),
+        F.avg_pool2d(x, 2, divisor_override=3, count_include_pad=False),
+    )
+
+
+WRITTEN = {**REWRITTEN, "pooled": _pooled}
+
+
 class _Of(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return REWRITTEN[self.name](x)
+        return WRITTEN[self.name](x)
 
 
-@pytest.mark.parametrize("name", REWRITTEN)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_written_as_others_and_computes_the_same(name: str, tmp_path: Path) -> None:
     x = torch.randn(5, 4, 6, 6, generator=torch.Generator().manual_seed(0))
     module = _Of(name).eval()
