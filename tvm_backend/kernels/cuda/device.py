@@ -13,7 +13,6 @@ from tvm_backend.kernels import tir
 from tvm_backend.kernels.tir import Expr
 
 __all__ = [
-    "act",
     "barrier",
     "call",
     "emit",
@@ -69,11 +68,6 @@ def call(dtype: str, name: str, *arguments: Expr) -> Expr:
 def emit(name: str, *places: tuple[Any, Expr]) -> None:
     """Call a device function with the addresses of elements."""
     T.evaluate(T.call_extern("int32", name, *(T.address_of(buffer[index]) for buffer, index in places)))
-
-
-def act(name: str) -> None:
-    """Call a device function that takes nothing."""
-    T.evaluate(T.call_extern("int32", name))
 
 
 def store_pair(buffer: Any, indices: Sequence[Expr], first: Expr, second: Expr) -> None:

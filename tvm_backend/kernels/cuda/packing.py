@@ -1,7 +1,8 @@
 """Weights for the tiled CUDA kernels: whole tiles in reading order, at their own bit-width.
 
-A weight is a matrix of output channels by products.  It is cut into tiles of ``columns`` channels by 64 products, each
-stored channel after channel, so that a block of threads reads a tile as one contiguous piece.  Below 8 bits a piece of
+A weight is a matrix of output channels by products.  It is cut into tiles of 32 channels (16, where there are no more) by
+64 products, each stored channel after channel; a block of threads reads one or some of them, whatever the size of its tile
+of sums, so that functions for several batch sizes share a weight.  Below 8 bits a piece of
 16 products shares 4 or 8 bytes: product ``4 s + b`` lies in byte b, shifted by ``bits * s``, so that four products are
 unpacked by one shift and one mask.  A code is the weight minus its channel's lowest value, kept behind the codes.
 """
@@ -32,16 +33,18 @@ class TileLayout:
         Output channels.
     products : int
         Products summed for one output, padding between taps included.
-    columns : int
-        Channels of a tile.
     bits : int
         2, 4 or 8.
     """
 
     channels: int
     products: int
-    columns: int
     bits: int
+
+    @property
+    def columns(self) -> int:
+        """Channels of a tile."""
+        return 16 if self.channels <= 16 else 32
 
     @property
     def chunks(self) -> int:
@@ -50,9 +53,9 @@ class TileLayout:
 
     @property
     def blocks(self) -> int:
-        """Tiles along the channels; so many that those of 64 channels are whole, where there are more than 32."""
-        whole = 64 if self.channels > 32 else self.columns
-        return -(-self.channels // whole) * whole // self.columns
+        """Tiles along the channels; an even number of several, as blocks of threads may read two at once."""
+        count = -(-self.channels // self.columns)
+        return count if count == 1 else -(-count // 2) * 2
 
     @property
     def tile_bytes(self) -> int:

@@ -11,7 +11,7 @@ template <class T, class V> static __device__ __forceinline__ void cat_store2(T*
 }
 // Tensor core product, m16n8k32: sums[4] += a[4] (16 x 32, row) * b[2] (32 x 8, column), bytes to int32.
 #ifdef CAT_EMULATOR
-template <class A> inline void cat_mma_emulated(int* sums, const int* a, const int* b) {
+template <class A> inline CAT_UNCHECKED void cat_mma_emulated(int* sums, const int* a, const int* b) {
   struct Fragments { int a[4], b[2]; } own{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
   cat::share(own);
   const unsigned lane = cat::machine().self->lane;
@@ -28,20 +28,6 @@ template <class A> inline void cat_mma_emulated(int* sums, const int* a, const i
 }
 inline void cat_mma_s8(int* sums, const int* a, const int* b) { cat_mma_emulated<int8_t>(sums, a, b); }
 inline void cat_mma_u8(int* sums, const int* a, const int* b) { cat_mma_emulated<uint8_t>(sums, a, b); }
-inline void cat_copy16(int* to, const int* from) { cat::machine().self->open.push_back({to, from}); }
-inline void cat_commit() {
-  cat::machine().self->groups.push_back(std::move(cat::machine().self->open));
-  cat::machine().self->open.clear();
-}
-inline void cat_wait(unsigned allowed) {
-  auto& groups = cat::machine().self->groups;
-  while (groups.size() > allowed) {
-    for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
-    groups.erase(groups.begin());
-  }
-}
-inline void cat_wait_0() { cat_wait(0); }
-inline void cat_wait_2() { cat_wait(2); }
 inline int cat_dp4a_u8(int a, int b, int c) {
   for (unsigned i = 0; i < 4; ++i) c += cat_bytes<uint8_t, void*>(a, i) * cat_bytes<int8_t, void*>(b, i);
   return c;
@@ -53,16 +39,6 @@ static __device__ __forceinline__ int cat_dp4a_u8(int a, int b, int c) {
   asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
   return sum;
 }
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
-// 16 bytes from memory to shared memory behind the back of the thread; copies are waited for by groups, the oldest first.
-static __device__ __forceinline__ void cat_copy16(int* to, const int* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-               :: "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from) : "memory");
-}
-static __device__ __forceinline__ void cat_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-static __device__ __forceinline__ void cat_wait_0() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
-static __device__ __forceinline__ void cat_wait_2() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
-#endif
 #define CAT_MMA(name, type)                                                                               \\
   static __device__ __forceinline__ void name(int* sums, const int* a, const int* b) {                    \\
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type ".s8.s32 "                                 \\

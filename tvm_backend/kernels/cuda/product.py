@@ -19,7 +19,6 @@ from tvm.tirx import PrimFunc
 
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.cuda import device
-from tvm_backend.kernels.cuda.copies import BORDER, Copies
 from tvm_backend.kernels.cuda.generator import CudaGenerator
 from tvm_backend.kernels.cuda.isa import Cuda
 from tvm_backend.kernels.cuda.packing import CHUNK, TileLayout
@@ -69,16 +68,6 @@ class Product(CudaGenerator[WeightedSpec]):
         return 16 if channels % 16 == 0 else 4 if channels % 4 == 0 else 1
 
     @property
-    def asynchronous(self) -> bool:
-        """Whether tiles are copied as they lie in memory, without passing through registers."""
-        return self.plain and self.tile.splits == 1
-
-    @property
-    def plain(self) -> bool:
-        """Whether tiles lie in memory as they are multiplied."""
-        return self.tensor_cores and self.unit == 16 and self.conv.storage_bits == 8
-
-    @property
     def tap(self) -> int:
         """Products of one tap, padded to whole words."""
         return -(-self.conv.in_channels // 4) * 4
@@ -99,23 +88,19 @@ class Product(CudaGenerator[WeightedSpec]):
     def layout(self) -> TileLayout:
         """How the weights are packed."""
         conv = self.conv
-        return TileLayout(conv.out_channels, self.products, self.tile.columns, conv.storage_bits)
+        return TileLayout(conv.out_channels, self.products, conv.storage_bits)
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of the specification's ``weight_shape``."""
         conv = self.conv
         matrix = np.zeros((conv.out_channels, *conv.kernel, self.tap), np.int16)
         matrix[..., : conv.in_channels] = np.asarray(weight).reshape(conv.weight_shape).transpose(0, 2, 3, 1)
-        packed = self.layout.pack(matrix.reshape(conv.out_channels, -1))
-        if not self.plain:
-            return packed
-        border = np.full(BORDER, self.stored_zero).astype(conv.input.dtype).view(packed.dtype)
-        return np.concatenate([packed, border])
+        return self.layout.pack(matrix.reshape(conv.out_channels, -1))
 
     @property
     def weight_length(self) -> int:
-        """Bytes of the packed weight; where tiles may be copied as they lie, what padding is copied from stands behind it."""
-        return self.layout.length + (BORDER if self.plain else 0)
+        """Bytes of the packed weight."""
+        return self.layout.length
 
     def arguments(self, batch: Expr) -> list[Argument]:
         """The kernel's arguments, in order."""
@@ -129,7 +114,7 @@ class Product(CudaGenerator[WeightedSpec]):
         with tir.Function(name, private=True) as function:
             buffers = dict(zip([name for name, _, _ in arguments], function.buffers(arguments), strict=True))
             total = batch * (conv.out_height * conv.out_width)
-            # Packed weights may end behind the last tile that has channels.
+            # Packed weights may go on behind the last tile that has channels.
             blocks = [(total + tile.rows - 1) // tile.rows, -(-conv.out_channels // tile.columns)]
             with device.threads(blocks, tile.threads) as (block, thread):
                 self.emitter(buffers, total, block, thread).emit()
@@ -171,13 +156,12 @@ class ProductEmitter(ABC):
             pixels = buffers["data"].shape[0] * (self.conv.height * self.conv.width)
             self.data_words = device.words(buffers["data"], pixels * self.conv.in_channels // 4)
         self.weight_words = device.words(buffers["weight"], product.weight_length // 4)
-        splits, self.sizes = self.tile.splits, (self.tile.rows * PITCH, self.tile.columns * PITCH)
-        held = self.tile.stages if product.asynchronous else splits
-        self.left, self.right = (device.shared(held * size, "int32") for size in self.sizes)
-        self.left_begin, self.right_begin = (self.group * size if splits > 1 else 0 for size in self.sizes)
+        splits, sizes = self.tile.splits, (self.tile.rows * PITCH, self.tile.columns * PITCH)
+        self.left, self.right = (device.shared(splits * size, "int32") for size in sizes)
+        self.left_begin, self.right_begin = (self.group * size if splits > 1 else 0 for size in sizes)
 
     def emit(self) -> None:
-        """The loop over chunks, then the epilogue."""
+        """The loop over chunks, the next on its way into registers while one is multiplied, then the epilogue."""
         tile = self.tile
         per_row = 4 if self.product.unit == 16 else 16
         self.words = 16 // per_row
@@ -188,16 +172,8 @@ class ProductEmitter(ABC):
         self.weights = device.local(4 * self.weight_pieces, "int32")
         self._locate()
         self.begin()
-        if self.product.asynchronous:
-            Copies(self).multiply_all()
-        else:
-            self._through_registers()
-        self.finish()
-
-    def _through_registers(self) -> None:
-        """The next chunk is on its way into registers while one is multiplied."""
         self._fetch(self._chunk(0))
-        steps = -(-self.layout.chunks // self.tile.splits)
+        steps = -(-self.layout.chunks // tile.splits)
         with tir.loop(steps) as step:
             device.barrier()
             self._deposit()
@@ -205,6 +181,7 @@ class ProductEmitter(ABC):
             with tir.when(step + 1 < steps):
                 self._fetch(self._chunk(step + 1))
             self.multiply()
+        self.finish()
 
     def _chunk(self, step: Expr) -> Expr:
         """The chunk of the thread's group in a step."""
@@ -222,7 +199,7 @@ class ProductEmitter(ABC):
     def finish(self) -> None:
         """Store what the epilogue makes of each of the thread's sums."""
 
-    def piece(self, i: int) -> tuple[Expr, Expr]:
+    def _piece(self, i: int) -> tuple[Expr, Expr]:
         """Row of the tile and place in it of the thread's i-th piece of activations."""
         step = self.tile.group // self.per_row
         return self.thread // self.per_row + i * step, self.thread % self.per_row
@@ -234,7 +211,7 @@ class ProductEmitter(ABC):
         self.corner = device.local(2 * self.pieces, "int32")
         for i in range(self.pieces):
             # Behind the last pixel it is loaded again, and not stored.
-            pixel = tir.smaller(self.first + self.piece(i)[0], self.total - 1)
+            pixel = tir.smaller(self.first + self._piece(i)[0], self.total - 1)
             place = pixel % (conv.out_height * conv.out_width)
             image = pixel // (conv.out_height * conv.out_width)
             tir.store(self.image, image * (conv.height * conv.width * conv.in_channels // self.unit), [i])
@@ -251,7 +228,7 @@ class ProductEmitter(ABC):
 
     def _fetch_activations(self, chunk: Expr, i: int) -> None:
         conv, tap, words = self.conv, self.product.tap, self.words
-        place = chunk * CHUNK + self.piece(i)[1] * (4 * words)
+        place = chunk * CHUNK + self._piece(i)[1] * (4 * words)
         channel, number = place % tap, place // tap
         y = self.corner[2 * i] + number // conv.kernel[1] * conv.dilation[0]
         x = self.corner[2 * i + 1] + number % conv.kernel[1] * conv.dilation[1]
@@ -291,30 +268,30 @@ class ProductEmitter(ABC):
             total = value if total is None else total | value
         tir.store(self.activations, tir.reinterpret("int32", total), [i])
 
-    def weight_piece(self, i: int) -> tuple[Expr, Expr, Expr]:
+    def _weight_piece(self, i: int) -> tuple[Expr, Expr, Expr]:
         """Number, channel and place of the thread's i-th piece of 16 weights."""
         number = self.thread + i * self.tile.group
         return number, number // 4, number % 4
 
-    def weight_place(self, chunk: Expr, i: int) -> Expr:
+    def _weight_place(self, chunk: Expr, i: int) -> Expr:
         """The word where the thread's i-th piece of a chunk's weights begins."""
         layout = self.layout
-        _, channel, place = self.weight_piece(i)
+        _, channel, place = self._weight_piece(i)
         tile = self.column_block * (self.tile.columns // layout.columns) + channel // layout.columns
         piece = channel % layout.columns * 4 + place
         words = layout.bits // 2
         return ((tile * layout.chunks + chunk) * (layout.columns * 4) + piece) * words
 
-    def existing(self, number: Expr) -> Any:
+    def _existing(self, number: Expr) -> Any:
         return tir.when(number < self.tile.columns * 4)
 
     def _fetch_weights(self, chunk: Expr, i: int) -> None:
         layout, weight = self.layout, self.buffers["weight"]
-        number, channel, _ = self.weight_piece(i)
+        number, channel, _ = self._weight_piece(i)
         if layout.chunks % self.tile.splits:
             chunk = tir.smaller(chunk, layout.chunks - 1)
-        start = self.weight_place(chunk, i)
-        with self.existing(number):
+        start = self._weight_place(chunk, i)
+        with self._existing(number):
             if layout.bits == 8:
                 tir.store(self.weights, tir.load(self.weight_words, [start], 4), [4 * i], 4)
                 return
@@ -341,14 +318,14 @@ class ProductEmitter(ABC):
 
     def _deposit(self) -> None:
         for i in range(self.pieces):
-            row, place = self.piece(i)
+            row, place = self._piece(i)
             where = self.left_begin + row * PITCH + place * self.words
             value = tir.load(self.activations, [self.words * i], self.words)
             tir.store(self.left, value, [where], self.words)
         for i in range(self.weight_pieces):
-            number, channel, place = self.weight_piece(i)
+            number, channel, place = self._weight_piece(i)
             begin = self.right_begin
-            with self.existing(number):
+            with self._existing(number):
                 for word in range(4):
                     tir.store(
                         self.right, self._unpacked(i, word), [begin + channel * PITCH + place * 4 + word]

@@ -6,13 +6,10 @@ from dataclasses import dataclass
 
 from tvm_backend.kernels.cuda.packing import CHUNK
 
-__all__ = ["PITCH", "SHARED_BYTES", "WAVE", "Tile", "choose_tile", "pair_tile"]
+__all__ = ["PITCH", "WAVE", "Tile", "choose_tile", "pair_tile"]
 
 PITCH = CHUNK // 4 + 4
 """Words from one row of shared memory to the next."""
-
-SHARED_BYTES = 48 << 10
-"""Of shared memory that every block may have."""
 
 WAVE = 132
 """Blocks that run at once; an H100 has as many multiprocessors."""
@@ -46,11 +43,6 @@ class Tile:
     def threads(self) -> int:
         """Threads of a block."""
         return self.group * self.splits
-
-    @property
-    def stages(self) -> int:
-        """Chunks that are in shared memory or on their way there at once."""
-        return 4 if (self.rows + self.columns) * PITCH * 16 <= SHARED_BYTES else 2
 
     @property
     def fragments(self) -> tuple[int, int]:

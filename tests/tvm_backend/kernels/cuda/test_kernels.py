@@ -72,18 +72,18 @@ WEIGHTED: dict[str, tuple[Any, str]] = {
     "mma split sums, tiles end before 64 channels": (ConvSpec(1, 4, 5, 256, 96, (1, 1), U8, RELU), "sm_90"),
     "mma split sums, linear, 2 bits": (LinearSpec(3, 1040, 70, U8, Epilogue(), weight_bits=2), "sm_90"),
     "mma split sums, linear, 4 bits, odd": (LinearSpec(17, 333, 33, S8, RELU, weight_bits=4), "sm_90"),
-    "mma copied, padding": (ConvSpec(None, 6, 5, 32, 48, (3, 3), U8, RELU, padding=SAME), "sm_90"),
-    "mma copied, dilation, residual": (
+    "mma padding": (ConvSpec(None, 6, 5, 32, 48, (3, 3), U8, RELU, padding=SAME), "sm_90"),
+    "mma dilation, residual": (
         ConvSpec(
             None, 9, 9, 16, 64, (3, 3), S8, Epilogue((None, None), S4, (U8, "float32")), (2, 1), SAME, (2, 2)
         ),
         "sm_90",
     ),
-    "mma copied, wide tile, padding": (
+    "mma wide tile, padding": (
         ConvSpec(132, 16, 16, 16, 128, (1, 5), S8, RELU, padding=(0, 2, 0, 2)),
         "sm_90",
     ),
-    "mma copied, linear": (LinearSpec(None, 336, 70, U8, Epilogue()), "sm_80"),
+    "mma linear, pieces of 16": (LinearSpec(None, 336, 70, U8, Epilogue()), "sm_80"),
     "mma 1x1": (ConvSpec(None, 5, 5, 64, 32, (1, 1), U8, RELU), "sm_80"),
     "dp4a 3x3, 2 bits": (
         ConvSpec(2, 9, 7, 12, 40, (3, 3), U8, RELU, (2, 1), (0, 1, 1, 0), weight_bits=2),
@@ -193,14 +193,14 @@ def test_equals_the_reference_to_the_bit(name: str, results: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_packed_weights_have_their_own_bits(bits: int) -> None:
-    layout = TileLayout(channels=100, products=130, columns=64, bits=bits)
+    layout = TileLayout(channels=100, products=130, bits=bits)
     weight = random_weight(bits, (100, 130), np.random.default_rng(0))
     packed = layout.pack(weight)
     assert packed.size == layout.length == 2 * 3 * 64 * 64 * bits // 8 + (128 if bits < 8 else 0)
 
 
 def test_weights_that_span_too_much_are_refused() -> None:
-    layout = TileLayout(channels=4, products=8, columns=16, bits=2)
+    layout = TileLayout(channels=4, products=8, bits=2)
     with pytest.raises(CompileError, match="span"):
         layout.pack(np.array([[3, 0, 0, 0, -2, 0, 0, 0]] * 4))
 
