@@ -27,6 +27,11 @@ from tvm_backend import cuda_build
 HERE = Path(__file__).parent / "cuda_emulator"
 TARGET = {"kind": "cuda", "arch": "sm_90"}
 _FLAGS = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", "-fno-strict-aliasing", "-ffp-contract=off"]
+_CHECKS = ["-fsanitize=kernel-address"]
+_CHECKS += [
+    f"--param=asan-{what}" for what in ("instrumentation-with-call-threshold=0", "stack=0", "globals=0")
+]
+"""The compiler calls the emulator before each access to memory."""
 
 
 def available() -> str | None:
@@ -86,7 +91,7 @@ def emulate(source: str, arch: str) -> tuple[str, bytes]:
     )
     wrappers = "".join(
         f'extern "C" void cat_emulated_{name}(const unsigned* size, void** parameters) {{\n'
-        f"  cat::launch({name}, {{size[0], size[1], size[2]}}, {{size[3], size[4], size[5]}}, parameters);\n}}\n"
+        f'  cat::launch("{name}", {name}, {{size[0], size[1], size[2]}}, {{size[3], size[4], size[5]}}, parameters);\n}}\n'
         f'extern "C" void** cat_kept_{name}(void** parameters) {{ return cat::keep({name}, parameters); }}\n'
         for name in kernels
     )
@@ -97,7 +102,7 @@ def emulate(source: str, arch: str) -> tuple[str, bytes]:
     staging = file.with_suffix(f".{os.getpid()}")
     staging.write_text(text)
     os.replace(staging, file)
-    library = _build(f"{file.stem}.so", [file], f"-I{HERE / 'include'}")
+    library = _build(f"{file.stem}.so", [file], f"-I{HERE / 'include'}", *_CHECKS)
     return "cubin", str(library).encode() + b"\0"
 
 

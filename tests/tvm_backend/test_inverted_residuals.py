@@ -41,16 +41,16 @@ class InvertedResidual(nn.Module):
 class MobileNet(nn.Module):
     """Stem with stride 2 padded right and below, one block with a shortcut, one with stride 2, mean, linear layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, narrow: int = 8, wide: int = 12) -> None:
         super().__init__()
         self.q_image, self.q_pool, self.q_row = (
             models.Quantize(8, True),
             models.Quantize(8),
             models.Quantize(8),
         )
-        self.stem = models.QConv(nn.Conv2d(3, 8, 3, 2), 8)
-        self.blocks = nn.Sequential(InvertedResidual(8, 8, 1), InvertedResidual(8, 12, 2))
-        self.fc = models.QLinear(nn.Linear(12, 7), 8)
+        self.stem = models.QConv(nn.Conv2d(3, narrow, 3, 2), 8)
+        self.blocks = nn.Sequential(InvertedResidual(narrow, narrow, 1), InvertedResidual(narrow, wide, 2))
+        self.fc = models.QLinear(nn.Linear(wide, 7), 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.stem(nn.functional.pad(self.q_image(x), (0, 1, 0, 1)))

@@ -1,11 +1,9 @@
 // Stand-ins for the CUDA driver and runtime: one device whose memory is the host's and whose kernels run in the emulator.
 //
-// A module's image is the path of a shared library that holds the emulated kernels. Each allocation ends at a page that
-// cannot be touched, so that access behind it (beyond the rounding to 64 bytes) stops the process.
+// A module's image is the path of a shared library that holds the emulated kernels.
 #include <dlfcn.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -15,37 +13,60 @@
 #include <utility>
 #include <vector>
 
+#include "memory.h"
+
 extern "C" {
 typedef int Result;
 
 // Memory ---------------------------------------------------------------------------------------------------------------
-static std::map<void*, std::pair<void*, size_t>>& blocks() { static std::map<void*, std::pair<void*, size_t>> m; return m; }
 void*& capturing();
+static std::map<void*, size_t>& blocks() { static std::map<void*, size_t> m; return m; }
+static void mark(void* begin, size_t size, uint32_t writer) {
+  std::fill_n(cat::writers(reinterpret_cast<uint64_t>(begin)), size, writer);
+}
+// Addresses are given once: what is used after it was freed lies outside.
 Result cudaMalloc(void** out, size_t size) {
   if (capturing()) return 900;
-  const size_t page = size_t(sysconf(_SC_PAGESIZE)), room = (size + 63) / 64 * 64;
-  const size_t length = (room + page - 1) / page * page + page;
-  char* base = static_cast<char*>(mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  if (base == MAP_FAILED) return 2;
-  mprotect(base + length - page, page, PROT_NONE);
-  *out = base + length - page - room;
-  std::memset(*out, 0x7f, room);
-  blocks()[*out] = {base, length};
+  cat::Memory& m = cat::memory();
+  if (!m.begin) {
+    m = {nullptr, uint64_t(1) << 36, 0, nullptr, cat::first, cat::first};
+    m.writers = static_cast<uint32_t*>(cat::reserved(m.size * sizeof *m.writers));
+    m.begin = static_cast<char*>(cat::reserved(m.size));
+  }
+  const size_t room = (size + 4096) / 4096 * 4096;
+  if (m.used + room > m.size) return 2;
+  *out = m.begin + m.used;
+  m.used += room;
+  std::memset(*out, 0x7f, size);
+  mark(*out, size, cat::unwritten);
+  blocks()[*out] = size;
   return 0;
 }
 Result cudaFree(void* pointer) {
   if (capturing()) return 900;
   auto found = blocks().find(pointer);
   if (found == blocks().end()) return pointer ? 1 : 0;
-  munmap(found->second.first, found->second.second);
+  mark(pointer, found->second, cat::outside);
+  madvise(pointer, found->second, MADV_DONTNEED);
   blocks().erase(found);
   return 0;
 }
-Result cudaMallocHost(void** out, size_t size) { return cudaMalloc(out, size); }
-Result cudaFreeHost(void* pointer) { return cudaFree(pointer); }
+Result cudaMallocHost(void** out, size_t size) { return *out = std::malloc(size), 0; }
+Result cudaFreeHost(void* pointer) { return std::free(pointer), 0; }
+static void expect_no(const char* fault) {
+  if (!fault) return;
+  std::fprintf(stderr, "CUDA emulator: a copy %s\n", fault);
+  std::abort();
+}
 static Result enqueue(void* stream, std::function<void()> run);
 Result cudaMemcpyAsync(void* to, const void* from, size_t size, int, void* stream) {
-  return enqueue(stream, [=] { std::memmove(to, from, size); });
+  return enqueue(stream, [=] {
+    // By nobody's block, behind the last launch.
+    cat::memory().block = cat::memory().launch = cat::memory().block + 1;
+    expect_no(cat::read_fault(reinterpret_cast<uint64_t>(from), size));
+    expect_no(cat::write_fault(reinterpret_cast<uint64_t>(to), size));
+    std::memmove(to, from, size);
+  });
 }
 Result cudaMemcpyPeerAsync(void* to, int, const void* from, int, size_t size, void* stream) {
   return cudaMemcpyAsync(to, from, size, 0, stream);
@@ -81,7 +102,6 @@ struct Work {
   std::function<void()> run;
 };
 using Graph = std::vector<Work>;
-// Inline functions' variables are the same in both stand-ins.
 inline void*& capturing() { static void* stream = nullptr; return stream; }
 inline Graph& recorded() { static Graph graph; return graph; }
 // Whether the work was recorded; what a device refuses while a stream captures is an error here as well.

@@ -14,6 +14,8 @@
 #include <vector>
 #include <ucontext.h>
 
+#include "memory.h"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -30,10 +32,7 @@
 namespace cat {
 struct dim { unsigned x, y, z; };
 enum State { ready, at_block, at_warp, done };
-struct Copy { int* to; const int* from; };
 struct Fiber {
-  std::vector<Copy> open;                 // begun, in no group so far
-  std::vector<std::vector<Copy>> groups;  // copied when they are waited for
   ucontext_t context;
   std::vector<char> stack;
   State state;
@@ -45,15 +44,24 @@ struct Machine {
   Fiber* self = nullptr;
   ucontext_t scheduler;
   dim block, grid, threads;
+  const char* kernel = "";
   char exchange[32][32][128];  // warp, lane, bytes
   void (*entry)(void*) = nullptr;
   void* argument = nullptr;
 };
-inline Machine& machine() { static Machine one; return one; }
+inline CAT_UNCHECKED Machine& machine() { static Machine one; return one; }
 [[noreturn]] inline void fail(const char* what) {
   Machine& m = machine();
-  std::fprintf(stderr, "CUDA emulator: %s (block %u %u %u)\n", what, m.block.x, m.block.y, m.block.z);
+  const dim thread = m.self ? m.self->thread : dim{};
+  std::fprintf(stderr, "CUDA emulator: %s %s (block %u %u %u, thread %u %u %u)\n", m.kernel, what, m.block.x, m.block.y,
+               m.block.z, thread.x, thread.y, thread.z);
   std::abort();
+}
+inline CAT_UNCHECKED void check(const char* fault) {
+  if (__builtin_expect(fault != nullptr, 0)) fail(fault);
+}
+inline CAT_UNCHECKED void check_aligned(uint64_t address, uint64_t size) {
+  if (address % size && writers(address)) fail("touches what is not aligned");
 }
 inline void wait(State state) {
   Machine& m = machine();
@@ -80,8 +88,6 @@ inline void run_block() {
     Fiber& f = m.fibers[i];
     f.stack.resize(1 << 16);
     f.state = ready;
-    f.open.clear();
-    f.groups.clear();
     f.thread = {i % m.threads.x, i / m.threads.x % m.threads.y, i / m.threads.x / m.threads.y};
     f.lane = i % 32;
     f.warp = i / 32;
@@ -124,21 +130,23 @@ inline void run_grid(dim grid, dim threads, void (*entry)(void*), void* argument
   Machine& m = machine();
   m.grid = grid, m.threads = threads, m.entry = entry, m.argument = argument;
   if (threads.x * threads.y * threads.z > 1024 || !threads.x) fail("a block has 1 to 1024 threads");
+  memory().launch = memory().block + 1;
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
   for (uint64_t k = 0; k < blocks; ++k) {
     const uint64_t b = backwards() ? blocks - 1 - k : k;
+    ++memory().block;
     m.block = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
     run_block();
   }
 }
 // Every lane's value, after all lanes of the warp have given theirs.
-template <class V> inline void share(const V& value) {
+template <class V> inline CAT_UNCHECKED void share(const V& value) {
   static_assert(sizeof(V) <= 128, "an exchanged value has 128 bytes at most");
   Machine& m = machine();
   std::memcpy(m.exchange[m.self->warp][m.self->lane], &value, sizeof(V));
   wait(at_warp);
 }
-template <class V> inline V of_lane(unsigned lane) {
+template <class V> inline CAT_UNCHECKED V of_lane(unsigned lane) {
   V value;
   std::memcpy(&value, machine().exchange[machine().self->warp][lane], sizeof(V));
   return value;
@@ -155,13 +163,38 @@ void** kept(void (*)(A...), void** p, std::index_sequence<I...>) {
 template <class... A> void** keep(void (*kernel)(A...), void** parameters) {
   return kept(kernel, parameters, std::index_sequence_for<A...>{});
 }
-template <class... A> void launch(void (*kernel)(A...), dim grid, dim threads, void** parameters) {
+template <class... A>
+void launch(const char* name, void (*kernel)(A...), dim grid, dim threads, void** parameters) {
+  machine().kernel = name;
   struct Both { void (*kernel)(A...); void** parameters; } both{kernel, parameters};
   run_grid(grid, threads, [](void* b) {
     call(static_cast<Both*>(b)->kernel, static_cast<Both*>(b)->parameters, std::index_sequence_for<A...>{});
   }, &both);
 }
 }  // namespace cat
+
+// What the compiler calls before each access to memory (-fsanitize=kernel-address).
+#define CAT_HOOKS(size)                                                                                   \
+  extern "C" CAT_UNCHECKED void __asan_load##size##_noabort(uint64_t address) {                           \
+    cat::check_aligned(address, size);                                                                    \
+    cat::check(cat::read_fault(address, size));                                                           \
+  }                                                                                                       \
+  extern "C" CAT_UNCHECKED void __asan_store##size##_noabort(uint64_t address) {                          \
+    cat::check_aligned(address, size);                                                                    \
+    cat::check(cat::write_fault(address, size));                                                          \
+  }
+CAT_HOOKS(1)
+CAT_HOOKS(2)
+CAT_HOOKS(4)
+CAT_HOOKS(8)
+CAT_HOOKS(16)
+extern "C" CAT_UNCHECKED void __asan_loadN_noabort(uint64_t address, uint64_t size) {
+  cat::check(cat::read_fault(address, size));
+}
+extern "C" CAT_UNCHECKED void __asan_storeN_noabort(uint64_t address, uint64_t size) {
+  cat::check(cat::write_fault(address, size));
+}
+extern "C" CAT_UNCHECKED void __asan_handle_no_return() {}
 
 #define threadIdx (cat::machine().self->thread)
 #define blockIdx (cat::machine().block)
@@ -208,7 +241,7 @@ CAT_VECTOR(short, short)
 CAT_VECTOR(ushort, unsigned short)
 CAT_VECTOR(longlong, int64_t)
 
-template <class A, class B> inline int cat_bytes(int word, unsigned i) {
+template <class A, class B> inline CAT_UNCHECKED int cat_bytes(int word, unsigned i) {
   (void)sizeof(B);
   return int(A(uint8_t(uint32_t(word) >> (8 * i))));
 }
