@@ -12,7 +12,7 @@ from tvm import relax, tirx
 from tvm.relax import vm_build
 
 from cat_plugin.errors import CATError, CompileError
-from tvm_backend import compat, cuda_build, linker
+from tvm_backend import compat, cuda_build, dialect, linker
 from tvm_backend.kernels import tir
 from tvm_backend.objects import Source, objects
 from tvm_backend.passes.dump import Dump
@@ -75,7 +75,10 @@ def build_library(
         builder = relax.ExecBuilder()
         with target:
             leftover = vm_build._vmcodegen(builder, passes(mod))  # noqa: SLF001 - tvm.compile would compile the functions as well
-        functions = dict(lower.sources)
+        # Corrections come last, and take longest to compile: begun last, they would keep one thread busy and the others waiting.
+        functions = dict(
+            sorted(lower.sources.items(), key=lambda item: not item[0].startswith(dialect.CORRECTIONS))
+        )
         for variable, function in compat.functions(leftover):
             name = str(variable.name_hint)
             if isinstance(function, tirx.PrimFunc) and name not in functions:

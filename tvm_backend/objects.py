@@ -23,6 +23,7 @@ from tvm.tirx import PrimFunc
 from cat_plugin.files import locked, write_bytes
 from tvm_backend import cache as cache_of
 from tvm_backend import compat
+from tvm_backend.lowering import pipeline_for
 
 __all__ = ["KEPT", "Source", "objects", "symbol_of"]
 
@@ -92,7 +93,8 @@ def _prune(directory: Path) -> None:
 
 def _build(symbol: str, function: PrimFunc, target: Any, path: Path) -> None:
     module = tvm.IRModule({symbol: function.with_attr("global_symbol", symbol)})
-    tvm.tirx.build(module, target=target).write_to_file(str(path))
+    built = tvm.tirx.build(module, target=target, pipeline=pipeline_for(function))
+    built.write_to_file(str(path))
 
 
 def objects(

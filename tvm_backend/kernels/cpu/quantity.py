@@ -185,10 +185,13 @@ def form_of(spec: WeightedSpec) -> Hashable:
             return kind
         return kind.dtype, kind.zero_point != 0, *_needed(kind, clip, bounded)
 
+    def read(kind: TensorKind | None) -> Hashable:  # without bounds, within which its values lie
+        return (kind.dtype, kind.zero_point != 0) if isinstance(kind, QParams) else kind
+
     form["input"], form["weight_bits"] = spec.input.dtype, spec.storage_bits
     form["epilogue"] = (
         epilogue.clip if "float32" in epilogue.outputs else None,
-        plain(epilogue.residual),
+        read(epilogue.residual),
         plain(epilogue.branch),
         tuple(plain(kind, epilogue.clip, epilogue.bounded) for kind in epilogue.outputs),
     )
