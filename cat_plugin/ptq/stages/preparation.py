@@ -19,6 +19,7 @@ from cat_plugin.ptq.graph.lower import lower
 from cat_plugin.ptq.graph.trace import refuse_random, trace
 from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.memory import rows_of_the_model
+from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
@@ -28,6 +29,10 @@ __all__ = ["AnyLength", "FoldBatchNorm", "InsertQuantizers", "Lower", "Trace"]
 
 _log = logging.getLogger("cat_plugin")
 
+_SEEN, _FAR = (
+    256,
+    8.0,
+)  # rows that are looked at; deviations of an input from zero, of which little is left on a grid
 _FEW = 2  # rows that are run before it is known how much memory one takes
 
 
@@ -121,7 +126,33 @@ class InsertQuantizers(_Exact):
             finish(state.module)
         state.module.to(state.device)
         state.inputs = state.inputs.to(state.device)
+        if state.inputs.ranks.size == 1:
+            state.notes += _far_from_zero(state)
         return ()
+
+
+def _far_from_zero(state: State) -> list[str]:
+    """Inputs that layers read as they are and whose grid, which holds zero, has few levels where their values lie."""
+    notes = []
+    given = [node for node in state.module.graph.nodes if node.op == "placeholder"]
+    for node, x in zip(given, state.inputs.tensors, strict=False):
+        readers = [
+            child
+            for user in node.users
+            if user.op == "call_module"
+            and isinstance(child := state.module.get_submodule(str(user.target)), ActQuantizer)
+        ]
+        some = x[:_SEEN]
+        if not readers or not some.is_floating_point() or some.numel() < 2:
+            continue
+        centre, spread = float(some.mean()), float(some.std())
+        if abs(centre) > _FAR * spread:
+            levels = 4 * spread * 2 ** readers[0].bits / float(some.abs().max())
+            notes.append(
+                f"the input {node.name} lies around {centre:.3g} and spreads by {spread:.2g}: {readers[0].bits} bits from zero on have "
+                f"{levels:.1f} levels there; subtract its mean in the model, in front of the first layer"
+            )
+    return notes
 
 
 class Lower(_Always):

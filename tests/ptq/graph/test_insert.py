@@ -188,3 +188,13 @@ def test_values_in_small_units_have_levels_too():
     with torch.no_grad():
         expected = model(x)
         assert float((quantized(x) - expected).norm() / expected.norm()) < 0.03
+
+
+def test_inputs_far_from_zero_are_told_of():
+    network = randomise(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    kelvins = 290 + 2 * small_inputs(64, 4)
+    spec = QuantSpec(w_bits=8, a_bits=8, preset="fast")
+    _, report = quantize(network, spec, kelvins)
+    assert any("lies around 290 and spreads by 2" in note for note in report.notes)
+    _, report = quantize(network, spec, kelvins - 290)
+    assert not any("lies around" in note for note in report.notes)
