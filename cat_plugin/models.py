@@ -111,9 +111,11 @@ def run_call(model: nn.Module, call: ModelCall, name: str, role: str) -> Any:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
+        hint = "inputs need a batch axis in front, and the shape and dtype that the model was trained on"
+        if isinstance(error, TypeError) and call.kwargs and not call.args:
+            hint = "a mapping is keyword arguments; where the model takes it as one argument, a batch is ((mapping,),)"
         raise CalibrationError(
-            f"the {role} model raised {type(error).__name__} for {name}, which gives it {call}: {reason:.400} "
-            "(inputs need a batch axis in front, and the shape and dtype that the model was trained on)"
+            f"the {role} model raised {type(error).__name__} for {name}, which gives it {call}: {reason:.400} ({hint})"
         ) from error
 
 

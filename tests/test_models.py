@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cat_plugin.batches import ModelCall
+from cat_plugin.batches import ModelCall, read_batch
 from cat_plugin.errors import CalibrationError, HostError
 from cat_plugin.models import device_of, evaluating, fingerprint, run_call
 
@@ -59,6 +59,19 @@ def test_an_error_of_the_model_says_what_it_was_given():
     assert "float32 (2, 3)" in message
     assert "cannot be multiplied" in message
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+class _OfOneMapping(nn.Module):
+    def forward(self, batch):
+        return batch["x"]
+
+
+def test_a_mapping_that_is_one_argument_is_told_how_to_be_given():
+    with pytest.raises(CalibrationError, match=r"keyword arguments; where .* a batch is \(\(mapping,\),\)"):
+        run_call(_OfOneMapping(), read_batch({"x": X}, "batch"), "batch", "quantized")
+    assert torch.equal(
+        run_call(_OfOneMapping(), read_batch((({"x": X},),), "batch"), "batch", "quantized"), X
+    )
 
 
 @pytest.mark.parametrize("error", [HostError("ours"), MemoryError(), torch.OutOfMemoryError()])
