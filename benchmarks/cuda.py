@@ -10,7 +10,8 @@ Where the GPU is (TVM's runtime and numpy; PyTorch for the comparison)::
 
 ``run`` first compares everything with its reference: whole models on the rows that travel with them, at each of their batch sizes,
 then each kernel.  Then it takes medians of many launches, models first, with and without CUDA graphs, and kernels with enough sets of
-buffers that the second-level cache does not hold them; at last those of PyTorch, as long as ``--seconds`` allow.  It writes
+buffers that the second-level cache does not hold them; then, if compute-sanitizer is installed, models run under its initcheck and
+memcheck for at most a quarter of ``--seconds``; at last come PyTorch's times, as long as ``--seconds`` allow.  It writes
 ``results/cuda.json`` row by row, and a table.  The floor of a kernel is the larger of its bytes over the measured copy bandwidth and
 its operations over the rate given by ``--rate``.
 """
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import cuda_models, cuda_torch
+from benchmarks import cuda_models, cuda_sanitizer, cuda_torch
 from benchmarks.cuda_build import build, random_inputs
 from benchmarks.cuda_models import median
 
@@ -125,6 +126,9 @@ def run(options: argparse.Namespace) -> None:
         _time(kernel, tvm, device, bandwidth, options, repeats)
         results.keep(kernel["row"])
         _print_row(kernel["row"])
+    if not options.emulated:
+        paths = dict.fromkeys(model.path for model in models)
+        cuda_sanitizer.sanitize(tuple(paths), time.monotonic() + options.seconds / 4, results.keep)
     if torch:
         cuda_torch.time_compiled(
             torch, [(model.row, model.data) for model in models], repeats, deadline, results.keep
@@ -334,6 +338,9 @@ def main() -> None:
         "--integer-rate", type=float, default=1979e12, help="int8 operations; an H100's 1979e12"
     )
     running.set_defaults(function=run)
+    calling = commands.add_parser("call", help="what `run` starts under compute-sanitizer")
+    calling.add_argument("library", type=Path)
+    calling.set_defaults(function=lambda options: cuda_sanitizer.call_once(options.library))
     ahead = commands.add_parser(
         "compile-ahead", help="what `run` starts to fill the cache of PyTorch's compiler"
     )
