@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cat_plugin.errors import CATTypeError, CATValueError
+from cat_plugin.errors import CATError, CATTypeError, CATValueError
 from cat_plugin.recipe.criteria import Clock, Criterion, Trial, trial_table
 
 if TYPE_CHECKING:
@@ -61,7 +61,16 @@ class TuningRun:
 
         def evaluate(model: nn.Module, *args: Any) -> float:
             self._model = model
-            return _number(eval_fn(model, *args))
+            try:
+                score = eval_fn(model, *args)
+            except CATError:
+                raise
+            except Exception as error:
+                raise CATValueError(
+                    f"eval_fn raised {type(error).__name__}: {error}; it is given a model alone and expected to return one "
+                    "number, of the full-precision model too"
+                ) from error
+            return _number(score)
 
         return evaluate
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cat_plugin
-from cat_plugin.errors import CalibrationError, CATTypeError, HostError, RecipeError
+from cat_plugin.errors import CalibrationError, CATTypeError, CATValueError, HostError, RecipeError
 from tests.hosts.conftest import INC
 
 needs_host = pytest.mark.skipif(INC == (0, 0), reason="no Neural Compressor is installed")
@@ -154,6 +154,15 @@ def test_calibration_that_cannot_be_used(task, recipe, calibration, message):
 def test_score_that_is_no_number(task, recipe):
     with pytest.raises(CATTypeError, match="eval_fn returned a str"):
         recipe(LOW_BIT % 3).run(task.net, task.batches, lambda model: "good")
+
+
+@needs_host
+def test_score_that_raises(task, recipe):
+    with pytest.raises(
+        CATValueError, match="eval_fn raised KeyError: 'top1'; it is given a model alone"
+    ) as caught:
+        recipe(LOW_BIT % 3).run(task.net, task.batches, lambda model: {}["top1"])
+    assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_model_that_is_none(recipe):
