@@ -54,7 +54,7 @@ class _Emitter(ProductEmitter):
             self._joined()
             return
 
-        fragments, channels = self.fragments, Channels(self)
+        fragments, channels = self.fragments, _Channels(self)
         first = [self.channel(fragments.first_column(n)) for n in range(fragments.down)]
         channels.hold(first)
 
@@ -79,7 +79,7 @@ class _Emitter(ProductEmitter):
 
         self.fragments.each_row(some)
         device.barrier()
-        channels, pairs = Channels(self), size // 2 // tile.threads
+        channels, pairs = _Channels(self), size // 2 // tile.threads
         thread = self.group * tile.group + self.thread
         places = [(thread + i * tile.threads) * 2 for i in range(pairs)]
         first = [self.channel(place % tile.columns) for place in places]
@@ -93,7 +93,7 @@ class _Emitter(ProductEmitter):
                 channels.store(totals, pixel, first[i], i)
 
 
-class Channels:
+class _Channels:
     """The epilogue of pairs of neighbouring channels, whose numbers are read once for all pixels.
 
     Parameters
