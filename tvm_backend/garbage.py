@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,14 +12,27 @@ __all__ = ["seldom_collected"]
 _OBJECTS = 200_000
 """After so many new objects; Python's own 700 take a quarter of the time in which TVM and PyTorch are imported."""
 
+_lock = threading.Lock()
+_before: list[
+    tuple[int, int, int]
+] = []  # the process has one threshold: what the first to come in found, for each inside
+
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Look for cyclic garbage after 200000 new objects only, where it is looked for at all."""
-    before = gc.get_threshold()
-    if before[0]:
-        gc.set_threshold(max(before[0], _OBJECTS), *before[1:])
+    """Look for cyclic garbage after 200000 new objects only, where it is looked for at all.
+
+    Several threads may be inside; the last to leave puts the threshold back.
+    """
+    with _lock:
+        _before.append(_before[0] if _before else gc.get_threshold())
+        first, *others = _before[0]
+        if first:
+            gc.set_threshold(max(first, _OBJECTS), *others)
     try:
         yield
     finally:
-        gc.set_threshold(*before)
+        with _lock:
+            found = _before.pop()
+            if not _before:
+                gc.set_threshold(*found)

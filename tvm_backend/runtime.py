@@ -197,9 +197,14 @@ class Library:
         batch = next(iter(sizes.values()), None)
         if batch == 0:
             return self._empty(inputs[0])
-        if batch is not None and self._rows is not None and batch > self._rows and batch not in self._batches:
-            return self._in_pieces(inputs, batch, self._rows)
         with self._alone:
+            if (
+                batch is not None
+                and self._rows is not None
+                and batch > self._rows
+                and batch not in self._batches
+            ):
+                return self._in_pieces(inputs, batch, self._rows)
             return [like(inputs[0], result) for result in self._run(inputs, batch)]
 
     def _run(self, inputs: Sequence[Any], batch: int | None) -> list[Any]:

@@ -18,12 +18,9 @@ a faster one.  For a processor the function is a declaration: what it stands for
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from hashlib import sha256
 from typing import Any
 
-import numpy as np
 import tvm
-from numpy.typing import NDArray
 from tvm import relax, tirx
 
 from cat_plugin.errors import CompileError
@@ -45,9 +42,6 @@ class _Lower(Rewriter):
     shared: dict[Any, tvm.ir.GlobalVar]  # the function of each kernel, over all functions of the module
     sources: dict[str, Source]
     entries: dict[str, list[KernelEntry]]
-    constants: dict[
-        Hashable, relax.Constant
-    ]  # by their contents, for functions of several batch sizes hold the same
 
     def visit(self, expr: relax.Expr) -> relax.Expr | None:
         call = dialect.match(expr)
@@ -81,13 +75,6 @@ class _Lower(Rewriter):
         fields = compat.tuple_fields(out)
         return relax.call_tir(self.shared[form], args, out if fields is None else fields)
 
-    def _constant(self, array: NDArray[Any]) -> relax.Constant:
-        """A constant, the same for the same contents: the library then holds them once."""
-        key = array.shape, str(array.dtype), sha256(np.ascontiguousarray(array).data).digest()
-        if key not in self.constants:
-            self.constants[key] = compat.constant(array)
-        return self.constants[key]
-
     def _enter(self, key: Any, **facts: Any) -> None:
         """Remember a call of a function that has been added, for the report."""
         name = str(self.shared[key].name_hint)
@@ -101,12 +88,12 @@ class _Lower(Rewriter):
         kernel = registry.lower(spec, self.target, values)
         if values is not None:
             args[1:2] = [
-                self._constant(kernel.pack_weight(values)),
-                self._constant(kernel.compensation(values)),
+                compat.constant(kernel.pack_weight(values)),
+                compat.constant(kernel.compensation(values)),
             ]
-            args[3] = self._constant(kernel.generator.channelwise(compat.constant_value(args[3])))
+            args[3] = compat.constant(kernel.generator.channelwise(compat.constant_value(args[3])))
             if kernel.generator.numbers is not None:
-                args.insert(5, self._constant(kernel.generator.numbers))
+                args.insert(5, compat.constant(kernel.generator.numbers))
         name = kernel.name if spec.batch is None else f"{kernel.name}_b{spec.batch}"
         form = kernel.generator.form
         called = self._call(form, name, kernel.generator.build, lambda: kernel.declaration, args)
@@ -175,13 +162,7 @@ class LowerKernels:
         self._shared: dict[Any, tvm.ir.GlobalVar] = {}
         self.sources: dict[str, Source] = {}
         self._entries: dict[str, list[KernelEntry]] = {}
-        state = {
-            "target": target,
-            "shared": self._shared,
-            "sources": self.sources,
-            "entries": self._entries,
-            "constants": {},
-        }
+        state = {"target": target, "shared": self._shared, "sources": self.sources, "entries": self._entries}
         self.pass_ = as_pass(type("_LowerFor", (_Lower,), state), "LowerKernels")
 
     def calls(self, function: str = "main") -> list[KernelEntry]:

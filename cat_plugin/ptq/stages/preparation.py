@@ -29,10 +29,8 @@ __all__ = ["AnyLength", "FoldBatchNorm", "InsertQuantizers", "Lower", "Trace"]
 
 _log = logging.getLogger("cat_plugin")
 
-_SEEN, _FAR = (
-    256,
-    8.0,
-)  # rows that are looked at; deviations of an input from zero, of which little is left on a grid
+_SEEN = 256  # rows of an input that are looked at
+_FAR = 8.0  # deviations that a mean lies from zero, of which a grid that holds zero leaves little
 _FEW = 2  # rows that are run before it is known how much memory one takes
 
 
