@@ -207,6 +207,7 @@ IMAGENET_INPUTS: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "efficientnet_lite0": (lambda pixels: (pixels - 127) / 128, 0),
 }
 """What a model makes of pixels in 0..255, and how many logits come before ImageNet's first class."""
+_IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # the classes of its images
 
 
 @dataclass(frozen=True)
@@ -376,3 +377,16 @@ def top1(model: Callable[[Tensor], Any], images: Tensor, labels: Tensor, batch: 
         for x, y in zip(images.split(batch), labels.split(batch), strict=True)
     )
     return 100.0 * right / len(labels)
+
+
+def share(classes: Tensor, labels: Tensor) -> float:
+    """Return how many of ``classes`` (N,) are those of ``labels``, in percent."""
+    return round(100.0 * float((classes == labels).double().mean()), 3)
+
+
+def top1_among_ten(model: str, logits: Tensor, labels: Tensor) -> float | None:
+    """Return the top-1 of logits (N, C), in percent, where only Imagenette's ten classes can be answered; None if it has others."""
+    if model not in IMAGENET_INPUTS:
+        return None
+    classes = torch.tensor(_IMAGENETTE) + IMAGENET_INPUTS[model][1]
+    return share(classes[logits[:, classes].argmax(1)], labels)

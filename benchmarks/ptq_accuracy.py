@@ -44,7 +44,6 @@ BITS = {
 # the calibration rows that are left are those that the engine has not seen: quality without labels is judged on them
 SAMPLES = {"resnet20": 1024, "mobilenet_v2": 750, "efficientnet_lite0": 750}
 PRESETS = ("fast", "balanced", "best")
-_IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)  # the classes of its images
 ABLATED = {"closed": "resnet20/w2a2/default/fast", "trained": "resnet20/w2a2/strict/balanced"}
 # closed form: the preset fast with one method taken out or put in
 CLOSED: dict[str, dict[str, Any]] = {
@@ -106,7 +105,7 @@ def measure(
     """Quantize one model and count its right answers; runs in a process of its own."""
     import torch
 
-    from benchmarks.models import IMAGENET_INPUTS, MODELS, split_of
+    from benchmarks.models import MODELS, share, split_of, top1_among_ten
     from cat_plugin.ptq import QuantSpec, quantize
 
     torch.set_num_threads(threads)
@@ -164,9 +163,12 @@ def measure(
         "preset": preset,
         "options": options,
         "calibration": len(inputs),
-        "top1": _right(e_q, split.evaluation_labels),
-        "fp_top1": _right(e_fp, split.evaluation_labels),
-        **_among_ten(e_q, e_fp, split.evaluation_labels, IMAGENET_INPUTS.get(model_name)),
+        "top1": share(e_q.argmax(1), split.evaluation_labels),
+        "fp_top1": share(e_fp.argmax(1), split.evaluation_labels),
+        **_known(
+            top1_ten=top1_among_ten(model_name, e_q, split.evaluation_labels),
+            fp_top1_ten=top1_among_ten(model_name, e_fp, split.evaluation_labels),
+        ),
         **_held_out(z_q[len(inputs) :], z_fp[len(inputs) :]),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(busy, 1),
@@ -183,36 +185,20 @@ def measure(
     }
 
 
-def _right(logits: Any, labels: Any) -> float:
-    return _share(logits.argmax(1), labels)
-
-
-def _share(classes: Any, labels: Any) -> float:
-    return round(100.0 * float((classes == labels).double().mean()), 3)
-
-
-def _among_ten(z_q: Any, z_fp: Any, labels: Any, inputs: tuple[Any, int] | None) -> dict[str, float]:
-    """Top-1 of quantized and full precision where only the classes that Imagenette has can be answered."""
-    import torch
-
-    if inputs is None:
-        return {}
-    classes = torch.tensor(_IMAGENETTE) + inputs[1]
-    return {
-        key: _share(classes[z[:, classes].argmax(1)], labels)
-        for key, z in (("top1_ten", z_q), ("fp_top1_ten", z_fp))
-    }
+def _known(**values: float | None) -> dict[str, float]:
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _held_out(z_q: Any, z_fp: Any) -> dict[str, float]:
     """How far the logits are from full precision on calibration rows that the engine has not seen; no labels."""
+    from benchmarks.models import share
     from cat_plugin.ptq.learned.quality import divergence
 
     if not len(z_q):
         return {}
     return {
         "held_out_kl": round(float(divergence(z_q, z_fp, 1.0)), 4),
-        "held_out_agreement": _right(z_q, z_fp.argmax(1)),
+        "held_out_agreement": share(z_q.argmax(1), z_fp.argmax(1)),
     }
 
 

@@ -24,8 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, accuracy_split, bits_of, timed
+from benchmarks.models import MODELS
+from benchmarks.peers.common import (
+    ACCURACY_BITS,
+    Rows,
+    accuracy_parser,
+    accuracy_split,
+    bits_of,
+    score,
+    timed,
+)
 
 METHODS = ("rtn", "seq-mse", "adaround")
 NAMES = {"rtn": "rounding to nearest", "seq-mse": "sequential MSE", "adaround": "AdaRound"}
@@ -183,7 +191,7 @@ def main() -> None:
                         quantized = quantize(
                             model, w_bits, a_bits, split.calibration, method, options, equalize
                         )
-                    row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
+                    score(row, quantized, split, options)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,16 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import MODELS, Split, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, accuracy_split, bits_of, timed
+from benchmarks.models import MODELS, Split
+from benchmarks.peers.common import (
+    ACCURACY_BITS,
+    Rows,
+    accuracy_parser,
+    accuracy_split,
+    bits_of,
+    score,
+    timed,
+)
 
 METHODS = {
     "rtn": "rounding to nearest, MSE ranges",
@@ -137,7 +145,7 @@ def measure(rows: Rows, name: str, split: Split, options: Namespace) -> None:
                     quantized = quantize(
                         MODELS[name](options.data), w_bits, a_bits, split.calibration, method, options
                     )
-                row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
+                score(row, quantized, split, options)
 
 
 def main() -> None:

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.machine import machine, versions
-from benchmarks.models import MODELS, Split, split_of
+from benchmarks.models import MODELS, Split, share, split_of, top1_among_ten
 
 __all__ = [
     "ACCURACY_BITS",
@@ -35,6 +36,7 @@ __all__ = [
     "median_ms",
     "model_folder",
     "relative_error",
+    "score",
     "speed_parser",
     "timed",
 ]
@@ -83,6 +85,9 @@ def accuracy_parser(description: str | None, methods: tuple[str, ...]) -> argpar
     parser.add_argument("--methods", nargs="+", choices=methods, default=list(methods))
     parser.add_argument("--samples", type=int, help="to calibrate on (default: 1024 for ResNet-20, else 750)")
     parser.add_argument("--bits", nargs="+", help="such as w4a4 w2a2 (default: those of the table, by model)")
+    parser.add_argument(
+        "--logits", type=Path, help="folder to store each row's logits in, for benchmarks.plug_in"
+    )
     return parser
 
 
@@ -169,6 +174,45 @@ def timed(row: dict[str, Any]) -> Iterator[None]:
     row["threads"] = torch.get_num_threads()
 
 
+@torch.no_grad()
+def score(row: dict[str, Any], quantized: Callable[[Tensor], Any], split: Split, options: Any) -> None:
+    """Write into `row` what a quantized model answers right; with ``--logits`` its logits are stored as well.
+
+    Parameters
+    ----------
+    row
+        Of :meth:`Rows.row`, with its model, bits and method.
+    quantized
+        Gives logits (N, C).
+    split
+        With the images that it was calibrated on and those to evaluate on.
+    options
+        Of :func:`accuracy_parser`. The file in ``logits`` holds those of the quantized and the full-precision model on all images
+        to calibrate on (``z_q``, ``z_fp``), how many of them the quantizer was given (``used``), and those to evaluate
+        (``e_q``), with ``labels``.
+    """
+
+    def of(model: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+        return torch.cat([torch.as_tensor(model(x)).float() for x in images.split(50)])
+
+    e_q, labels = of(quantized, split.evaluation), split.evaluation_labels
+    row["top1"] = share(e_q.argmax(1), labels)
+    among_ten = top1_among_ten(row["model"], e_q, labels)
+    if among_ten is not None:
+        row["top1_ten"] = among_ten
+    if options.logits is None:
+        return
+    known = split_of(row["model"], options.data, evaluation=0).calibration
+    full = MODELS[row["model"]](options.data).eval()
+    options.logits.mkdir(parents=True, exist_ok=True)
+    words = (row["peer"], row["model"], f"w{row['w_bits']}a{row['a_bits']}", row["method"])
+    np.savez(
+        options.logits / ("_".join(words).replace(" ", "-").replace("/", "-") + ".npz"),
+        z_q=of(quantized, known), z_fp=of(full, known), e_q=e_q, labels=labels,
+        used=len(split.calibration), key=json.dumps({k: row[k] for k in ("peer", "model", "w_bits", "a_bits", "method")}),
+    )  # fmt: skip
+
+
 def median_ms(
     call: Callable[[], Any], seconds: float = 3.0, least: int = 11, most: int = 1000
 ) -> dict[str, Any]:
@@ -210,7 +254,5 @@ def median_ms(
 
 def relative_error(result: Any, reference: Any) -> float:
     """Return the norm of the difference over the norm of the reference: that the timed model computes the model."""
-    import numpy as np
-
     a, b = np.asarray(result, np.float64), np.asarray(reference, np.float64)
     return round(float(np.linalg.norm(a - b) / np.linalg.norm(b)), 5)

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import Rows, accuracy_parser, accuracy_split, bits_of, timed
+from benchmarks.models import MODELS
+from benchmarks.peers.common import Rows, accuracy_parser, accuracy_split, bits_of, score, timed
 
 METHODS = ("static",)
 
@@ -50,7 +50,7 @@ def main() -> None:
                     raise NotImplementedError("no algorithm of this release quantizes Conv2d below 8 bits")
                 with timed(row):
                     quantized = quantize(MODELS[name](options.data), split.calibration, options.batch)
-                row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
+                score(row, quantized, split, options)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import MODELS, top1
-from benchmarks.peers.common import ACCURACY_BITS, Rows, accuracy_parser, accuracy_split, bits_of, timed
+from benchmarks.models import MODELS
+from benchmarks.peers.common import (
+    ACCURACY_BITS,
+    Rows,
+    accuracy_parser,
+    accuracy_split,
+    bits_of,
+    score,
+    timed,
+)
 
 METHODS = ("fast",)
 
@@ -79,7 +87,7 @@ def main() -> None:
                     with timed(row):
                         model = MODELS[name](options.data)
                         quantized = quantize(model, w_bits, a_bits, split.calibration, method, options.batch)
-                    row["top1"] = round(top1(quantized, split.evaluation, split.evaluation_labels, 50), 3)
+                    score(row, quantized, split, options)
 
 
 if __name__ == "__main__":
