@@ -1,4 +1,4 @@
-"""Run peers one after the other, each in its own environment, and write one JSON of all their rows.
+"""Run peers one after the other, each in its own environment, and merge their rows into one JSON.
 
 Accuracy or speed, all peers of that kind or those named; what follows ``--`` goes to every script::
 
@@ -12,21 +12,35 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from benchmarks.machine import machine
 from benchmarks.peers.environments import CACHE, PEERS, run_peer
 from benchmarks.tables import table
+from cat_plugin.files import write_text
 
 COLUMNS = {
     "accuracy": ["peer", "version", "model", "w_bits", "a_bits", "method", "seconds", "top1"],
     "speed": ["peer", "version", "model", "batch", "precision", "error", "ms"],
 }
+_KEY = ("peer", "model", "w_bits", "a_bits", "method", "batch", "precision")  # what a row is about
+
+
+def merge(known: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with those measured in the place of older ones about the same."""
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in _KEY)
+
+    new = {key(row): row for row in measured}
+    return [new.pop(key(row), row) for row in known] + list(new.values())
 
 
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("kind", choices=sorted(COLUMNS))
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to merge into")
     parser.add_argument("--peers", nargs="+", choices=sorted(PEERS))
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the environments (%(default)s)")
     parser.add_argument("--threads", type=int, default=2)
@@ -40,21 +54,21 @@ def main() -> None:
     wrong = [name for name in names if PEERS[name].kind != options.kind]
     if wrong:
         parser.error(f"{', '.join(wrong)}: not measured for {options.kind}")
-    results = []
+    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results.append(
-            run_peer(
-                name,
-                given[split + 1 :],
-                cache=options.cache,
-                threads=options.threads,
-                timeout=options.timeout,
-            )
+        measured = run_peer(
+            name,
+            given[split + 1 :],
+            cache=options.cache,
+            threads=options.threads,
+            timeout=options.timeout,
         )
+        rows = merge(rows, measured["rows"])
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"kind": options.kind, "results": results}, indent=1) + "\n")
-    print(table([row for result in results for row in result["rows"]], COLUMNS[options.kind]))
+        content = {"machine": measured["machine"] or machine(), "rows": rows}
+        write_text(options.out, json.dumps(content, indent=1) + "\n")
+    print(table(rows, COLUMNS[options.kind]))
 
 
 if __name__ == "__main__":
