@@ -34,10 +34,12 @@ TRAINED: dict[str, Any] = {
     "loss": "curvature",
     "refinement_steps": 100,
 }
+WHOLE: dict[str, Any] = {"preset": "best", "smoothing": "searched", "unit_steps": 0, "refinement_steps": 0}
 #: Options of each method; the preset is ``fast`` where nothing else is said.
 METHODS: dict[str, dict[str, Any]] = {
     "fast+searched": {"smoothing": "searched"},
     "trained": TRAINED,
+    "whole model, 300 steps": {**WHOLE, "model_steps": 300},
     "fast": {},
     "fast+online": {"rotation": "online"},
     "fast+folded": {"rotation": "folded"},
@@ -84,8 +86,8 @@ def _options(bits: str, method: str) -> dict[str, Any]:
     return options | {"a_bits": int(activations), "attention_bits": int(activations)} | METHODS[method]
 
 
-def measure(name: str, case: Any, full: float) -> dict[str, Any]:
-    """One row."""
+def measure(name: str, case: Any, full: float, memory_mb: int | None = None) -> dict[str, Any]:
+    """One row; how far it is goes to the standard error."""
     import torch
 
     from cat_plugin.ptq import QuantSpec, quantize
@@ -95,10 +97,15 @@ def measure(name: str, case: Any, full: float) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    options = {"batch_size": 32, **case.options, **_options(bits, method)}
+    options = {"batch_size": 32, "memory_mb": memory_mb, **case.options, **_options(bits, method)}
     spec = QuantSpec(num_samples=case.counts["calibration"], **options)
     started = time.perf_counter()
-    module, report = quantize(case.model, spec, case.calibration)
+    module, report = quantize(
+        case.model,
+        spec,
+        case.calibration,
+        progress=lambda at: print(f"{at.stage} {at.fraction:.0%}", file=sys.stderr, flush=True),
+    )
     seconds = time.perf_counter() - started
     row = {"row": name, "model": model, "bits": bits.upper(), "method": method}
     return {
@@ -138,6 +145,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibration", type=int, default=256, help="images or sentences")
     parser.add_argument("--evaluation", type=int, default=1000, help="images or sentences")
+    parser.add_argument("--memory-mb", type=int, help="of activations that are kept (default: all of them)")
     parser.add_argument("--jobs", type=int, help="rows measured at a time (default: 6 on a GPU, else 1)")
     parser.add_argument("--minutes", type=float, help="no row is begun after so many")
     options = parser.parse_args()
@@ -178,7 +186,7 @@ def _one_by_one(names: Sequence[str], options: argparse.Namespace) -> None:
                 counts = (options.calibration, options.evaluation)
                 case = CASES[model](options.data, *counts, torch.device(options.device))
                 cases[model] = case, case.score(case.model)
-            row = measure(name, *cases[model])
+            row = measure(name, *cases[model], options.memory_mb)
         except Exception:  # the other rows are worth having
             print(f"{name}: failed", file=sys.stderr)
             traceback.print_exc()

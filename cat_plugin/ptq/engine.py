@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CalibrationError, CATTypeError
+from cat_plugin.heap import freed_memory_kept
 from cat_plugin.models import device_of, evaluating, fingerprint, full_float32
 from cat_plugin.ptq.agreement import check_agreement, refuse_training, report_of_first
 from cat_plugin.ptq.cache import TensorStore
@@ -95,6 +96,8 @@ def quantize(
     started = time.perf_counter()
     ranks = Ranks.here(distributed)
     with contextlib.ExitStack() as stack:
+        if spec.memory_mb is None:  # else what is kept would count as taken
+            stack.enter_context(freed_memory_kept())
         stack.enter_context(ranks.together())
         refuse_training(spec, ranks)
         model, notes = acceptable(model)

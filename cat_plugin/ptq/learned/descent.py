@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cat_plugin.heap import freed_memory_kept
+
 __all__ = [
     "Objective",
     "Outcome",
@@ -239,6 +241,18 @@ def descend(
         The best state on the rows held out, or the last, is kept and written into the modules.  If none is better than the
         initial values, or the loss turns NaN, these are kept, and the note says so.
     """
+    with freed_memory_kept():  # a step frees all that the next one needs
+        return _descend(soft, groups, objective, schedule, generator, tick)
+
+
+def _descend(
+    soft: Trained,
+    groups: list[dict[str, Any]],
+    objective: Objective,
+    schedule: Schedule,
+    generator: torch.Generator,
+    tick: Callable[[int], None] | None,
+) -> Outcome:
     initial = soft.state()
     judge = _Judge(soft, objective, None if soft.relaxed else schedule.patience)
     # rounding that is relaxed while it is trained is that of integers only at the end

@@ -24,6 +24,7 @@ from cat_plugin.ptq.rows import Rows
 __all__ = ["LogitTraining", "train_on_logits"]
 
 _LOOKS = 8
+_ROWS = 16  # without gradients they fit, and on one thread torch computes 1 x 1 convolutions of fewer the slow way
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,16 @@ class _Divergence:
         self.generator, self.penalty, self.quality = generator, penalty, quality
         self.count, self.judged = split_rows(len(inputs))
 
-    def _reference(self, x: Rows) -> Rows:
-        unit = self.soft.unit
-        values = dict(zip(unit.sources, x.tensors, strict=True))
-        with torch.no_grad():
-            return run_float_rows(self.soft.module, unit.nodes, values, unit.outputs)
+    def _targets(self, x: Rows) -> Rows:
+        """Full precision's results of varied inputs."""
+        unit, piece = self.soft.unit, max(self.settings.piece, _ROWS)
+        parts = []
+        for start in range(0, len(x), piece):
+            some = x[slice(start, start + piece)].mapped(stored)
+            values = dict(zip(unit.sources, some.tensors, strict=True))
+            with torch.no_grad():
+                parts.append(run_float_rows(self.soft.module, unit.nodes, values, unit.outputs))
+        return Rows([torch.cat(each) for each in zip(*(part.tensors for part in parts), strict=True)])
 
     def losses(self, rows: Tensor) -> Iterator[Tensor]:
         settings, batch = self.settings, len(rows)
@@ -79,10 +85,10 @@ class _Divergence:
         x = self.inputs[rows]
         if settings.augment:
             x = x.mapped(lambda one: with_patches(mirrored_and_shifted(one, self.generator), self.generator))
+        targets = self._targets(x) if settings.augment else self.logits[rows]
         for start in range(0, batch, settings.piece):
             part = slice(start, start + settings.piece)
-            some = x[part].mapped(stored)
-            target = self._reference(some) if settings.augment else self.logits[rows[part]]
+            some, target = x[part].mapped(stored), targets[part]
             loss = self.quality.error(self.soft.run(some), target, settings.temperature) * (len(some) / batch)
             yield loss if self.penalty is None or start else loss + self.penalty()
 
