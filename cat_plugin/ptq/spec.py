@@ -326,7 +326,7 @@ class QuantSpec:
     )
     bf16: Switch | None = option(
         default=None,
-        doc="BF16 convolutions in training passes (:mod:`cat_plugin.ptq.learned.precision`); None where the processor has it.",
+        doc="BF16 convolutions and linear layers in training passes (:mod:`cat_plugin.ptq.learned.precision`); None where the processor has it.",
         since="0.1",
     )
 

@@ -48,7 +48,7 @@ class Reconstruction:
     input_mix : float
         Share of full-precision elements in the unit's input.
     bf16 : bool
-        Dense convolutions in BF16, see :mod:`~cat_plugin.ptq.learned.precision`.
+        Dense layers in BF16, see :mod:`~cat_plugin.ptq.learned.precision`.
     """
 
     steps: int = 500

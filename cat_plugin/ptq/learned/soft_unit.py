@@ -124,7 +124,7 @@ class SoftUnit(Snapshots, Generic[Soft]):
     make_layer : callable
         Makes what is trained of a layer, for instance one of :data:`~cat_plugin.ptq.learned.rounding.ROUNDINGS`.
     bf16 : bool
-        Compute dense convolutions in BF16 while gradients are taken.
+        Compute dense layers in BF16 while gradients are taken.
 
     Attributes
     ----------
