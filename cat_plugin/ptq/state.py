@@ -101,7 +101,7 @@ class State:
 
     @property
     def bf16(self) -> bool:
-        """Whether training passes compute dense convolutions in BF16."""
+        """Whether training passes compute dense layers in BF16."""
         return bf16_is_faster(self.inputs.device) if self.spec.bf16 is None else self.spec.bf16
 
     @property

@@ -102,7 +102,7 @@ def refine(
     quality : Quality or None
         What the unit gives; None is one (N, C) of logits.
     bf16 : bool
-        Dense convolutions in BF16, see :mod:`~cat_plugin.ptq.learned.precision`.
+        Dense layers in BF16, see :mod:`~cat_plugin.ptq.learned.precision`.
     tick : callable or None
         Called with the number of each finished step.
 
