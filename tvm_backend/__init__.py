@@ -29,11 +29,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'tvm_backend' has no attribute {name!r}")
     import importlib
 
-    from tvm_backend.garbage import seldom_collected
+    from tvm_backend.garbage import long_lived, seldom_collected
 
     try:
         with seldom_collected():
-            return getattr(importlib.import_module(f"tvm_backend.{_HOMES[name]}"), name)
+            value = getattr(importlib.import_module(f"tvm_backend.{_HOMES[name]}"), name)
+            long_lived()
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -43,3 +44,5 @@ def __getattr__(name: str) -> Any:
             "PyTorch is not installed, which reads a bundle's graph: pip install 'cat-ptq[torch]', or compile where it is and copy "
             "the library with the files beside it"
         ) from error
+    globals()[name] = value  # what is found once is not asked for again
+    return value

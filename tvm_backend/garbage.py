@@ -7,9 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["seldom_collected"]
+__all__ = ["long_lived", "seldom_collected"]
 
-_OBJECTS = 200_000
+_OBJECTS = 1_000_000
 """After so many new objects; Python's own 700 take a quarter of the time in which TVM and PyTorch are imported."""
 
 _lock = threading.Lock()
@@ -20,7 +20,7 @@ _before: list[
 
 @contextmanager
 def seldom_collected() -> Iterator[None]:
-    """Look for cyclic garbage after 200000 new objects only, where it is looked for at all.
+    """Look for cyclic garbage after a million new objects only, where it is looked for at all.
 
     Several threads may be inside; the last to leave puts the threshold back.
     """
@@ -36,3 +36,10 @@ def seldom_collected() -> Iterator[None]:
             found = _before.pop()
             if not _before:
                 gc.set_threshold(*found)
+
+
+def long_lived() -> None:
+    """Take the objects that there are for those that live on: the next search is for what is made from now on."""
+    if not gc.get_freeze_count():  # what a program froze stays so
+        gc.freeze()
+        gc.unfreeze()  # to the oldest generation
