@@ -20,7 +20,7 @@ from tvm import relax
 from cat_plugin.errors import CompileError
 from cat_plugin.torch_compat import OpOverload
 from tvm_backend import compat, dialect
-from tvm_backend.importer import constants, honoured, rewrites
+from tvm_backend.importer import constants, honoured, plain, rewrites
 from tvm_backend.importer.converters import CONVERTERS, Converter
 from tvm_backend.importer.honoured import where
 
@@ -182,13 +182,17 @@ def prepare(program: Any) -> Prepared:
         A QDQ graph: quantized weights and activations with explicit ``quantized_decomposed`` operators, possibly ending in
         one of the ``cat`` correction operators.  The batch dimension may be dynamic.
     """
-    with warnings.catch_warnings():
-        # torch 2.13 copies its own pytrees through a class that it deprecates.
-        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
-        program = program.run_decompositions(rewrites.table())
+    program = plain.decomposed(program) or _decomposed(program)
     known = constants.fold(program)
     _drop_constants(program)
     return Prepared(program, known)
+
+
+def _decomposed(program: Any) -> Any:
+    with warnings.catch_warnings():
+        # torch 2.13 copies its own pytrees through a class that it deprecates.
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
+        return program.run_decompositions(rewrites.table())
 
 
 def import_program(program: Any) -> Any:
