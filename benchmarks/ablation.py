@@ -29,7 +29,8 @@ OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "ablation.js
 #: ``smoothing_epochs`` of those that train is an option of the command.
 TRAINED = {"smoothing_epochs": -1}
 LRQUANT = {"smoothing": "lrquant", **TRAINED}
-BLOCKS = {"smoothing": "searched", "unit_steps": 100}
+SEARCHED = {"smoothing": "searched"}
+BLOCKS = {**SEARCHED, "unit_steps": 100}
 #: Row -> options of the specification, and the part that is taken away (see :func:`_without`).
 ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     "lrquant": (LRQUANT, None),
@@ -47,8 +48,18 @@ ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
     "flatquant": ({"smoothing": "flatquant", **TRAINED}, None),
     "smoothquant": ({"smoothing": "smoothquant"}, None),
     "repq": ({"smoothing": "repq"}, None),
-    "searched": ({"smoothing": "searched"}, None),
+    "searched": (SEARCHED, None),
     "nothing": ({}, None),
+    "searched, uniform softmax": ({**SEARCHED, "softmax_grid": "uniform"}, None),
+    "searched, queries and keys as they are": (SEARCHED, "rotated heads"),
+    "searched, positions alike": ({**SEARCHED, "position_weights": False}, None),
+    "searched, attention at 8 bits": ({**SEARCHED, "attention_bits": 8}, None),
+    "searched, rotated (folded)": ({**SEARCHED, "rotation": "folded"}, None),
+    "searched, rotated (online)": ({**SEARCHED, "rotation": "online"}, None),
+    "searched, the whole model trained": (
+        {**SEARCHED, "preset": "best", "unit_steps": 0, "model_steps": 400, "refinement_steps": 0},
+        None,
+    ),
     "searched, blocks trained": (BLOCKS, None),
     "searched, blocks trained by curvature": ({**BLOCKS, "loss": "curvature"}, None),
     "searched, blocks trained by curvature and directions (FIMA-Q)": ({**BLOCKS, "loss": "fima"}, None),
@@ -58,6 +69,7 @@ ROWS: dict[str, tuple[dict[str, Any], str | None]] = {
 @contextlib.contextmanager
 def _without(part: str | None) -> Any:
     """LRQuant+ with a part taken away."""
+    from cat_plugin.ptq.transforms import attention
     from cat_plugin.ptq.transforms.smoothing import training
     from cat_plugin.ptq.transforms.smoothing.losses import BLOCK_LOSSES, TwoBranches
     from cat_plugin.ptq.transforms.smoothing.starts import STARTS, LogarithmicEquivalent, OmniQuant
@@ -73,6 +85,7 @@ def _without(part: str | None) -> Any:
         "shifts": patch.dict(STARTS, lrquant=Unshifted()),
         "clipping": patch.object(training, "_CLIP_RATE", 0.0),
         "start": patch.dict(STARTS, lrquant=OmniQuant()),
+        "rotated heads": patch.object(attention, "find_scores", lambda *_: []),
     }
     with changes[part]:
         yield

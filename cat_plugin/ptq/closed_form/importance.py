@@ -11,6 +11,7 @@ input counts the same: its positions' weights have the mean 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, fx
 from cat_plugin.ptq.graph.modules import QuantOp
 from cat_plugin.ptq.graph.ops import is_batched
 from cat_plugin.ptq.graph.units import whole_model
+from cat_plugin.ptq.learned.precision import compute_in_bf16
 from cat_plugin.ptq.learned.quality import Quality
 from cat_plugin.ptq.learned.soft_unit import float_call, run_nodes
 from cat_plugin.ptq.rows import Rows
@@ -48,6 +50,7 @@ def importance_of_positions(
     batch_size: int,
     generator: torch.Generator,
     temperature: float = 2.0,
+    bf16: bool = False,
 ) -> dict[fx.Node, Tensor]:
     """Weight of every position of the layers that have positions.
 
@@ -65,6 +68,8 @@ def importance_of_positions(
         CPU generator of the probes.
     temperature : float
         Of the softmax whose Fisher information it is.
+    bf16 : bool
+        Dense layers in BF16, see :mod:`~cat_plugin.ptq.learned.precision`: weights want no more digits.
 
     Returns
     -------
@@ -80,7 +85,7 @@ def importance_of_positions(
     for start in range(0, len(inputs), batch_size):
         batch = inputs[start : start + batch_size]
         env: dict[fx.Node, Any] = dict(zip(whole.sources, batch.tensors, strict=True))
-        run_nodes(module, whole.nodes, env, _with_gradients)
+        run_nodes(module, whole.nodes, env, partial(_with_gradients, bf16=bf16))
         results = Rows([env[node] for node in whole.outputs])
         if start == 0:
             _pass_over(generator, others[0], results)
@@ -106,12 +111,13 @@ def _pass_over(generator: torch.Generator, batches: Sequence[int], results: Rows
                 torch.randint(2, (rows, *result.shape[1:]), generator=generator)
 
 
-def _with_gradients(child: Any, value: Tensor) -> Any:
+def _with_gradients(child: Any, value: Tensor, bf16: bool) -> Any:
     """Full precision, with gradients from the first layers on."""
-    result = float_call(child, value)
-    if isinstance(child, QuantOp) and not result.requires_grad:
-        result = result.detach().requires_grad_()
-    return result
+    if not isinstance(child, QuantOp):
+        return float_call(child, value)
+    compute = compute_in_bf16 if bf16 else QuantOp.compute
+    result = compute(child, value, child.float_weight, child.float_bias)
+    return result if result.requires_grad else result.detach().requires_grad_()
 
 
 def _normalised(power: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def _weights(state: State) -> dict[fx.Node, Tensor]:
         return {}
     rows, generator = min(spec.batch_size, _PASS), generator_for(spec.seed, "importance")
     return importance_of_positions(
-        state.module, state.inputs, state.quality, rows, generator, spec.temperature
+        state.module, state.inputs, state.quality, rows, generator, spec.temperature, state.bf16
     )
 
 

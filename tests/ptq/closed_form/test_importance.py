@@ -88,3 +88,26 @@ def test_what_is_read_is_fitted_best():
         with torch.no_grad():
             errors[weighted] = float((module(x) - model(x)).square().mean())
     assert errors[True] < errors[False]
+
+
+def test_bf16_changes_weights_by_its_rounding_only():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.Linear(64, 64), nn.Linear(64, 96), nn.Linear(96, 3)
+
+        def forward(self, x):
+            tokens = self.b(torch.relu(self.a(x)))
+            return self.head((tokens * torch.linspace(0.2, 2.0, 5).reshape(-1, 1)).sum(1))
+
+    x = small_inputs(6, 5, 64)
+    module = _prepared(randomise(Wide()), x).module
+    exact, rounded = (
+        importance_of_positions(
+            module, Rows([x]), Quality.of(module.graph), 4, torch.Generator().manual_seed(0), bf16=bf16
+        )
+        for bf16 in (False, True)
+    )
+    for one, other in zip(exact.values(), rounded.values(), strict=True):
+        assert not torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.01)
