@@ -110,11 +110,9 @@ def _measure(network: Any, split: Any, name: str, options: argparse.Namespace) -
         spec = QuantSpec(
             w_bits=w_bits,
             a_bits=a_bits,
-            attention_bits=a_bits,
-            preset="fast",
             num_samples=options.samples,
             seed=seed,
-            **changed,
+            **{"attention_bits": a_bits, "preset": "fast", **changed},
         )
         with _without(part):
             module, _ = quantize(network, spec, split.calibration[0][order].split(64))
