@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,18 @@ class Pool(CpuGenerator[PoolSpec]):
         spec = self.spec
         plain = Epilogue(outputs=(spec.input,))
         return spec.kind == "max" and spec.epilogue == plain
+
+    @property
+    def form(self) -> Hashable:
+        """What the function depends on: the largest integer is the same on every grid."""
+        if not self.integers_only:
+            return super().form
+        grid = replace(self.spec.input, scale=1.0, zero_point=0)
+        return (
+            type(self).__name__,
+            self.isa,
+            replace(self.spec, input=grid, epilogue=Epilogue(outputs=(grid,))),
+        )
 
     def build(self, name: str) -> PrimFunc:
         """The PrimFunc."""

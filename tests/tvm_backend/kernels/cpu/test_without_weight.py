@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm.target import Target
 
 from tests.tvm_backend.kernels.tools import TARGETS, batches, check, epilogues, qparams, random_tensor
+from tvm_backend import compat
 from tvm_backend.kernels.cpu import border, concat, elementwise, pool, subsample
+from tvm_backend.kernels.registry import lower
 from tvm_backend.kernels.spec import (
     ConcatSpec,
     DequantizeSpec,
@@ -61,6 +64,22 @@ def test_pooling(target, case, seed):
         shape = (batch, spec.out_height, spec.out_width, spec.channels)
         arguments.append(random_tensor(spec.epilogue.residual, shape, rng))
     check(spec, target, arguments, pool.reference(spec, *arguments))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_largest_integer_is_the_same_on_every_grid(target):
+    def generator(kind, scale, zero_point):
+        own = QParams(scale, zero_point, 0, 255, "uint8")
+        shape = {"batch": None, "height": 8, "width": 8, "channels": 5, "kernel": (3, 3), "stride": (2, 2)}
+        spec = PoolSpec(
+            kind=kind, **shape, input=own, epilogue=Epilogue(outputs=(own,)), padding=(1, 1, 1, 1)
+        )
+        return lower(spec, Target(TARGETS[target])).generator
+
+    one, other = generator("max", 0.1, 0), generator("max", 0.2, 7)
+    assert one.form == other.form
+    compat.assert_structural_equal(one.build("pool"), other.build("pool"))
+    assert generator("avg", 0.1, 0).form != generator("avg", 0.2, 7).form
 
 
 @settings(max_examples=30, deadline=None)
