@@ -6,8 +6,8 @@ Every row is measured in a process of its own and merged into one JSON::
     python -m benchmarks.durations --rows 'compile/*'
 
 ``compile/MODEL/TARGET`` begins with an empty cache and then compiles a model of the same shapes with other weights
-(``again_seconds``): the bundles ``w8a8`` and ``w8a8 bounded`` that ``benchmarks.inference --only prepare`` made last.  Importing TVM and
-PyTorch counts as part of both.
+(``again_seconds``): the bundles ``w8a8`` and ``w8a8 bounded`` that ``benchmarks.inference --only prepare`` made last.  Both are
+commands, ``cat-ptq compile``, from their start to their end: importing TVM and PyTorch counts.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ def _bundle(cache: Path, model: str, precision: str) -> Path:
 
 
 def _compile(model: str, target: str, cache: Path) -> dict[str, Any]:
-    """Both compilations, each in a process that begins with its imports."""
-    program = "import sys, tvm_backend; tvm_backend.compile(sys.argv[1], sys.argv[2], out=sys.argv[3])"
+    """Both compilations, each as a user's command, which begins with its imports."""
+    command = [sys.executable, "-m", "cat_plugin", "--quiet", "compile"]
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         variables = {**os.environ, "CAT_CACHE_DIR": folder}
         for name, precision in (("seconds", "w8a8"), ("again_seconds", "w8a8_bounded")):
-            given = [str(_bundle(cache, model, precision)), target, f"{folder}/model.so"]
+            given = [str(_bundle(cache, model, precision)), "--target", target, "--out", f"{folder}/model.so"]
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-c", program, *given], env=variables, check=True)
+            subprocess.run([*command, *given], env=variables, check=True)
             found[name] = round(time.perf_counter() - start, 1)
     return found
 

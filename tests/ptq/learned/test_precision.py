@@ -52,4 +52,6 @@ def test_a_dense_layer_and_its_gradients_are_within_the_rounding_of_bf16(case: t
 @pytest.mark.parametrize("case", FLOAT.values(), ids=FLOAT)
 def test_what_is_not_faster_stays_in_float32(case: tuple) -> None:
     layer, x = layer_and_input(case)
-    assert torch.equal(compute_in_bf16(layer, x, layer.weight, layer.bias), layer.compute(x, layer.weight, layer.bias))
+    assert torch.equal(
+        compute_in_bf16(layer, x, layer.weight, layer.bias), layer.compute(x, layer.weight, layer.bias)
+    )
