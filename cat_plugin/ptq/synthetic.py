@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from cat_plugin.errors import CalibrationError, CATValueError
+from cat_plugin.heap import freed_memory_kept
 from cat_plugin.models import device_of, evaluating
 
 __all__ = ["SOURCES", "synthetic_inputs"]
@@ -96,7 +97,8 @@ def synthetic_inputs(
         inputs = _fractal(count, tuple(shape), generator)
     inputs = inputs.to(device_of(model) or "cpu")
     if source == "distilled":
-        inputs = torch.cat([_distil(model, norms, part, steps) for part in inputs.split(_BATCH)])  # type: ignore[no-untyped-call]
+        with freed_memory_kept():
+            inputs = torch.cat([_distil(model, norms, part, steps) for part in inputs.split(_BATCH)])  # type: ignore[no-untyped-call]
     return inputs
 
 
