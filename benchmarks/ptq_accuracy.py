@@ -87,7 +87,7 @@ def all_rows() -> list[str]:
     ]
     rows += [
         f"{model}/{bits}/{data}/fast"
-        for model in ("mobilenet_v2", "efficientnet_lite0")
+        for model in BITS
         for bits in ("w8a8", "w4a8", "w4a4")
         for data in ("few", "none")
     ]

@@ -92,3 +92,11 @@ def test_mistakes_are_said() -> None:
         synthetic_inputs(nn.Linear(3, 2), (3,), source="images")
     with pytest.raises(CalibrationError, match="no BatchNorm"):
         synthetic_inputs(nn.Linear(3, 2), (3,), source="distilled")
+
+
+def test_without_batch_norm_inputs_are_fractal_images_and_noise_where_they_are_none():
+    images, rows = nn.Conv2d(3, 4, 3), nn.Linear(5, 4)
+    assert torch.equal(
+        synthetic_inputs(images, (3, 8, 8), 4), synthetic_inputs(images, (3, 8, 8), 4, source="fractal")
+    )
+    assert torch.equal(synthetic_inputs(rows, (5,), 4), synthetic_inputs(rows, (5,), 4, source="noise"))
