@@ -108,6 +108,7 @@ def measure(
     import torch
 
     from benchmarks.models import MODELS, share, split_of, top1_among_ten
+    from cat_plugin.heap import freed_memory_kept
     from cat_plugin.ptq import QuantSpec, quantize
 
     torch.set_num_threads(threads)
@@ -145,7 +146,7 @@ def measure(
             module, report = quantize(model, spec, inputs, device=device)
     seconds, busy = time.perf_counter() - started, time.process_time() - cpu
     batch = 250 if model_name == "resnet20" or device != "cpu" else 25
-    with torch.no_grad():
+    with freed_memory_kept(), torch.no_grad():
         z_fp, z_q, e_fp, e_q = (
             torch.cat([network(x.to(device)).cpu() for x in images.split(batch)])
             for images in (split.calibration, split.evaluation)
