@@ -26,7 +26,7 @@ from cat_plugin.ptq.ranks import Ranks, share_of
 from cat_plugin.ptq.report import QuantReport
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.state import State
-from cat_plugin.ptq.synthetic import synthetic_inputs
+from cat_plugin.ptq.synthetic import has_statistics, synthetic_inputs
 
 __all__ = ["quantize"]
 
@@ -149,6 +149,12 @@ def _without_data(model: nn.Module, spec: QuantSpec, shape: Sequence[int] | None
         raise CalibrationError(
             "there are no calibration inputs (calibration is None); expected input batches, or input_shape, such as "
             "(3, 224, 224), to have some made from what the model's BatchNorms remember."
+        )
+    if not (has_statistics(model) or spec.weight_only or spec.a_bits >= 8):
+        raise CalibrationError(
+            f"there are no calibration inputs, the model has no BatchNorm that remembers any, and a_bits is {spec.a_bits}: ranges of "
+            "so few levels cannot be chosen on made-up inputs (nothing was left of a MobileNetV2 at 4 bits). Give a few dozen real "
+            "inputs, or the model before its BatchNorms were folded, or take a_bits=8."
         )
     inputs = synthetic_inputs(model, shape, min(spec.num_samples, _SYNTHETIC), seed=spec.seed)
     return inputs, (

@@ -27,7 +27,7 @@ from cat_plugin.errors import CalibrationError, CATValueError
 from cat_plugin.heap import freed_memory_kept
 from cat_plugin.models import device_of, evaluating
 
-__all__ = ["SOURCES", "synthetic_inputs"]
+__all__ = ["SOURCES", "has_statistics", "synthetic_inputs"]
 
 #: How inputs can be made, from the cheapest to the best.
 SOURCES = ("noise", "fractal", "distilled")
@@ -102,6 +102,11 @@ def synthetic_inputs(
         with freed_memory_kept():
             inputs = torch.cat([_distil(model, norms, part, steps) for part in inputs.split(_BATCH)])  # type: ignore[no-untyped-call]
     return inputs
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether the model has BatchNorms with running statistics, from which inputs can be distilled."""
+    return bool(_norms(model))
 
 
 def _norms(model: nn.Module) -> list[_Norm]:

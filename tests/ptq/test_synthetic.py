@@ -100,3 +100,14 @@ def test_without_batch_norm_inputs_are_fractal_images_and_noise_where_they_are_n
         synthetic_inputs(images, (3, 8, 8), 4), synthetic_inputs(images, (3, 8, 8), 4, source="fractal")
     )
     assert torch.equal(synthetic_inputs(rows, (5,), 4), synthetic_inputs(rows, (5,), 4, source="noise"))
+
+
+def test_few_levels_are_not_chosen_on_inputs_that_nothing_is_known_of() -> None:
+    plain = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    spec = QuantSpec(w_bits=4, a_bits=4, preset="fast", num_samples=8)
+    with pytest.raises(CalibrationError, match=r"no BatchNorm that remembers any, and a_bits is 4.*a_bits=8"):
+        quantize(plain, spec, None, input_shape=(3, 8, 8))
+    for other in ({"a_bits": 8}, {"weight_only": True}):
+        quantize(plain, QuantSpec(**{**spec.to_dict(), **other}), None, input_shape=(3, 8, 8))
