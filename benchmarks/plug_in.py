@@ -35,7 +35,7 @@ def measure(path: Path) -> dict[str, Any]:
         used, key = int(stored["used"]), json.loads(str(stored["key"]))
     before = e_q.argmax(1) == labels
     row: dict[str, Any] = {"row": path.stem, **key, "bits": f"W{key['w_bits']}A{key['a_bits']}"}
-    row |= {"calibration": used, "rows": len(z_q), "quantized": percent(before)}
+    row |= {"calibration": used, "fitted_to": len(z_q), "quantized": percent(before)}
     tuned = np.arange(len(z_q)) < used
     for setting, estimator, mask in (
         ("paper", ClusterAffine.paper(), None),

@@ -54,7 +54,7 @@ def test_the_correction_of_stored_logits_is_counted_on_evaluation_rows(
     assert row["top1"] == pytest.approx(expected, abs=1e-3)
     assert "top1_ten" not in row
     assert measured["quantized"] == pytest.approx(expected, abs=0.01)
-    assert (measured["calibration"], measured["rows"], measured["bits"]) == (200, ROWS, "W4A8")
+    assert (measured["calibration"], measured["fitted_to"], measured["bits"]) == (200, ROWS, "W4A8")
     assert {k: measured[k] for k in ("peer", "model", "method")} == {
         k: row[k] for k in ("peer", "model", "method")
     }
