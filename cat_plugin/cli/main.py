@@ -144,9 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     state.format, state.quiet, state.verbose, state.debug = Format.TABLE, False, False, False
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if (
-        arguments is None
-    ):  # The process ends with the command: Python need not look for garbage among all that was imported, a second.
+    if arguments is None:
+        # The process ends with the command: Python need not look for garbage among all that was imported, a second.
         atexit.register(gc.freeze)
     # The global options are understood on either side of the command's name, up to a "--".
     end = given.index("--") if "--" in given else len(given)
