@@ -96,7 +96,7 @@ def quantize(
     started = time.perf_counter()
     ranks = Ranks.here(distributed)
     with contextlib.ExitStack() as stack:
-        if spec.memory_mb is None:  # else what is kept would count as taken
+        if spec.memory_mb is None:  # else what is kept would count as taken; training keeps its own (`descend`)
             stack.enter_context(freed_memory_kept())
         stack.enter_context(ranks.together())
         refuse_training(spec, ranks)
