@@ -96,7 +96,8 @@ def quantize(
     started = time.perf_counter()
     ranks = Ranks.here(distributed)
     with contextlib.ExitStack() as stack:
-        if spec.memory_mb is None:  # else what is kept would count as taken; training keeps its own (`descend`)
+        # what is kept would count as taken; training keeps what its steps free (`descend`)
+        if spec.memory_mb is None:
             stack.enter_context(freed_memory_kept())
         stack.enter_context(ranks.together())
         refuse_training(spec, ranks)
