@@ -99,3 +99,38 @@ def test_duplicated_rows_are_no_trouble(mode):
     if mode == "paper":
         once = made(mode).fit(z_q, z_fp)
         assert once.parameters_.n_clusters == twice.parameters_.n_clusters
+
+
+def mixed(seed: int, rows: int = 400, classes: int = 24, groups: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Logits in groups, each of which was distorted by a map of its own; the maps cancel on average."""
+    rng = np.random.default_rng(seed)
+    which = np.arange(rows) % groups
+    basis = rng.standard_normal((9, classes))
+    z_q = (3 * rng.standard_normal((groups, 9))[which] + rng.standard_normal((rows, 9))) @ basis
+    maps = 0.1 * rng.standard_normal((groups, classes, 3)) @ rng.standard_normal((groups, 3, classes))
+    maps -= maps.mean(0)
+    mean = np.stack([z_q[which == k].mean(0) for k in range(groups)])
+    moved = np.einsum("nc,ncd->nd", z_q - mean[which], maps[which])
+    return z_q, z_q + moved + 0.01 * rng.standard_normal(z_q.shape)
+
+
+@FEW
+@given(seeds, st.sampled_from(MODES), st.sampled_from([1, 4, 9]), st.sampled_from([None, 2, 6]))
+def test_no_map_errs_more_on_what_it_was_fitted_to_than_none(seed, mode, clusters, components):
+    z_q, z_fp = mixed(seed)
+    options = {"n_clusters": clusters, "n_components": components, "alpha": 1.0, "random_state": 0}
+    found = ClusterAffine(mode, **options).fit(z_q, z_fp).predict(z_q)
+    assert np.mean((found - z_fp) ** 2) <= np.mean((z_q - z_fp) ** 2) * (1 + 1e-9)
+
+
+def test_maps_of_low_rank_tell_clusters_apart_that_cancel_on_average():
+    """Four maps of rank three: twelve directions hold all that they do, though the mean of the maps is nothing."""
+    z_q, z_fp = mixed(0)
+    left = {}
+    for components in (2, 12, 20):
+        estimator = ClusterAffine(
+            "lowrank", n_clusters=4, n_components=components, alpha=1.0, random_state=0
+        ).fit(z_q, z_fp)
+        left[components] = np.mean((estimator.predict(z_q) - z_fp) ** 2) / np.mean((z_q - z_fp) ** 2)
+    assert left[2] > left[12] > left[20]
+    assert left[20] < 0.1

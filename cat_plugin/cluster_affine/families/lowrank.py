@@ -80,15 +80,32 @@ class LowRank(Family):
         width, classes = statistics.xf.shape[1:]
         maps = shrink(moments, np.zeros((1, width, classes)))
         weight, offset = maps.weight[0], maps.offset[0]
-        # The directions in which the maps move the logits most, over the rows they were fitted on.
-        pooled = statistics.xx.sum(axis=0)
-        factor = np.linalg.cholesky(pooled + 1e-12 * max(float(np.trace(pooled)), 1e-300) * np.eye(width))
-        average = np.einsum("k,kdc->dc", statistics.count / max(statistics.n_rows, 1.0), weight)
-        right = np.linalg.svd(factor.T @ average, full_matrices=False)[2]
-        right = right[: min(problem.candidate.rank, width, classes)]
+        right = _directions(weight, statistics.xx, problem.candidate.rank)
+        # What the directions leave out is kept where the rows of a cluster are on average.
+        kept = np.einsum("kd,kdc->kc", statistics.mean_x, weight)
         return problem.geometry, {
             "gamma": gamma,
-            "beta": beta + offset,
+            "beta": beta + offset + kept - kept @ right.T @ right,
             "core": weight @ right.T,
             "right": right,
         }
+
+
+def _directions(weight: FloatArray, xx: FloatArray, rank: int) -> FloatArray:
+    """(R, C) orthonormal directions in which maps (K, D, C) move the rows of their clusters most, about these' means.
+
+    `xx` holds the sums (K, D, D) of products of regressors about the means.
+    """
+    clusters, width, classes = weight.shape
+    values, axes = np.linalg.eigh(xx)
+    moved = (np.sqrt(np.maximum(values, 0.0))[:, :, None] * (np.swapaxes(axes, 1, 2) @ weight)).reshape(
+        -1, classes
+    )
+    rank = min(rank, clusters * width, classes)
+    if len(moved) < classes:
+        squares, left = np.linalg.eigh(moved @ moved.T)
+        some = squares > 1e-24 * max(squares[-1], np.finfo(np.float64).tiny)
+        best = (left[:, some] / np.sqrt(squares[some])).T @ moved
+    else:
+        best = np.linalg.eigh(moved.T @ moved)[1].T
+    return np.ascontiguousarray(best[::-1][:rank])
