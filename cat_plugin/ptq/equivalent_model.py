@@ -26,7 +26,7 @@ from cat_plugin.ptq.stages.preparation import Trace
 from cat_plugin.ptq.stages.smoothing import TrainedSmoothing
 from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
-from cat_plugin.ptq.transforms.rotation.rotation import Rotation
+from cat_plugin.ptq.transforms.rotation.rotation import InnerRotation, Rotation
 from cat_plugin.ptq.transforms.smoothing.matrices import MATRICES
 from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
 
@@ -91,7 +91,7 @@ def transform(
         stack.enter_context(full_float32())
         state = State(result, spec, inputs.to(home), home, home, store, Reporter(progress))
         before = _Constants()
-        folded = (Rotation(), Smoothing(functions=False))
+        folded = (Rotation(), Smoothing(functions=False), InnerRotation())
         run_stages(state, stages=(Trace(), before, EquivalentTransforms(folded), TrainedSmoothing()))
         _write_back(result, state.module, before.values)
         state.equivalence.check("transform", result)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.quantizers.tables import FittedQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 
 __all__ = ["PARTS", "fitted_layers", "put_back", "tensors_of"]
@@ -46,6 +47,8 @@ def tensors_of(module: fx.GraphModule, layers: Collection[str]) -> dict[str, Ten
         elif isinstance(child, ActQuantizer) and child.ready:
             tensors[f"{name}.grid"] = torch.tensor([child.zero_point, int(child.signed)])
             tensors[f"{name}.scale"] = child.scale.detach().cpu().clone()
+            if isinstance(child, FittedQuantizer):
+                tensors[f"{name}.levels"] = child.levels.detach().cpu().clone()
     return tensors
 
 
@@ -62,4 +65,7 @@ def put_back(module: fx.GraphModule, tensors: Mapping[str, Tensor]) -> None:
                 child.bias = None if bias is None else bias.to(child.weight.device)
         elif isinstance(child, ActQuantizer) and f"{name}.grid" in tensors:
             zero_point, signed = tensors[f"{name}.grid"].tolist()
-            child.set_range(float(tensors[f"{name}.scale"]), zero_point, bool(signed))
+            if isinstance(child, FittedQuantizer):
+                child.set_levels(tensors[f"{name}.levels"])
+            else:
+                child.set_range(float(tensors[f"{name}.scale"]), zero_point, bool(signed))

@@ -136,10 +136,11 @@ class QuantSpec:
         "them in float.",
         since="0.1",
     )
-    softmax_grid: Annotated[str, OneOf(("uniform", "logarithmic"))] | None = option(
+    softmax_grid: Annotated[str, OneOf(("uniform", "logarithmic", "fitted"))] | None = option(
         default=None,
         doc="Grid of the softmax's result where a product reads it; ``logarithmic`` has a searched base "
-        "(:mod:`cat_plugin.ptq.quantizers.logarithmic`), None is that below 8 bits.",
+        "(:mod:`cat_plugin.ptq.quantizers.logarithmic`), ``fitted`` the levels of least squared error "
+        "(:mod:`cat_plugin.ptq.quantizers.tables`), None is that below 8 bits.",
         since="0.3",
     )
     overrides: Mapping[Pattern, LayerOverride] = option(
@@ -342,11 +343,10 @@ class QuantSpec:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in out.items()}
 
     @property
-    def logarithmic_softmax(self) -> bool:
-        """Whether the softmax's result is on a logarithmic grid where a product reads it."""
-        if self.softmax_grid is None:
-            return self.attention_bits is not None and self.attention_bits < 8
-        return self.softmax_grid == "logarithmic"
+    def grid_of_softmax(self) -> str:
+        """``softmax_grid``, or what it is where it is None."""
+        few = self.attention_bits is not None and self.attention_bits < 8
+        return self.softmax_grid or ("fitted" if few else "uniform")
 
     def layer_bits(self, name: str, *, first: bool, last: bool) -> tuple[int, int] | None:
         """Weight and input bits of the layer called ``name``, or None when it stays in float."""

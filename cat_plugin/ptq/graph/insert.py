@@ -42,6 +42,7 @@ from cat_plugin.ptq.graph.ops import (
 )
 from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
 from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
+from cat_plugin.ptq.quantizers.tables import FittedQuantizer, TableQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.spec import QuantSpec
 
@@ -50,6 +51,8 @@ __all__ = ["Prepared", "group_of", "insert_quantizers", "layer_widths"]
 
 #: What stands for the bits of an activation that is not quantized.
 FLOAT_BITS = 32
+#: Grids of the softmax's result, but for the uniform one.
+TABLES: dict[str, type[TableQuantizer]] = {"logarithmic": LogQuantizer, "fitted": FittedQuantizer}
 
 
 @dataclass
@@ -162,8 +165,8 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
             prepared.unquantized.append(f"{layer_name(node)} ({node.target}): a product with a constant")
         elif is_call(node, PRODUCTS) and spec.attention_bits is not None and not spec.weight_only:
             for factor in dict.fromkeys(arguments(node)[: PRODUCTS[node.target]]):
-                logarithmic = spec.logarithmic_softmax and _is_softmax(factor)
-                kind = LogQuantizer if logarithmic else TokenQuantizer if per_token else ActQuantizer
+                table = TABLES.get(spec.grid_of_softmax) if _is_softmax(factor) else None
+                kind = table or (TokenQuantizer if per_token else ActQuantizer)
                 node.replace_input_with(factor, placer.quantized(factor, spec.attention_bits, kind))
         elif is_call(node, PRODUCTS) or is_call(node, FLOAT_ONLY):
             prepared.unquantized.append(f"{layer_name(node)} ({node.target}): computed in float")

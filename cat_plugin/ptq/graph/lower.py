@@ -15,8 +15,8 @@ from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.lengths import any_length
 from cat_plugin.ptq.graph.modules import LEAST_MODULATION, QuantOp
 from cat_plugin.ptq.graph.ops import is_call
-from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
 from cat_plugin.ptq.quantizers.per_token import LEAST_SCALE, TokenQuantizer
+from cat_plugin.ptq.quantizers.tables import TableQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.transforms.equalization import Ceiling
 from cat_plugin.torch_compat import register_quantized_decomposed
@@ -65,11 +65,11 @@ def lower(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:
         child = module.get_submodule(node.target) if node.op == "call_module" else None
         if isinstance(child, ActQuantizer):
             source = env[node.args[0]]
-            if isinstance(child, LogQuantizer) and child.ready:
+            if isinstance(child, TableQuantizer) and child.ready:
                 tables = [
                     buffer(f"{node.target}.{name}", getattr(child, name)) for name in ("borders", "levels")
                 ]
-                env[node] = _logarithmic(graph, source, *tables)
+                env[node] = _from_table(graph, source, *tables)
             else:
                 env[node] = _activation(graph, source, child, pairs)
         elif isinstance(child, QuantOp):
@@ -153,7 +153,7 @@ def _token_grid(graph: fx.Graph, source: fx.Node, quantizer: TokenQuantizer) -> 
     return scale, call(_aten.to.dtype, call(_aten.round.default, ratio), torch.int64)
 
 
-def _logarithmic(graph: fx.Graph, source: fx.Node, borders: fx.Node, levels: fx.Node) -> fx.Node:
+def _from_table(graph: fx.Graph, source: fx.Node, borders: fx.Node, levels: fx.Node) -> fx.Node:
     """The number of borders that a value has reached, and the level of that number."""
     place = graph.call_function(torch.ops.aten.bucketize.Tensor, (source, borders), {"right": True})
     return graph.call_function(torch.ops.aten.index.Tensor, (levels, [place]))

@@ -16,7 +16,7 @@ from cat_plugin.ptq.learned.descent import Snapshots
 from cat_plugin.ptq.learned.precision import compute_in_bf16
 from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.steps import SoftActivation
-from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer
+from cat_plugin.ptq.quantizers.tables import TableQuantizer
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.transforms.equalization import Ceiling
@@ -144,7 +144,7 @@ class SoftUnit(Snapshots, Generic[Soft]):
         self.activations: dict[ActQuantizer, SoftActivation] = {
             quantizer: SoftActivation(quantizer)
             for quantizer in unit.quantizers
-            if quantizer.ready and not isinstance(quantizer, LogQuantizer)
+            if quantizer.ready and not isinstance(quantizer, TableQuantizer)
         }
 
     @property

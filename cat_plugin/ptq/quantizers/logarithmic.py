@@ -3,7 +3,6 @@
 The levels are ``0`` and ``s b**-k``, ``k = 0..2**bits - 2``, and a value goes to the nearest.  With ``b = 2`` this is the
 logarithmic quantizer of softmax (Lin et al., "FQ-ViT", arXiv 2111.13824, equation 13), with ``sqrt(2)`` that of RepQ-ViT
 (arXiv 2212.08254, section 3.4); here the base is searched with the scale (Wu et al., "AdaLog", arXiv 2407.12951, section 3.2).
-At run time a value is compared with the borders between levels and its level is read from a table.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cat_plugin.ptq.quantizers.uniform import ActQuantizer
+from cat_plugin.ptq.quantizers.tables import TableQuantizer, borders_of
 
 __all__ = ["LogQuantizer", "search_levels"]
 
 _STEPS = 16  # of the base: its logarithm to base 2 is a whole number of sixteenths
 
 
-class LogQuantizer(ActQuantizer):
+class LogQuantizer(TableQuantizer):
     """Static logarithmic quantizer of values from zero on.
 
     Attributes
@@ -34,27 +33,11 @@ class LogQuantizer(ActQuantizer):
         """(2**bits,) float32 values that there are, ascending from zero."""
         return _levels(self.scale, self.zero_point, self.bits)
 
-    @property
-    def borders(self) -> Tensor:
-        """(2**bits - 1,) float32 values from which on the next level is the nearest."""
-        return _borders(self.levels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The levels nearest to ``x`` (any shape); while gradients are taken, rounding is the identity to them."""
-        if not self.ready:
-            return x
-        rounded = self.levels[torch.bucketize(x.detach(), self.borders, right=True)]
-        return x + (rounded - x).detach() if torch.is_grad_enabled() and x.requires_grad else rounded
-
 
 def _levels(scale: Tensor, step: int, bits: int) -> Tensor:
     exponents = torch.arange(2**bits - 2, -1, -1, dtype=torch.float64, device=scale.device)
     powers = scale.double() * torch.exp2(-exponents * (step / _STEPS))
     return torch.cat([powers.new_zeros(1), powers]).float()
-
-
-def _borders(levels: Tensor) -> Tensor:
-    return (levels[1:] + levels[:-1]) / 2
 
 
 def search_levels(values: Tensor, bits: int) -> tuple[float, int, bool]:
@@ -78,7 +61,7 @@ def search_levels(values: Tensor, bits: int) -> tuple[float, int, bool]:
     for step in sorted({max(lowest, round(lowest * 1.25**k)) for k in range(13)}):
         for share in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4):
             levels = _levels(share * high, step, bits)
-            rounded = levels[torch.bucketize(values, _borders(levels), right=True)]
+            rounded = levels[torch.bucketize(values, borders_of(levels), right=True)]
             error = float((rounded - values).square().mean())
             if error < best[0]:
                 best = (error, float(share * high), step)

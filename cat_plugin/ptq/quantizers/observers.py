@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cat_plugin.ptq.quantizers.logarithmic import LogQuantizer, search_levels
 from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
+from cat_plugin.ptq.quantizers.tables import FittedQuantizer, fit_levels
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer, integer_range
 from cat_plugin.ptq.ranks import ALONE, Ranks
 
@@ -60,6 +61,11 @@ def calibrate(
     ranks : Ranks
         The processes from all of whose values is drawn.
     """
+    if isinstance(quantizer, FittedQuantizer):
+        sample, start = _weighted_sample(value, weights, generator, ranks), LogQuantizer(quantizer.bits)
+        start.set_range(*search_levels(sample, quantizer.bits))
+        quantizer.set_levels(ranks.same(fit_levels(sample, start.levels).to(sample.device)))
+        return
     if isinstance(quantizer, TokenQuantizer):
         tokens = value.reshape(-1, value.shape[-1])
         some = torch.randperm(ranks.extent(len(tokens)).total, generator=generator)[:_TOKENS]

@@ -10,14 +10,20 @@ from cat_plugin.ptq.stages.stage import Stage, Step
 from cat_plugin.ptq.state import State
 from cat_plugin.ptq.transforms.attention import AttentionHeads
 from cat_plugin.ptq.transforms.equalization import Equalization
-from cat_plugin.ptq.transforms.rotation.rotation import Rotation
+from cat_plugin.ptq.transforms.rotation.rotation import InnerRotation, Rotation
 from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
 from cat_plugin.ptq.transforms.transform import Transform
 
 __all__ = ["TRANSFORMS", "EquivalentTransforms"]
 
 #: In the order in which they are applied.
-TRANSFORMS: tuple[Transform, ...] = (Equalization(), Rotation(), Smoothing(), AttentionHeads())
+TRANSFORMS: tuple[Transform, ...] = (
+    Equalization(),
+    Rotation(),
+    Smoothing(),
+    InnerRotation(),
+    AttentionHeads(),
+)
 
 
 class EquivalentTransforms(Stage):

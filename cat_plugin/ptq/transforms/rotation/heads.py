@@ -52,6 +52,14 @@ class Heads:
             some = slice(start, start + self.size)
             weight[:, some] = (weight[:, some].double() @ r).to(weight.dtype)
 
+    def turned(self, rows: Tensor, rotation: Tensor) -> Tensor:
+        """(n, C) of what the reader reads, or of its weight, as they are once the heads are rotated."""
+        r, out = rotation.to(rows), rows.clone()
+        for start in self.columns:
+            some = slice(start, start + self.size)
+            out[:, some] = rows[:, some] @ r
+        return out
+
 
 @dataclass
 class Scores:

@@ -25,7 +25,7 @@ class FeedForward:
     Attributes
     ----------
     source, layer : fx.Node
-        The product or function, and the layer.
+        The product or function, or the factors and shifts of the channels behind it, and the layer.
     """
 
     source: fx.Node
@@ -58,6 +58,12 @@ class FeedForward:
         self.layer.replace_input_with(self.source, merged)
         module.recompile()
 
+    def turned(self, rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """(n, a b) of what the layer reads, or of its weight, as they are once they are rotated."""
+        x = rows.reshape(-1, len(a), len(b))
+        rotated: Tensor = a.T.to(rows) @ (x @ b.to(rows))
+        return rotated.flatten(1)
+
 
 def find_feed_forwards(module: fx.GraphModule) -> list[FeedForward]:
     """Linear layers of parameters that alone read a product of two activations or a function, in order of execution."""
@@ -66,9 +72,13 @@ def find_feed_forwards(module: fx.GraphModule) -> list[FeedForward]:
         if not is_call(node, {_aten.linear.default}) or constant(module, node.args[1]) is None:
             continue
         source = operand(node)
-        gate = is_call(source, {_aten.mul.Tensor}) and all(
-            isinstance(factor, fx.Node) and factor.op != "get_attr" for factor in source.args
-        )
-        if (gate or is_call(source, ACTIVATIONS)) and len(source.users) == 1:
+        made = operand(source, 1) if is_call(source, {_aten.addcmul.default}) else source
+        if len(source.users) == len(made.users) == 1 and (_is_gate(made) or is_call(made, ACTIVATIONS)):
             found.append(FeedForward(source, node))
     return found
+
+
+def _is_gate(node: fx.Node) -> bool:
+    return is_call(node, {_aten.mul.Tensor}) and all(
+        isinstance(factor, fx.Node) and factor.op != "get_attr" for factor in node.args
+    )

@@ -32,6 +32,8 @@ class Ranges:
         (n,) running mean over batches of the middle between the two (momentum 0.99).
     clipped_low, clipped_high : Tensor
         (n,) the range in which the channel alone, on a grid of its own, has the least squared error.
+    mean : Tensor
+        (n,) of the sample.
     weight : Tensor
         (n,) greatest magnitude among the readers' weights.
     ratio : Tensor
@@ -45,6 +47,7 @@ class Ranges:
     middle: Tensor
     clipped_low: Tensor
     clipped_high: Tensor
+    mean: Tensor
     weight: Tensor
     ratio: Tensor
     samples: tuple[Tensor, ...] = ()
@@ -115,7 +118,9 @@ def measure_ranges(
     for place in places:
         ones = torch.ones(place.count)
         if place.kind == "product":
-            out.append(Ranges(-ones, ones, 0 * ones, -ones, ones, ones, _product_ratio(place, whole)))
+            out.append(
+                Ranges(-ones, ones, 0 * ones, -ones, ones, 0 * ones, ones, _product_ratio(place, whole))
+            )
             continue
         low, high = _over_readers(place, whole)
         reach = torch.stack(
@@ -130,8 +135,9 @@ def measure_ranges(
         assert middle is not None
         clipped_low, clipped_high = (end.cpu() for end in _over_readers(place, searched))
         rows = tuple(samples[operand(side.node)] for side in place.readers)
+        mean = _gathered(place, first, rows[0].mean(0), "amax").cpu()
         found = Ranges(
-            low.cpu(), high.cpu(), middle.cpu(), clipped_low, clipped_high, reach.cpu(), ones, rows
+            low.cpu(), high.cpu(), middle.cpu(), clipped_low, clipped_high, mean, reach.cpu(), ones, rows
         )
         out.append(found)
     return out

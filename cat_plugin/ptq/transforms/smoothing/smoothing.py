@@ -9,6 +9,7 @@ from torch import fx
 
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.transforms.rotation.rotation import turns
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.functions import insert_factors
 from cat_plugin.ptq.transforms.smoothing.places import Place, find_places
@@ -48,15 +49,18 @@ class Smoothing(Transform):
         start = STARTS[spec.smoothing]
         if start.functions and self.functions:
             insert_factors(module)
-        places = self.places(module)
+        places, behind = self.places(module), turns(module, spec)
         for place, ranges in zip(
             places, measure_ranges(module, places, inputs, spec.batch_size, spec.a_bits), strict=True
         ):
             strength = spec.smoothing_strength
+            turned = any(side.node in behind for side in place.readers)
             if start.searches and place.readers:
                 bits = (spec.w_bits, None if spec.weight_only else spec.a_bits)
-                reach = searched_reach(place, ranges)
-                strength = best_strength(module, place, ranges.samples, *reach, bits, spec.weight_groups)
-            scales, shifts = start.choose(place, ranges, strength)
+                reach = searched_reach(place, ranges, turned)
+                strength = best_strength(
+                    module, place, ranges.samples, *reach, bits, spec.weight_groups, behind
+                )
+            scales, shifts = start.choose(place, ranges, strength, turned)
             fold_place(module, place, scales, shifts)
         return None

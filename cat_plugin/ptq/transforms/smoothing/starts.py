@@ -60,8 +60,22 @@ class Start(ABC):
             Share of the difficulty that is moved into the weights.
         """
 
-    def choose(self, place: Place, ranges: Ranges, strength: float) -> tuple[Tensor, Tensor | None]:
-        """(n,) positive scales, and shifts where there are any; None where the place stays as it is."""
+    def choose(
+        self, place: Place, ranges: Ranges, strength: float, turned: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(n,) positive scales, and shifts where there are any.
+
+        Parameters
+        ----------
+        place : Place
+            Where.
+        ranges : Ranges
+            Of its channels.
+        strength : float
+            Share of the difficulty that is moved into the weights.
+        turned : bool
+            Whether the channels are rotated behind.
+        """
         if place.kind == "product":
             ones = torch.ones(place.count)
             return (ranges.ratio.sqrt().clamp(_LEAST, 1 / _LEAST) if self.products else ones), None
@@ -114,16 +128,24 @@ class Reparametrization(Start):
     def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
         return reach / reach.mean().clamp(min=1e-5)
 
-    def choose(self, place: Place, ranges: Ranges, strength: float) -> tuple[Tensor, Tensor | None]:
+    def choose(
+        self, place: Place, ranges: Ranges, strength: float, turned: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         if place.kind != "norm":
             return torch.ones(place.count), None
-        reach, shifts = searched_reach(place, ranges)
+        reach, shifts = searched_reach(place, ranges, turned)
         return self.scales(reach, ranges.weight, strength).clamp(min=_LEAST), shifts
 
 
-def searched_reach(place: Place, ranges: Ranges) -> tuple[Tensor, Tensor | None]:
-    """(n,) half the width of the searched ranges, and their middles where channels may be shifted."""
+def searched_reach(place: Place, ranges: Ranges, turned: bool = False) -> tuple[Tensor, Tensor | None]:
+    """(n,) half the width of the searched ranges, and their middles where channels may be shifted.
+
+    Channels that are rotated behind (`turned`) lose their mean instead, and reach from there: what is left of it would
+    stand in every sum.
+    """
     low, high = ranges.clipped_low, ranges.clipped_high
+    if place.shifted and turned:
+        return torch.maximum(high - ranges.mean, ranges.mean - low), ranges.mean
     if place.shifted:
         return (high - low) / 2, (low + high) / 2
     return torch.maximum(low.abs(), high.abs()), None
@@ -138,10 +160,12 @@ class SearchedRanges(Start):
     def scales(self, reach: Tensor, weight: Tensor, strength: float) -> Tensor:
         return powered(reach, strength)
 
-    def choose(self, place: Place, ranges: Ranges, strength: float) -> tuple[Tensor, Tensor | None]:
+    def choose(
+        self, place: Place, ranges: Ranges, strength: float, turned: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         if place.kind == "product":
             return super().choose(place, ranges, strength)
-        reach, shifts = searched_reach(place, ranges)
+        reach, shifts = searched_reach(place, ranges, turned)
         return self.scales(reach, ranges.weight, strength).clamp(min=_LEAST), shifts
 
 

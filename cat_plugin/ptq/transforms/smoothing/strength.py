@@ -8,7 +8,7 @@ section 3.2).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -34,6 +34,7 @@ def best_strength(
     shifts: Tensor | None,
     bits: tuple[int, int | None],
     groups: int | None = None,
+    turns: Mapping[fx.Node, Callable[[Tensor], Tensor]] | None = None,
 ) -> float:
     """Power of the channels' ranges, 0..1, that loses least.
 
@@ -53,11 +54,13 @@ def best_strength(
         Of weights and activations; None leaves these in float.
     groups : int or None
         Input features of a row that share a scale.
+    turns : mapping or None
+        What will yet be done to the (n, C) rows that a layer reads and to those of its weight, for layers with rotated inputs.
     """
     losses = []
     for strength in _STRENGTHS:
         scales = powered(reach, strength)
-        activation, weight = output_errors(module, place, samples, scales, shifts, bits, groups)
+        activation, weight = output_errors(module, place, samples, scales, shifts, bits, groups, turns)
         losses.append(activation + _COMPENSATED * weight)
     return _STRENGTHS[min(range(len(losses)), key=losses.__getitem__)]
 
@@ -76,6 +79,7 @@ def output_errors(
     shifts: Tensor | None,
     bits: tuple[int, int | None],
     groups: int | None = None,
+    turns: Mapping[fx.Node, Callable[[Tensor], Tensor]] | None = None,
 ) -> tuple[float, float]:
     """Mean squared error of the readers' outputs with the activation rounded, and with the weights rounded."""
     w_bits, a_bits = bits
@@ -88,6 +92,8 @@ def output_errors(
         if shifts is not None:
             shift[columns] = shifts[index].to(x)
         x, weight = (x - shift) / factor, weight * factor
+        if turns is not None and side.node in turns:
+            x, weight = turns[side.node](x), turns[side.node](weight)
         if a_bits is not None:
             activation += _variance((_rounded(x, a_bits) - x) @ weight.T)
         rows = weight.reshape(-1, group_of(weight.shape[1], groups) or weight.shape[1])
