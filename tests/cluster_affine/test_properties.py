@@ -134,3 +134,13 @@ def test_maps_of_low_rank_tell_clusters_apart_that_cancel_on_average():
         left[components] = np.mean((estimator.predict(z_q) - z_fp) ** 2) / np.mean((z_q - z_fp) ** 2)
     assert left[2] > left[12] > left[20]
     assert left[20] < 0.1
+
+
+def test_maps_of_low_rank_have_their_rank_where_there_is_nothing_to_map():
+    z = np.random.default_rng(0).standard_normal((300, 90))
+    for clusters in (1, 8):
+        options = {"n_clusters": clusters, "n_components": 10, "alpha": 1.0, "random_state": 0}
+        estimator = ClusterAffine("lowrank", **options).fit(z, z)
+        right = estimator.parameters_.right
+        np.testing.assert_allclose(right @ right.T, np.eye(10), atol=1e-6)
+        np.testing.assert_allclose(estimator.predict(z), z, atol=1e-9)

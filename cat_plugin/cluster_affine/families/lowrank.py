@@ -96,16 +96,13 @@ def _directions(weight: FloatArray, xx: FloatArray, rank: int) -> FloatArray:
 
     `xx` holds the sums (K, D, D) of products of regressors about the means.
     """
-    clusters, width, classes = weight.shape
+    classes = weight.shape[2]
     values, axes = np.linalg.eigh(xx)
     moved = (np.sqrt(np.maximum(values, 0.0))[:, :, None] * (np.swapaxes(axes, 1, 2) @ weight)).reshape(
         -1, classes
     )
-    rank = min(rank, clusters * width, classes)
+    rank = min(rank, len(moved), classes)
     if len(moved) < classes:
-        squares, left = np.linalg.eigh(moved @ moved.T)
-        some = squares > 1e-24 * max(squares[-1], np.finfo(np.float64).tiny)
-        best = (left[:, some] / np.sqrt(squares[some])).T @ moved
-    else:
-        best = np.linalg.eigh(moved.T @ moved)[1].T
-    return np.ascontiguousarray(best[::-1][:rank])
+        return np.linalg.svd(moved, full_matrices=False)[2][:rank]
+    axes_of_classes = np.linalg.eigh(moved.T @ moved)[1].T
+    return np.ascontiguousarray(axes_of_classes[::-1][:rank])
