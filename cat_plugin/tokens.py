@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TokenMap", "correct_tokens"]
 
+_COMPONENTS = 200  # of the hidden states
 _DAMPING = 1e-6  # of the output layer's second moments
 
 
@@ -68,8 +69,9 @@ def correct_tokens(
     calibration : iterable or Tensor
         (N, T) windows of tokens, at least two, or batches of them; those that the model was quantized on will do, others are better.
     estimator : ClusterAffine, optional
-        Fitted in place; by default eight clusters with maps of low rank, blended in fully, whose strength generalised
-        cross-validation chooses.
+        Fitted in place; by default one map of low rank (200 components at most), blended in fully, whose strength
+        generalised cross-validation chooses. More clusters gained nothing on text that was not fitted to
+        (docs/benchmarks/ptq_history.md).
     num_samples : int
         Windows used at most.
 
@@ -95,7 +97,7 @@ def correct_tokens(
             f"the quantized model is a {type(quantized).__name__}; expected the graph that cat_plugin.ptq.quantize returns."
         )
     estimator = (
-        ClusterAffine(mode="lowrank", n_clusters=8, alpha=1.0, random_state=0)
+        ClusterAffine(mode="lowrank", n_clusters=1, n_components=_COMPONENTS, alpha=1.0, random_state=0)
         if estimator is None
         else estimator
     )
