@@ -11,7 +11,9 @@ mean of the channels (:func:`~.hadamard.mean_keeping`), so that the norm stays a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -22,15 +24,23 @@ from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, mean_keeping
 from cat_plugin.ptq.transforms.rotation.heads import Heads, Scores, find_heads, find_scores
 from cat_plugin.ptq.transforms.rotation.online import FeedForward, find_feed_forwards
 from cat_plugin.ptq.transforms.rotation.stream import ResidualStream, find_streams
+from cat_plugin.ptq.transforms.smoothing.places import find_places
+from cat_plugin.ptq.transforms.smoothing.ranges import measure_ranges
+from cat_plugin.ptq.transforms.smoothing.starts import searched_strength
 from cat_plugin.ptq.transforms.transform import Transform
 
-__all__ = ["InnerRotation", "Rotation", "turns"]
+__all__ = ["InnerRotation", "Rotation", "Turn", "leave_unturned", "turns"]
 
-Turn = Callable[[Tensor], Tensor]
+
+_UNTURNED = "unturned"  # of a node's meta: its input is better as it is
 
 
 class Rotation(Transform):
-    """Residual streams: between makers and norms, before anything scales the channels behind these."""
+    """Residual streams: between makers and norms, before anything scales the channels behind these.
+
+    Where ``searched`` scales follow, a stream is rotated only if the layers behind its norms then err less: networks whose channels
+    are alike lose by it, since scales find nothing left to do.
+    """
 
     name = "rotation"
 
@@ -44,10 +54,36 @@ class Rotation(Transform):
     def fold(
         self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
-        for stream in self.places(module):
-            matrix = mean_keeping if stream.centred else orthogonal
-            stream.rotate(module, matrix(stream.width, generator))
+        for index, stream in enumerate(self.places(module)):
+            matrix = (mean_keeping if stream.centred else orthogonal)(stream.width, generator)
+            if spec.smoothing == "searched":
+                trial = _copied(module)
+                find_streams(trial)[index].rotate(trial, matrix)
+                readers = {node.name for node in stream.readers}
+                losses = [_searched_losses(each, readers, inputs, spec) for each in (module, trial)]
+                if losses[1] >= losses[0]:
+                    continue
+            stream.rotate(module, matrix)
         return None
+
+
+def _copied(module: fx.GraphModule) -> fx.GraphModule:
+    """The graph on tensors of its own, to be run by an interpreter."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    return fx.GraphModule({name: value.clone() for name, value in module.named_buffers()}, graph)
+
+
+def _searched_losses(module: fx.GraphModule, readers: set[str], inputs: Rows, spec: QuantSpec) -> float:
+    """Sum of the logarithms of what the places in front of some layers lose by one batch, with searched scales."""
+    places = [
+        place
+        for place in find_places(module)
+        if place.kind == "norm" and place.readers and readers & {side.node.name for side in place.readers}
+    ]
+    ranges = measure_ranges(module, places, inputs[: spec.batch_size], spec.batch_size, spec.a_bits)
+    found = [searched_strength(module, *pair, spec)[1] for pair in zip(places, ranges, strict=True)]
+    return sum(math.log(max(loss, 1e-30)) for loss in found)
 
 
 class InnerRotation(Transform):
@@ -63,7 +99,9 @@ class InnerRotation(Transform):
         return spec.rotation is not None
 
     def places(self, module: fx.GraphModule) -> list[Heads | FeedForward | Scores]:
-        return [*find_heads(module), *find_feed_forwards(module), *find_scores(module)]
+        heads = [place for place in find_heads(module) if not place.reader.meta.get(_UNTURNED)]
+        last = [place for place in find_feed_forwards(module) if not place.layer.meta.get(_UNTURNED)]
+        return [*heads, *last, *find_scores(module)]
 
     @torch.no_grad()
     def fold(
@@ -77,13 +115,35 @@ class InnerRotation(Transform):
         return None
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What a rotation does to the rows, (n, C), that a layer reads, and to those of its weight.
+
+    Attributes
+    ----------
+    rotated : callable
+        Takes them there.
+    computed : bool
+        Whether it takes time while the network runs.
+    """
+
+    rotated: Callable[[Tensor], Tensor]
+    computed: bool
+
+
+def leave_unturned(layers: Iterable[fx.Node]) -> None:
+    """Keep :class:`InnerRotation` from what some layers read."""
+    for layer in layers:
+        layer.meta[_UNTURNED] = True
+
+
 def _factors(place: FeedForward, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     a, b = factors_of(place.width)
     return orthogonal(a, generator), orthogonal(b, generator)
 
 
 def turns(module: fx.GraphModule, spec: QuantSpec) -> dict[fx.Node, Turn]:
-    """What :class:`InnerRotation` is going to do to the rows, (n, C), that a linear layer reads, and to those of its weight.
+    """What :class:`InnerRotation` is going to do in front of linear layers, if nothing keeps it from them.
 
     The signs are not those that it will draw, which decides little.
     """
@@ -92,9 +152,10 @@ def turns(module: fx.GraphModule, spec: QuantSpec) -> dict[fx.Node, Turn]:
         return found
     generator = torch.Generator().manual_seed(0)
     for heads in find_heads(module):
-        found[heads.reader] = functools.partial(heads.turned, rotation=orthogonal(heads.size, generator))
+        rotation = orthogonal(heads.size, generator)
+        found[heads.reader] = Turn(functools.partial(heads.turned, rotation=rotation), False)
     if spec.rotation == "online":
         for place in find_feed_forwards(module):
             a, b = _factors(place, generator)
-            found[place.layer] = functools.partial(place.turned, a=a, b=b)
+            found[place.layer] = Turn(functools.partial(place.turned, a=a, b=b), True)
     return found

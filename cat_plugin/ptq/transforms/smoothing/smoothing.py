@@ -9,16 +9,17 @@ from torch import fx
 
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
-from cat_plugin.ptq.transforms.rotation.rotation import turns
+from cat_plugin.ptq.transforms.rotation.rotation import leave_unturned, turns
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.functions import insert_factors
 from cat_plugin.ptq.transforms.smoothing.places import Place, find_places
 from cat_plugin.ptq.transforms.smoothing.ranges import measure_ranges
-from cat_plugin.ptq.transforms.smoothing.starts import STARTS, searched_reach
-from cat_plugin.ptq.transforms.smoothing.strength import best_strength
+from cat_plugin.ptq.transforms.smoothing.starts import STARTS, searched_strength
 from cat_plugin.ptq.transforms.transform import Transform
 
 __all__ = ["Smoothing"]
+
+_WORTH = 0.9  # of the error without a rotation, what is left with one that is worth its time at run time
 
 
 class Smoothing(Transform):
@@ -50,17 +51,20 @@ class Smoothing(Transform):
         if start.functions and self.functions:
             insert_factors(module)
         places, behind = self.places(module), turns(module, spec)
+        rotated = {layer: turn.rotated for layer, turn in behind.items()}
         for place, ranges in zip(
             places, measure_ranges(module, places, inputs, spec.batch_size, spec.a_bits), strict=True
         ):
-            strength = spec.smoothing_strength
-            turned = any(side.node in behind for side in place.readers)
+            met = [behind[side.node] for side in place.readers if side.node in behind]
+            strength, turned = spec.smoothing_strength, bool(met)
             if start.searches and place.readers:
-                bits = (spec.w_bits, None if spec.weight_only else spec.a_bits)
-                reach = searched_reach(place, ranges, turned)
-                strength = best_strength(
-                    module, place, ranges.samples, *reach, bits, spec.weight_groups, behind
-                )
+                strength, loss = searched_strength(module, place, ranges, spec)
+                if met:
+                    other, left = searched_strength(module, place, ranges, spec, rotated)
+                    turned = left < loss * (_WORTH if any(turn.computed for turn in met) else 1.0)
+                    strength = other if turned else strength
+                if not turned:
+                    leave_unturned(side.node for side in place.readers)
             scales, shifts = start.choose(place, ranges, strength, turned)
             fold_place(module, place, scales, shifts)
         return None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.smoothing.places import Place
 from cat_plugin.ptq.transforms.smoothing.ranges import Ranges
-from cat_plugin.ptq.transforms.smoothing.strength import powered
+from cat_plugin.ptq.transforms.smoothing.strength import best_strength, powered
 
 __all__ = [
     "STARTS",
@@ -21,6 +23,7 @@ __all__ = [
     "SmoothQuant",
     "Start",
     "searched_reach",
+    "searched_strength",
 ]
 
 _LEAST = 1e-2  # no channel is scaled up by more than a hundred
@@ -149,6 +152,19 @@ def searched_reach(place: Place, ranges: Ranges, turned: bool = False) -> tuple[
     if place.shifted:
         return (high - low) / 2, (low + high) / 2
     return torch.maximum(low.abs(), high.abs()), None
+
+
+def searched_strength(
+    module: fx.GraphModule,
+    place: Place,
+    ranges: Ranges,
+    spec: QuantSpec,
+    turns: Mapping[fx.Node, Callable[[Tensor], Tensor]] | None = None,
+) -> tuple[float, float]:
+    """:func:`~.strength.best_strength` of searched ranges at the bits of a specification."""
+    reach = searched_reach(place, ranges, turns is not None)
+    bits = (spec.w_bits, None if spec.weight_only else spec.a_bits)
+    return best_strength(module, place, ranges.samples, *reach, bits, spec.weight_groups, turns)
 
 
 class SearchedRanges(Start):

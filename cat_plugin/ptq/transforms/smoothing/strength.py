@@ -35,8 +35,8 @@ def best_strength(
     bits: tuple[int, int | None],
     groups: int | None = None,
     turns: Mapping[fx.Node, Callable[[Tensor], Tensor]] | None = None,
-) -> float:
-    """Power of the channels' ranges, 0..1, that loses least.
+) -> tuple[float, float]:
+    """Power of the channels' ranges, 0..1, that loses least, and what it loses.
 
     Parameters
     ----------
@@ -56,13 +56,19 @@ def best_strength(
         Input features of a row that share a scale.
     turns : mapping or None
         What will yet be done to the (n, C) rows that a layer reads and to those of its weight, for layers with rotated inputs.
+
+    Returns
+    -------
+    strength, loss : float
+        The loss is a squared error of the readers' outputs: comparable at one place.
     """
     losses = []
     for strength in _STRENGTHS:
         scales = powered(reach, strength)
         activation, weight = output_errors(module, place, samples, scales, shifts, bits, groups, turns)
         losses.append(activation + _COMPENSATED * weight)
-    return _STRENGTHS[min(range(len(losses)), key=losses.__getitem__)]
+    best = min(range(len(losses)), key=losses.__getitem__)
+    return _STRENGTHS[best], losses[best]
 
 
 def powered(reach: Tensor, strength: float) -> Tensor:
