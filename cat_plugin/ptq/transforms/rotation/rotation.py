@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
+from cat_plugin.ptq.transforms.attention import AttentionHeads
 from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, mean_keeping, orthogonal
 from cat_plugin.ptq.transforms.rotation.heads import Heads, Scores, find_heads, find_scores
 from cat_plugin.ptq.transforms.rotation.online import FeedForward, find_feed_forwards
@@ -107,7 +108,11 @@ class InnerRotation(Transform):
     def fold(
         self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
+        attention = AttentionHeads()
+        later = attention.places(module) if attention.applies(module, spec) else []
         for place in self.places(module):
+            if isinstance(place, Scores) and place.product in later:
+                continue  # they are rotated there, and of two such matrices one may undo the other
             if isinstance(place, Heads | Scores):
                 place.rotate(module, orthogonal(place.size, generator))
             elif spec.rotation == "online":

@@ -253,6 +253,19 @@ def test_queries_and_keys_are_rotated_alike_and_their_products_stay():
     assert len(moved) == 2 * len(before) // 3  # of packed queries, keys and values
 
 
+@pytest.mark.parametrize(("bits", "rotated"), [(8, False), (None, True)])
+def test_queries_and_keys_are_rotated_once(bits, rotated):
+    """Where attention is quantized that transform rotates them; a second Hadamard matrix can undo the first."""
+    _, inputs, module = traced("vit")
+    (place, _) = find_scores(module)
+    ((layer, starts),) = place.rows.items()
+    rows = torch.cat([torch.arange(start, start + place.size) for start in starts])
+    before = module.get_buffer(str(layer.args[1].target))[rows]
+    spec = QuantSpec(rotation="folded", attention_bits=bits)
+    InnerRotation().fold(module, inputs, spec, torch.Generator().manual_seed(0))
+    assert torch.equal(before, module.get_buffer(str(layer.args[1].target))[rows]) != rotated
+
+
 def test_keys_that_something_else_reads_are_not_rotated():
     class Rotary(nn.Module):
         def __init__(self):
