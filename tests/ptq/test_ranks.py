@@ -16,6 +16,7 @@ from cat_plugin.ptq.closed_form import layer_fit
 from cat_plugin.ptq.quantizers import observers
 from cat_plugin.ptq.ranks import ALONE, Extent, share_of
 from tests.ptq.models import Attention, GroupedNet, SmallResNet, randomise, small_inputs
+from tests.zoo import ZOO
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
@@ -39,6 +40,11 @@ CASES = {
     "budget": (SmallResNet, (3, 12, 12), {"w_bits": 4, "weight_budget": 4.0, "weight_candidates": [2, 4, 8]}),
     "depthwise": (GroupedNet, (4, 8, 8), {"w_bits": 4, "a_bits": 4}),
     "attention": (Attention, (3, 16, 16), {"attention_bits": 8, "smoothing": "smoothquant"}),
+    "rotated": (
+        ZOO["vit"].build,
+        (3, 16, 16),
+        {"w_bits": 4, "a_bits": 4, "attention_bits": 4, "smoothing": "searched", "rotation": "online"},
+    ),
     "tokens": (Tokens, (7, 6), {"w_bits": 4, "a_granularity": "token"}),
     "positions": (Tokens, (7, 6), {"w_bits": 3, "a_bits": 4}),
 }

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -30,7 +32,7 @@ from cat_plugin.ptq.transforms.smoothing.ranges import measure_ranges
 from cat_plugin.ptq.transforms.smoothing.starts import searched_strength
 from cat_plugin.ptq.transforms.transform import Transform
 
-__all__ = ["InnerRotation", "Rotation", "Turn", "leave_unturned", "turns"]
+__all__ = ["InnerRotation", "Rotation", "Turn", "decided_by_search", "leave_unturned", "turns"]
 
 
 _UNTURNED = "unturned"  # of a node's meta: its input is better as it is
@@ -57,7 +59,7 @@ class Rotation(Transform):
     ) -> Callable[[fx.GraphModule], None] | None:
         for index, stream in enumerate(self.places(module)):
             matrix = (mean_keeping if stream.centred else orthogonal)(stream.width, generator)
-            if spec.smoothing == "searched":
+            if decided_by_search(spec):
                 trial = _copied(module)
                 find_streams(trial)[index].rotate(trial, matrix)
                 readers = {node.name for node in stream.readers}
@@ -68,11 +70,20 @@ class Rotation(Transform):
         return None
 
 
+def decided_by_search(spec: QuantSpec) -> bool:
+    """Whether searched scales decide where rotations stand; the grids of tokens, which gain most by them, are not what they try."""
+    return spec.rotation is not None and spec.smoothing == "searched" and spec.a_granularity == "tensor"
+
+
 def _copied(module: fx.GraphModule) -> fx.GraphModule:
     """The graph on tensors of its own, to be run by an interpreter."""
-    graph = fx.Graph()
+    graph, root = fx.Graph(), dict[str, Any]()
     graph.output(graph.graph_copy(module.graph, {}))
-    return fx.GraphModule({name: value.clone() for name, value in module.named_buffers()}, graph)
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            value = operator.attrgetter(str(node.target))(module)
+            root[str(node.target)] = value.clone() if isinstance(value, Tensor) else value
+    return fx.GraphModule(root, graph)
 
 
 def _searched_losses(module: fx.GraphModule, readers: set[str], inputs: Rows, spec: QuantSpec) -> float:
@@ -82,7 +93,7 @@ def _searched_losses(module: fx.GraphModule, readers: set[str], inputs: Rows, sp
         for place in find_places(module)
         if place.kind == "norm" and place.readers and readers & {side.node.name for side in place.readers}
     ]
-    ranges = measure_ranges(module, places, inputs[: spec.batch_size], spec.batch_size, spec.a_bits)
+    ranges = measure_ranges(module, places, inputs.leading(spec.batch_size), spec.batch_size, spec.a_bits)
     found = [searched_strength(module, *pair, spec)[1] for pair in zip(places, ranges, strict=True)]
     return sum(math.log(max(loss, 1e-30)) for loss in found)
 

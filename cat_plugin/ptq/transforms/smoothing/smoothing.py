@@ -9,7 +9,7 @@ from torch import fx
 
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
-from cat_plugin.ptq.transforms.rotation.rotation import leave_unturned, turns
+from cat_plugin.ptq.transforms.rotation.rotation import decided_by_search, leave_unturned, turns
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.functions import insert_factors
 from cat_plugin.ptq.transforms.smoothing.places import Place, find_places
@@ -61,7 +61,8 @@ class Smoothing(Transform):
                 strength, loss = searched_strength(module, place, ranges, spec)
                 if met:
                     other, left = searched_strength(module, place, ranges, spec, rotated)
-                    turned = left < loss * (_WORTH if any(turn.computed for turn in met) else 1.0)
+                    worth = _WORTH if any(turn.computed for turn in met) else 1.0
+                    turned = left < loss * worth or not decided_by_search(spec)
                     strength = other if turned else strength
                 if not turned:
                     leave_unturned(side.node for side in place.readers)

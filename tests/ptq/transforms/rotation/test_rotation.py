@@ -121,19 +121,20 @@ def with_large_channels(network: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_a_rotation_that_searched_scales_do_as_well_without_is_not_made(large):
+@pytest.mark.parametrize(("large", "granularity"), [(False, "tensor"), (True, "tensor"), (False, "token")])
+def test_a_rotation_that_searched_scales_do_as_well_without_is_not_made(large, granularity):
     network = ZOO["vit"]
     model, inputs = network.build(), Inputs.of(network.inputs(32))
     module = trace(with_large_channels(model) if large else model, inputs[:2])
     before = len(find_feed_forwards(module))
-    spec = QuantSpec(w_bits=4, a_bits=4, smoothing="searched", rotation="online", batch_size=32)
+    options = {"smoothing": "searched", "rotation": "online", "a_granularity": granularity}
+    spec, made = QuantSpec(w_bits=4, a_bits=4, batch_size=32, **options), large or granularity == "token"
     weights = {name: value.clone() for name, value in module.named_buffers() if "patch" in name}
     Rotation().fold(module, inputs, spec, torch.Generator().manual_seed(0))
     Smoothing().fold(module, inputs, spec, torch.Generator().manual_seed(0))
     kept = [place for place in InnerRotation().places(module) if isinstance(place, FeedForward)]
-    assert len(kept) == (before if large else 0)
-    if not large:  # all channels of a stream of random weights are alike
+    assert len(kept) == (before if made else 0)
+    if not made:  # all channels of a stream of random weights are alike
         assert all(torch.equal(value, module.get_buffer(name)) for name, value in weights.items())
 
 
