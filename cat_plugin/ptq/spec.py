@@ -140,7 +140,7 @@ class QuantSpec:
         default=None,
         doc="Grid of the softmax's result where a product reads it; ``logarithmic`` has a searched base "
         "(:mod:`cat_plugin.ptq.quantizers.logarithmic`), ``fitted`` the levels of least squared error "
-        "(:mod:`cat_plugin.ptq.quantizers.tables`), None is that below 8 bits.",
+        "(:mod:`cat_plugin.ptq.quantizers.tables`); None is ``fitted`` below 8 bits and ``uniform`` at 8.",
         since="0.3",
     )
     overrides: Mapping[Pattern, LayerOverride] = option(

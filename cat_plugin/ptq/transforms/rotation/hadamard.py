@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["factors_of", "hadamard", "mean_keeping", "orthogonal"]
+__all__ = ["factors_of", "hadamard", "mean_keeping", "orthogonal", "orthogonal_factors"]
 
 
 def _is_prime(q: int) -> bool:
@@ -82,3 +82,9 @@ def factors_of(n: int) -> tuple[int, int]:
     pairs = [(a, n // a) for a in range(math.isqrt(n), 0, -1) if n % a == 0]
     known = ((a, b) for a, b in pairs if a > 1 and hadamard(a) is not None and hadamard(b) is not None)
     return next(known, pairs[0])
+
+
+def orthogonal_factors(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Orthogonal float64 matrices (a, a) and (b, b), ``a b = n``: their Kronecker product is one of n columns."""
+    a, b = factors_of(n)
+    return orthogonal(a, generator), orthogonal(b, generator)

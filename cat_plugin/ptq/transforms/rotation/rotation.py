@@ -10,11 +10,9 @@ mean of the channels (:func:`~.hadamard.mean_keeping`), so that the norm stays a
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,19 +21,17 @@ from torch import Tensor, fx
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
 from cat_plugin.ptq.transforms.attention import AttentionHeads
-from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, mean_keeping, orthogonal
+from cat_plugin.ptq.transforms.rotation.hadamard import mean_keeping, orthogonal, orthogonal_factors
 from cat_plugin.ptq.transforms.rotation.heads import Heads, Scores, find_heads, find_scores
 from cat_plugin.ptq.transforms.rotation.online import FeedForward, find_feed_forwards
 from cat_plugin.ptq.transforms.rotation.stream import ResidualStream, find_streams
+from cat_plugin.ptq.transforms.rotation.turns import decided_by_search, is_unturned
 from cat_plugin.ptq.transforms.smoothing.places import find_places
 from cat_plugin.ptq.transforms.smoothing.ranges import measure_ranges
 from cat_plugin.ptq.transforms.smoothing.starts import searched_strength
 from cat_plugin.ptq.transforms.transform import Transform
 
-__all__ = ["InnerRotation", "Rotation", "Turn", "decided_by_search", "leave_unturned", "turns"]
-
-
-_UNTURNED = "unturned"  # of a node's meta: its input is better as it is
+__all__ = ["InnerRotation", "Rotation"]
 
 
 class Rotation(Transform):
@@ -70,11 +66,6 @@ class Rotation(Transform):
         return None
 
 
-def decided_by_search(spec: QuantSpec) -> bool:
-    """Whether searched scales decide where rotations stand; the grids of tokens, which gain most by them, are not what they try."""
-    return spec.rotation is not None and spec.smoothing == "searched" and spec.a_granularity == "tensor"
-
-
 def _copied(module: fx.GraphModule) -> fx.GraphModule:
     """The graph on tensors of its own, to be run by an interpreter."""
     graph, root = fx.Graph(), dict[str, Any]()
@@ -101,8 +92,8 @@ def _searched_losses(module: fx.GraphModule, readers: set[str], inputs: Rows, sp
 class InnerRotation(Transform):
     """Heads of attention, and where the specification says ``online`` what enters the last layer of a feed-forward network.
 
-    It comes behind the scales and shifts of channels, which take their part of the outliers first: together they leave an
-    activation behind GELU a third of the error that either leaves (docs/benchmarks/ptq_history.md).
+    It comes behind the scales and shifts of channels, which take their part of the outliers first: behind GELU both together leave
+    a third of the error of scales alone, and three quarters of that of a rotation alone (docs/benchmarks/ptq_history.md).
     """
 
     name = "inner rotation"
@@ -111,8 +102,8 @@ class InnerRotation(Transform):
         return spec.rotation is not None
 
     def places(self, module: fx.GraphModule) -> list[Heads | FeedForward | Scores]:
-        heads = [place for place in find_heads(module) if not place.reader.meta.get(_UNTURNED)]
-        last = [place for place in find_feed_forwards(module) if not place.layer.meta.get(_UNTURNED)]
+        heads = [place for place in find_heads(module) if not is_unturned(place.reader)]
+        last = [place for place in find_feed_forwards(module) if not is_unturned(place.layer)]
         return [*heads, *last, *find_scores(module)]
 
     @torch.no_grad()
@@ -127,51 +118,5 @@ class InnerRotation(Transform):
             if isinstance(place, Heads | Scores):
                 place.rotate(module, orthogonal(place.size, generator))
             elif spec.rotation == "online":
-                place.rotate(module, *_factors(place, generator))
+                place.rotate(module, *orthogonal_factors(place.width, generator))
         return None
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What a rotation does to the rows, (n, C), that a layer reads, and to those of its weight.
-
-    Attributes
-    ----------
-    rotated : callable
-        Takes them there.
-    computed : bool
-        Whether it takes time while the network runs.
-    """
-
-    rotated: Callable[[Tensor], Tensor]
-    computed: bool
-
-
-def leave_unturned(layers: Iterable[fx.Node]) -> None:
-    """Keep :class:`InnerRotation` from what some layers read."""
-    for layer in layers:
-        layer.meta[_UNTURNED] = True
-
-
-def _factors(place: FeedForward, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    a, b = factors_of(place.width)
-    return orthogonal(a, generator), orthogonal(b, generator)
-
-
-def turns(module: fx.GraphModule, spec: QuantSpec) -> dict[fx.Node, Turn]:
-    """What :class:`InnerRotation` is going to do in front of linear layers, if nothing keeps it from them.
-
-    The signs are not those that it will draw, which decides little.
-    """
-    found: dict[fx.Node, Turn] = {}
-    if spec.rotation is None:
-        return found
-    generator = torch.Generator().manual_seed(0)
-    for heads in find_heads(module):
-        rotation = orthogonal(heads.size, generator)
-        found[heads.reader] = Turn(functools.partial(heads.turned, rotation=rotation), False)
-    if spec.rotation == "online":
-        for place in find_feed_forwards(module):
-            a, b = _factors(place, generator)
-            found[place.layer] = Turn(functools.partial(place.turned, a=a, b=b), True)
-    return found

@@ -9,7 +9,7 @@ from torch import fx
 
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
-from cat_plugin.ptq.transforms.rotation.rotation import decided_by_search, leave_unturned, turns
+from cat_plugin.ptq.transforms.rotation.turns import decided_by_search, leave_unturned, turns
 from cat_plugin.ptq.transforms.smoothing.fold import fold_place
 from cat_plugin.ptq.transforms.smoothing.functions import insert_factors
 from cat_plugin.ptq.transforms.smoothing.places import Place, find_places
@@ -58,14 +58,13 @@ class Smoothing(Transform):
             met = [behind[side.node] for side in place.readers if side.node in behind]
             strength, turned = spec.smoothing_strength, bool(met)
             if start.searches and place.readers:
-                strength, loss = searched_strength(module, place, ranges, spec)
-                if met:
-                    other, left = searched_strength(module, place, ranges, spec, rotated)
+                strength, loss = searched_strength(module, place, ranges, spec, rotated if met else None)
+                if met and decided_by_search(spec):
+                    plain, without = searched_strength(module, place, ranges, spec)
                     worth = _WORTH if any(turn.computed for turn in met) else 1.0
-                    turned = left < loss * worth or not decided_by_search(spec)
-                    strength = other if turned else strength
-                if not turned:
-                    leave_unturned(side.node for side in place.readers)
+                    if loss >= without * worth:
+                        strength, turned = plain, False
+                        leave_unturned(side.node for side in place.readers)
             scales, shifts = start.choose(place, ranges, strength, turned)
             fold_place(module, place, scales, shifts)
         return None

@@ -16,8 +16,9 @@ from cat_plugin.ptq.rows import Inputs
 from cat_plugin.ptq.transforms.rotation.hadamard import factors_of, hadamard, mean_keeping, orthogonal
 from cat_plugin.ptq.transforms.rotation.heads import Heads, Scores, find_heads, find_scores
 from cat_plugin.ptq.transforms.rotation.online import FeedForward, find_feed_forwards
-from cat_plugin.ptq.transforms.rotation.rotation import InnerRotation, Rotation, turns
+from cat_plugin.ptq.transforms.rotation.rotation import InnerRotation, Rotation
 from cat_plugin.ptq.transforms.rotation.stream import ResidualStream, find_streams
+from cat_plugin.ptq.transforms.rotation.turns import turns
 from cat_plugin.ptq.transforms.smoothing.functions import insert_factors
 from cat_plugin.ptq.transforms.smoothing.smoothing import Smoothing
 from tests.zoo import ZOO
