@@ -1,4 +1,4 @@
-"""Quantize inside the kernels of rows and of products: what they compute is stored as integers at once.
+"""Quantize inside the kernels of rows, rotations and products: what they compute is stored as integers at once.
 
 Before::
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 from tvm import relax
 
 from tvm_backend import compat, dialect
-from tvm_backend.kernels.spec import ProductSpec, QuantizeSpec, RowsSpec
+from tvm_backend.kernels.spec import ProductSpec, QuantizeSpec, RotationSpec, RowsSpec
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["FuseQuantize"]
@@ -31,7 +31,7 @@ class _Fuse(Rewriter):
         (value,) = call.args
         while self.sole_user(value) and compat.op_name(made := self.definition(value)) == "reshape":
             value = made.args[0]
-        source = dialect.match_kernel(self.definition(value), RowsSpec, ProductSpec)
+        source = dialect.match_kernel(self.definition(value), RowsSpec, RotationSpec, ProductSpec)
         if source is None or not self.sole_user(value) or source.attributes.epilogue.outputs != ("float32",):
             return None
         if isinstance(source.attributes, ProductSpec) and not source.attributes.integers:

@@ -21,6 +21,7 @@ from tvm_backend.passes.fold_grouped_linear import FoldGroupedLinear
 from tvm_backend.passes.fold_linear import FoldLinear
 from tvm_backend.passes.fold_pooling import FoldPooling
 from tvm_backend.passes.fold_product import FoldIntegerProduct, FoldProduct
+from tvm_backend.passes.fold_rotation import FoldRotation
 from tvm_backend.passes.fold_rows import FoldRows
 from tvm_backend.passes.fold_subsample import FoldSubsample
 from tvm_backend.passes.fold_tokens import FoldTokens
@@ -71,13 +72,14 @@ INTEGER_PASSES: tuple[tvm.transform.Pass, ...] = (
 """From the imported QDQ graph to symbolic kernels."""
 
 PROCESSOR_PASSES: tuple[tvm.transform.Pass, ...] = (
+    FoldRotation,
     FoldProduct,
     FoldRows,
     JoinReshapes,
     FuseQuantize,
     UnfoldBorder,
 )
-"""Products, functions of rows and the borders of what is left in float, for a processor."""
+"""Rotations, products, functions of rows and the borders of what is left in float, for a processor."""
 
 CUDA_PASSES: tuple[tvm.transform.Pass, ...] = (
     FoldRows,

@@ -20,6 +20,7 @@ from tvm_backend.kernels.spec import (
     ProductSpec,
     QParams,
     QuantizeSpec,
+    RotationSpec,
     RowsSpec,
     SubsampleSpec,
 )
@@ -76,6 +77,17 @@ FACTS: dict[str, tuple[KernelSpec, str, list[Any], int]] = {
             ("output1", ("n", 4, 5, 3), "int8"),
         ],
         60 * (4 + 2),
+    ),
+    "rotation": (
+        RotationSpec(None, 2, 3, 4, Epilogue()),
+        "rotation_2x3x4",
+        [
+            ("data", ("n", 24), "float32"),
+            ("factors", (24,), "float32"),
+            ("core", (3, 3), "float32"),
+            ("output0", ("n", 24), "float32"),
+        ],
+        24 * (4 + 4),
     ),
     "rows": (
         RowsSpec(None, 6, "layer_norm", Epilogue(outputs=("float32", U8)), 1e-5),

@@ -23,6 +23,7 @@ from tvm_backend.kernels.spec.base import Argument, EpilogueSpec, KernelSpec, Op
 from tvm_backend.kernels.spec.layers import ConvSpec, LinearSpec
 from tvm_backend.kernels.spec.pooling import PoolSpec
 from tvm_backend.kernels.spec.products import ProductSpec
+from tvm_backend.kernels.spec.rotations import RotationSpec
 from tvm_backend.kernels.spec.rows import RowsSpec
 from tvm_backend.kernels.spec.tensors import (
     ConcatSpec,
@@ -51,6 +52,7 @@ __all__ = [
     "ProductSpec",
     "QParams",
     "QuantizeSpec",
+    "RotationSpec",
     "RowsSpec",
     "SubsampleSpec",
     "TensorKind",

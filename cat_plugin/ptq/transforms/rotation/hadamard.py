@@ -78,10 +78,17 @@ def mean_keeping(n: int, generator: torch.Generator) -> Tensor:
 
 
 def factors_of(n: int) -> tuple[int, int]:
-    """``a b = n`` with ``a + b`` small, of sizes that have Hadamard matrices where there are such."""
+    """``a b = n`` with ``a + b`` small, of sizes that have Hadamard matrices where there are such.
+
+    The second, along which memory lies, is a power of two where one will do, of 16 and more if possible: processors take it by
+    butterflies of vectors.
+    """
     pairs = [(a, n // a) for a in range(math.isqrt(n), 0, -1) if n % a == 0]
-    known = ((a, b) for a, b in pairs if a > 1 and hadamard(a) is not None and hadamard(b) is not None)
-    return next(known, pairs[0])
+    pairs = [pair for pair in pairs if sum(pair) <= 8 * math.isqrt(n)] or pairs[:1]
+    known = [(a, b) for a, b in pairs if a > 1 and hadamard(a) is not None and hadamard(b) is not None]
+    ordered = [pair for a, b in known or pairs for pair in ((a, b), (b, a))]
+    doubled = ((a, b) for least in (16, 4) for a, b in ordered if b >= least and b & (b - 1) == 0)
+    return next(doubled, ordered[0])
 
 
 def orthogonal_factors(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -55,7 +55,18 @@ def test_matrices_for_layer_norms_keep_the_mean(n):
 
 
 def test_sizes_are_split_near_the_middle_into_those_of_hadamard_matrices():
-    assert [factors_of(n) for n in (64, 576, 1536, 7, 24)] == [(8, 8), (24, 24), (32, 48), (1, 7), (2, 12)]
+    assert [factors_of(n) for n in (7, 16, 24)] == [(1, 7), (4, 4), (2, 12)]
+
+
+def test_a_power_of_two_comes_last():
+    found = {n: factors_of(n) for n in (64, 96, 576, 768, 1536, 5632)}
+    assert found == {64: (4, 16), 96: (12, 8), 576: (36, 16), 768: (24, 32), 1536: (48, 32), 5632: (88, 64)}
+
+
+def test_near_the_middle_comes_before_a_hadamard_matrix():
+    """5504 rows have one, and would cost as many multiplications for each feature of Llama's feed-forward network."""
+    assert hadamard(5504) is not None
+    assert factors_of(11008) == (86, 128)
 
 
 @pytest.mark.parametrize(
