@@ -1,13 +1,14 @@
 """Interrupted runs: what each step has made, on disk as soon as it is done, and read back.
 
 Every step adds one file of tensors, with what it made and nothing else; a file all of whose tensors stand in a later one is
-removed.  Tensors are in safetensors, the rest in JSON; a fingerprint of model, specification and calibration inputs guards
-against going on with another run's numbers.
+removed.  Tensors are in safetensors, the rest in JSON; a fingerprint of model, specification, calibration inputs and the engine's
+own code guards against going on with another run's numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -21,11 +22,20 @@ from torch import Tensor
 
 from cat_plugin.errors import QuantizationError
 from cat_plugin.files import PART, checked, locked, read_json, sha256_of, sync, write_errors, write_text
+from cat_plugin.version import __version__
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "code_of_engine"]
 
 _LIMIT = 2**25
 _REMEDY = "delete the directory to start anew."
+
+
+def code_of_engine() -> str:
+    """SHA-256 of the engine's release and sources: what a step has left means something to the code that wrote it, and to no other."""
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class Checkpoint:
@@ -104,7 +114,7 @@ class Checkpoint:
             ) from error
         if key != self.key:
             raise QuantizationError(
-                f"the checkpoint in {self.directory} belongs to another model, specification or calibration set; "
+                f"the checkpoint in {self.directory} belongs to another model, specification, calibration set or version; "
                 "delete it, or give another directory."
             )
         for name, entry in files.items():

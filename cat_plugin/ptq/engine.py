@@ -18,7 +18,7 @@ from cat_plugin.models import device_of, evaluating, fingerprint, full_float32
 from cat_plugin.ptq.agreement import check_agreement, refuse_training, report_of_first
 from cat_plugin.ptq.cache import TensorStore
 from cat_plugin.ptq.calibration import gather_inputs
-from cat_plugin.ptq.checkpoint import Checkpoint
+from cat_plugin.ptq.checkpoint import Checkpoint, code_of_engine
 from cat_plugin.ptq.graph.accept import acceptable
 from cat_plugin.ptq.pipeline import run_stages
 from cat_plugin.ptq.progress import Progress, Reporter
@@ -121,7 +121,7 @@ def quantize(
         if resume is not None and ranks.first:
             checkpoint = Checkpoint(
                 Path(resume),
-                fingerprint(model, spec.to_dict(), key, torch.__version__),
+                fingerprint(model, spec.to_dict(), key, torch.__version__, code_of_engine()),
                 {"spec": spec.to_dict(), "inputs": len(inputs)},
             )
             stack.callback(checkpoint.close)

@@ -119,6 +119,26 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         quantize(model, QuantSpec(preset="balanced", **_TRAINED), x, resume=tmp_path)
 
 
+def test_a_checkpoint_of_other_code_is_refused(tmp_path, monkeypatch):
+    """A state from before softmax levels were fitted had not what the code behind it looked for."""
+    model, x = randomise(SmallResNet()), small_inputs(24, 3, 12, 12)
+    quantize(model, QuantSpec(preset="fast"), x, resume=tmp_path)
+    monkeypatch.setattr(checkpoint, "__version__", "0.0.1")
+    with pytest.raises(QuantizationError, match="another model, specification, calibration set or version"):
+        quantize(model, QuantSpec(preset="fast"), x, resume=tmp_path)
+
+
+def test_every_source_of_the_engine_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "checkpoint.py"))
+    deep = tmp_path / "quantizers" / "tables.py"
+    deep.parent.mkdir()
+    found = set()
+    for text in ("levels", "levels and borders"):
+        deep.write_text(text)
+        found.add(checkpoint.code_of_engine())
+    assert len(found) == 2
+
+
 def test_one_run_at_a_time_in_a_directory(tmp_path):
     first = Checkpoint(tmp_path, "key")
     with pytest.raises(QuantizationError, match="another run is at work"):
