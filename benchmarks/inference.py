@@ -170,7 +170,7 @@ def peer(name: str, options: argparse.Namespace) -> dict[str, Any]:
     load = machine()["load"]
     if cap := ISAS[options.isa]:
         os.environ["ONEDNN_MAX_CPU_ISA"] = cap
-    result = run_peer(name, arguments, cache=options.cache, threads=options.threads)
+    result = run_peer(name, "speed", arguments, cache=options.cache, threads=options.threads)
     if options.only == "prepare":
         failed = [row for row in result["rows"] if "reason" in row]
         for row in failed:
@@ -197,7 +197,7 @@ def _layers_path(out: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure what the command line asks for, merge it and print the tables."""
-    speed = [name for name, entry in PEERS.items() if entry.kind == "speed"]
+    speed = [name for name, entry in PEERS.items() if "speed" in entry.kinds]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

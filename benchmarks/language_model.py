@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import importlib
 import os
-import re
 import resource
 import sys
 import time
@@ -25,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rows
-from benchmarks.models import data_root
+from benchmarks.bits import parse_bits
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "language_model.json"
 RTN: dict[str, Any] = {"compensation": False, "refit": False, "bias_correction": False}
@@ -49,39 +47,18 @@ ROWS = (
     "w4a4/lrquant", "w4a4/lrquant+folded", "w4/omniquant", "w3g128/fast", "w2g128/fast", "w4/fast, no refit", "w3/fast",
     "w4a4/fast", "w4a4/smoothquant", "w2g64/lrquant", "w8a8/fast", "w6a6/fast",
 )  # fmt: skip
-_LENGTH = 1024  # tokens of a window
 
 
 def options_of(row: str) -> dict[str, Any]:
     """Keywords of the specification that a row stands for."""
     bits, _, method = row.partition("/")
-    found = re.fullmatch(r"w(\d)(?:g(\d+))?(?:a(\d))?", bits)
-    if found is None:
-        raise ValueError(f"the row {row!r} does not begin with bits such as w4, w3g64 or w4a8")
-    weights, group, activations = found.groups()
-    options: dict[str, Any] = {"preset": "fast", "w_bits": int(weights), **METHODS[method]}
+    weights, group, activations = parse_bits(bits)
+    options: dict[str, Any] = {"preset": "fast", "w_bits": weights, **METHODS[method]}
     if group:
-        options["weight_groups"] = int(group)
+        options["weight_groups"] = group
     if activations:
-        return options | {"a_bits": int(activations), "a_granularity": "token"}
+        return options | {"a_bits": activations, "a_granularity": "token"}
     return options | {"weight_only": True}
-
-
-def load(
-    data: str | None, weights: str | None, device: str, windows: int, evaluation: int
-) -> tuple[Any, Any, Any]:
-    """The model, and windows (N, 1024) of validation and test text."""
-    import torch
-
-    folder = data_root(data) / "smollm2"
-    sys.path.insert(0, str(folder))
-    model, tokenizer = importlib.import_module("load_smollm2").load_smollm2(weights)
-
-    def cut(name: str, count: int) -> Any:
-        text = (folder / name).read_text()[: 8 * count * _LENGTH]
-        return torch.tensor(tokenizer.encode(text).ids)[: count * _LENGTH].view(count, _LENGTH).to(device)
-
-    return model.to(device), cut("wikitext2_valid.txt", windows), cut("wikitext2_test.txt", evaluation)
 
 
 def measure(row: str, model: Any, windows: Any, test: Any, cat: bool) -> list[dict[str, Any]]:
@@ -191,13 +168,13 @@ def one_by_one(names: list[str], options: argparse.Namespace) -> None:
     """Measure rows in this process, where the model is loaded once."""
     import torch
 
+    from benchmarks.encoders import smollm2
     from cat_plugin import perplexity
 
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
-    model, windows, test = load(
-        options.data, options.weights, options.device, options.windows, options.evaluation
-    )
+    found = smollm2(options.data, options.weights, options.windows, options.evaluation)
+    model, windows, test = (each.to(options.device) for each in found)
     full = round(perplexity(model, test), 3)
     print(f"full precision {full}", flush=True)
     for name in names:

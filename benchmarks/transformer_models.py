@@ -1,4 +1,4 @@
-"""Models of `benchmarks.transformers`: each with its calibration inputs and its score."""
+"""Models of `benchmarks.transformers` and of the peers' rows beside it: each with its calibration inputs and its score."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from benchmarks import encoders
 from benchmarks.models import top1
@@ -90,8 +91,23 @@ def minilm(data: str | None, calibration: int, evaluation: int, device: torch.de
     )
 
 
+def smollm2(data: str | None, calibration: int, evaluation: int, device: torch.device) -> Case:
+    """Perplexity of SmolLM2-135M on windows of 1024 tokens, each predicted on its own."""
+    model, windows, test = encoders.smollm2(data, None, calibration, evaluation)
+    windows, test = windows.to(device), test.to(device)
+
+    @torch.no_grad()
+    def perplexity(one: Any) -> float:
+        losses = [F.cross_entropy(one(row[None])[0, :-1].float(), row[1:]).double() for row in test]
+        return round(float(torch.stack(losses).mean().exp()), 3)
+
+    counts = {"calibration": len(windows), "evaluation": len(test)}
+    return Case(model.to(device), list(windows.split(1)), perplexity, "perplexity", counts)
+
+
 #: By the name that the rows have.
 CASES: dict[str, Callable[[str | None, int, int, torch.device], Case]] = {
     "vit_s": vit_s,
     "minilm": minilm,
+    "smollm2": smollm2,
 }

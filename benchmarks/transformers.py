@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rows
+from benchmarks.bits import parse_bits
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "transformers.json"
 RTN: dict[str, Any] = {"compensation": False, "refit": False, "bias_correction": False}
@@ -45,6 +46,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "fast+folded": {"rotation": "folded"},
     "fast+searched+online": {"smoothing": "searched", "rotation": "online"},
     "fast+searched+folded": {"smoothing": "searched", "rotation": "folded"},
+    "trained+searched+online": {**TRAINED, "rotation": "online"},
+    "trained+searched+online, 60 steps": {
+        **TRAINED,
+        "rotation": "online",
+        "unit_steps": 60,
+        "refinement_steps": 0,
+    },
     "trained+online": {**TRAINED, "smoothing": None, "rotation": "online"},
     "fast+searched, positions alike": {"smoothing": "searched", "position_weights": False},
     "fast+searched, uniform softmax": {"smoothing": "searched", "softmax_grid": "uniform"},
@@ -79,11 +87,11 @@ def all_rows() -> list[str]:
 
 def _options(bits: str, method: str) -> dict[str, Any]:
     """Keywords of the specification."""
-    weights, _, activations = bits[1:].partition("a")
-    options: dict[str, Any] = {"w_bits": int(weights), "preset": "fast"}
-    if not activations:
+    weights, _, activations = parse_bits(bits)
+    options: dict[str, Any] = {"w_bits": weights, "preset": "fast"}
+    if activations is None:
         return options | {"weight_only": True} | METHODS[method]
-    return options | {"a_bits": int(activations), "attention_bits": int(activations)} | METHODS[method]
+    return options | {"a_bits": activations, "attention_bits": activations} | METHODS[method]
 
 
 def measure(name: str, case: Any, full: float, memory_mb: int | None = None) -> dict[str, Any]:

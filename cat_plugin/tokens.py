@@ -51,7 +51,7 @@ class TokenMap(nn.Module):
 
 
 def correct_tokens(
-    quantized: fx.GraphModule,
+    quantized: nn.Module,
     reference: nn.Module,
     calibration: Iterable[Any] | Tensor,
     estimator: ClusterAffine | None = None,
@@ -62,8 +62,9 @@ def correct_tokens(
 
     Parameters
     ----------
-    quantized : fx.GraphModule
-        Of :func:`cat_plugin.ptq.quantize`; left as it is.
+    quantized : nn.Module
+        Of :func:`cat_plugin.ptq.quantize`, or whatever else rounded the model, which is then traced and what depends on its
+        parameters alone computed; left as it is.
     reference : nn.Module
         The full-precision model.
     calibration : iterable or Tensor
@@ -78,23 +79,23 @@ def correct_tokens(
     Returns
     -------
     module : fx.GraphModule
-        A copy of `quantized` with the map in it.
+        A copy of `quantized`, or its trace, with the map in it.
     estimator : ClusterAffine
         What it was fitted by.
 
     Raises
     ------
     CATTypeError
-        If `quantized` is no graph of the engine's.
+        If `quantized` is no module.
     CalibrationError
         If a model does not end in a linear layer, or the two hidden states do not go with each other.
     """
     from cat_plugin.cluster_affine import ClusterAffine
     from cat_plugin.graph.module import ClusterAffineModule
 
-    if not isinstance(quantized, fx.GraphModule):
+    if not isinstance(quantized, nn.Module):
         raise CATTypeError(
-            f"the quantized model is a {type(quantized).__name__}; expected the graph that cat_plugin.ptq.quantize returns."
+            f"the quantized model is a {type(quantized).__name__}; expected a torch.nn.Module."
         )
     estimator = (
         ClusterAffine(mode="lowrank", n_clusters=1, n_components=_COMPONENTS, alpha=1.0, random_state=0)
@@ -102,9 +103,12 @@ def correct_tokens(
         else estimator
     )
     inputs = gather_inputs(calibration, num_samples)
-    with evaluating(reference), torch.no_grad():
+    with evaluating(reference), evaluating(quantized), torch.no_grad():
         full = trace(reference, inputs[:2])
-        module = copy.deepcopy(quantized)
+        if isinstance(quantized, fx.GraphModule):
+            module = copy.deepcopy(quantized)
+        else:
+            module = trace(quantized, inputs[:2])
         mine, other = _Head(module), _Head(full)
         if mine.weight.shape[0] != other.weight.shape[0]:
             raise CalibrationError(

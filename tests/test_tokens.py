@@ -60,10 +60,25 @@ def test_an_estimator_of_the_callers_is_used():
     assert not hasattr(quantized, "token_map")
 
 
+def test_what_others_rounded_is_corrected_as_well():
+    model, rounded = _NETWORK.build(), _NETWORK.build()
+    with torch.no_grad():
+        for layer in rounded.modules():
+            if isinstance(layer, nn.Linear):
+                step = layer.weight.abs().amax(1, keepdim=True) / 1.5
+                layer.weight.copy_(torch.round(layer.weight / step).clamp(-2, 1) * step)
+    corrected, _ = cat_plugin.correct_tokens(rounded.train(), model, _NETWORK.inputs(256))
+    x = _NETWORK.inputs(64, seed=5)
+    with torch.no_grad():
+        wanted, before, after = model(x), rounded.eval()(x), corrected(x)
+    assert float((after - wanted).square().mean()) < 0.95 * float((before - wanted).square().mean())
+    assert not hasattr(rounded, "token_map")
+
+
 def test_models_that_have_no_tokens_are_refused():
     model, quantized = _quantized()
-    with pytest.raises(CATTypeError, match="is a Llama; expected the graph"):
-        cat_plugin.correct_tokens(model, model, _NETWORK.inputs(4))
+    with pytest.raises(CATTypeError, match=r"is a str; expected a torch\.nn\.Module"):
+        cat_plugin.correct_tokens("model", model, _NETWORK.inputs(4))
 
     class Bare(nn.Module):
         def forward(self, x):

@@ -1,9 +1,11 @@
 """Run peers one after the other, each in its own environment, and merge their rows into one JSON.
 
-Accuracy or speed, all peers of that kind or those named; what follows ``--`` goes to every script::
+Accuracy of convolutional networks or of transformers, or speed, all peers of that kind or those named; what follows ``--`` goes to
+every script::
 
     python -m benchmarks.peers speed --out speed.json
     python -m benchmarks.peers accuracy --peers brevitas nncf --out accuracy.json -- --models resnet20 --bits w2a2
+    python -m benchmarks.peers transformers --peers inc --out transformers.json -- --rows 'smollm2/w4/*'
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from cat_plugin.files import write_text
 
 COLUMNS = {
     "accuracy": ["peer", "version", "model", "w_bits", "a_bits", "method", "seconds", "top1"],
+    "transformers": ["peer", "version", "model", "bits", "method", "score", "fp", "unit", "seconds"],
     "speed": ["peer", "version", "model", "batch", "precision", "error", "ms"],
 }
-_KEY = ("peer", "model", "w_bits", "a_bits", "method", "batch", "precision")  # what a row is about
+_KEY = ("peer", "model", "w_bits", "a_bits", "bits", "method", "batch", "precision")  # what a row is about
 
 
 def merge(known: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -50,8 +53,8 @@ def main() -> None:
     given = sys.argv[1:]
     split = given.index("--") if "--" in given else len(given)
     options = parser.parse_args(given[:split])
-    names = options.peers or [name for name, peer in PEERS.items() if peer.kind == options.kind]
-    wrong = [name for name in names if PEERS[name].kind != options.kind]
+    names = options.peers or [name for name, peer in PEERS.items() if options.kind in peer.kinds]
+    wrong = [name for name in names if options.kind not in PEERS[name].kinds]
     if wrong:
         parser.error(f"{', '.join(wrong)}: not measured for {options.kind}")
     rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
@@ -59,6 +62,7 @@ def main() -> None:
         print(f"{name} ...", file=sys.stderr, flush=True)
         measured = run_peer(
             name,
+            options.kind,
             given[split + 1 :],
             cache=options.cache,
             threads=options.threads,

