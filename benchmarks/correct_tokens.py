@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.encoders import smollm2
-from benchmarks.machine import machine, versions
+from benchmarks.machine import machine
 from benchmarks.peers.__main__ import merge
 from cat_plugin import correct_tokens, perplexity
 from cat_plugin.files import write_text
@@ -48,6 +48,7 @@ def measure(path: Path, model: torch.nn.Module, windows: Any, test: Any) -> dict
     corrected, _ = correct_tokens(changed, model, windows)
     return {
         "peer": about["peer"],
+        "version": about["version"],
         "model": about["model"],
         "bits": about["bits"].upper(),
         "method": f"{about['method']} + map",
@@ -60,7 +61,6 @@ def measure(path: Path, model: torch.nn.Module, windows: Any, test: Any) -> dict
         "score": round(perplexity(corrected, test), 3),
         "fp": round(perplexity(model, test), 3),
         "unit": "perplexity",
-        "version": versions().get("cat-ptq"),
     }
 
 

@@ -32,8 +32,10 @@ RTN: dict[str, Any] = {"compensation": False, "refit": False, "bias_correction":
 TRAINED: dict[str, Any] = {
     "preset": "balanced",
     "smoothing": "searched",
+    "rotation": "online",
     "loss": "curvature",
-    "refinement_steps": 100,
+    "unit_steps": 60,
+    "refinement_steps": 0,
 }
 WHOLE: dict[str, Any] = {"preset": "best", "smoothing": "searched", "unit_steps": 0, "refinement_steps": 0}
 #: Options of each method; the preset is ``fast`` where nothing else is said.
@@ -46,14 +48,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "fast+folded": {"rotation": "folded"},
     "fast+searched+online": {"smoothing": "searched", "rotation": "online"},
     "fast+searched+folded": {"smoothing": "searched", "rotation": "folded"},
-    "trained+searched+online": {**TRAINED, "rotation": "online"},
-    "trained+searched+online, 60 steps": {
-        **TRAINED,
-        "rotation": "online",
-        "unit_steps": 60,
-        "refinement_steps": 0,
-    },
-    "trained+online": {**TRAINED, "smoothing": None, "rotation": "online"},
     "fast+searched, positions alike": {"smoothing": "searched", "position_weights": False},
     "fast+searched, uniform softmax": {"smoothing": "searched", "softmax_grid": "uniform"},
     "fast+searched, attention 8": {"smoothing": "searched", "attention_bits": 8},
@@ -75,7 +69,7 @@ BITS = {
     "vit_s": ("w4a4", "w3a4", "w6a6", "w8a8"),
     "minilm": ("w8a8", "w4a8", "w4a4"),
 }
-_FIRST = ("fast+searched", "trained")  # of every bit-width, before any other method
+_FIRST = ("fast+searched+online", "trained", "fast+searched")  # of every bit-width, before any other method
 
 
 def all_rows() -> list[str]:
