@@ -37,6 +37,5 @@ def parse_bits(name: str) -> Bits:
     found = re.fullmatch(r"w(\d)(?:g(\d+))?(?:a(\d))?", name.lower())
     if found is None:
         raise ValueError(f"{name!r} is not a name of bits such as w4, w3g64 or w4a8")
-    weights, group, activations = (int(each) if each else None for each in found.groups())
-    assert weights is not None
-    return Bits(weights, group, activations)
+    weights, group, activations = found.groups()
+    return Bits(int(weights), int(group) if group else None, int(activations) if activations else None)

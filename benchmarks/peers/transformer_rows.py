@@ -108,7 +108,7 @@ def measure_variants(
     parser.add_argument(
         "--states",
         type=Path,
-        help="folder to store rounded weights in, for benchmarks.language_model --states",
+        help="folder to store rounded weights in, for benchmarks.correct_tokens",
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -14,7 +14,7 @@ After::
 Between the two there may be changes of shape, and the left one may be repeated for each row, as PyTorch's export has it.
 
 The matrix on the right is one of Sylvester's with a factor for each row, and that on the left may be, in part: what is left of it is
-the core.  Others stay products.
+the core.  Others stay products, and so do very large cores and narrow matrices.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ from tvm_backend.kernels.spec import Epilogue, RotationSpec
 from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["FoldRotation", "doublings"]
+
+
+_LEAST_INNER = 4
+"""Columns of the matrix on the right, which are the lanes of the kernel's vectors."""
+
+_GREATEST_CORE = 256
+"""Rows of what is multiplied as it stands: the kernels of products are better at more."""
 
 
 def doublings(matrix: NDArray[Any]) -> tuple[NDArray[Any], int, NDArray[Any]]:
@@ -81,10 +88,12 @@ class _Fold(Rewriter):
         if any(str(compat.type_of(arg).dtype) != "float32" for arg in (x, left, right)):
             return None
         columns, size, rest = doublings(compat.constant_value(right).reshape(b, b))
-        if size != b:
+        if size != b or b < _LEAST_INNER:
             return None
         # From the left a matrix acts as its transpose does from the right.
         rows, outer, core = doublings(compat.constant_value(left).reshape(a, a).T)
+        if len(core) > _GREATEST_CORE:
+            return None
         factors = np.kron(rows, columns * rest.item())
         if len(core) == 1:
             factors *= core.item()

@@ -15,20 +15,20 @@ from tvm_backend.kernels.spec import Epilogue, RotationSpec
 from tvm_backend.passes.fold_rotation import FoldRotation, doublings
 
 DOUBLED = np.array([[1.0, 1.0], [1.0, -1.0]])
-CORE = np.array([[1.0, 2.0], [0.0, 1.0]])
+FOUR = np.kron(DOUBLED, DOUBLED)
 
 
 def graph(left, right):
     @I.ir_module
     class Module:
         @R.function
-        def main(x: R.Tensor(("n", 3, 8), "float32")):
+        def main(x: R.Tensor(("n", 3, left.size // len(left) * len(right)), "float32")):
             n = T.int64()
             with R.dataflow():
-                lv = R.reshape(x, R.shape([n, 3, 4, 2]))
+                lv = R.reshape(x, R.shape([n, 3, len(left), len(right)]))
                 lv1 = R.matmul(lv, const(right))
                 lv2 = R.matmul(const(left), lv1)
-                gv = R.reshape(lv2, R.shape([n, 3, 8]))
+                gv = R.reshape(lv2, R.shape([n, 3, len(left) * len(right)]))
                 R.output(gv)
             return gv
 
@@ -37,42 +37,42 @@ def graph(left, right):
 
 def test_two_matrices_become_a_kernel():
     signs = np.array([1.0, -1.0, -1.0, 1.0])
-    matrix = signs[:, None] * np.kron(DOUBLED, DOUBLED) / 2
-    spec = RotationSpec(None, 4, 1, 2, Epilogue())
-    factors = const(np.kron(signs / 2, [3.0, -3.0]))
+    matrix = signs[:, None] * FOUR / 2
+    spec = RotationSpec(None, 4, 1, 4, Epilogue())
+    factors = const(np.kron(signs / 2, 3 * signs))
 
     @I.ir_module
     class After:
         @R.function
-        def main(x: R.Tensor(("n", 3, 8), "float32")):
+        def main(x: R.Tensor(("n", 3, 16), "float32")):
             n = T.int64()
             with R.dataflow():
-                lv = R.reshape(x, R.shape([n, 3, 4, 2]))
-                lv1 = R.reshape(lv, R.shape([n * 3, 8]))
+                lv = R.reshape(x, R.shape([n, 3, 4, 4]))
+                lv1 = R.reshape(lv, R.shape([n * 3, 16]))
                 lv2 = kernel(spec, lv1, factors)
-                lv3 = R.reshape(lv2, R.shape([n, 3, 4, 2]))
-                gv = R.reshape(lv3, R.shape([n, 3, 8]))
+                lv3 = R.reshape(lv2, R.shape([n, 3, 4, 4]))
+                gv = R.reshape(lv3, R.shape([n, 3, 16]))
                 R.output(gv)
             return gv
 
-    check(FoldRotation, graph(matrix.T, np.array([[3.0], [-3.0]]) * DOUBLED), After)
+    check(FoldRotation, graph(matrix.T, 3 * signs[:, None] * FOUR), After)
 
 
 def test_shapes_between_them_are_looked_through():
-    left = const(DOUBLED)
+    left, right = const(DOUBLED), const(FOUR)
 
     @I.ir_module
     class Before:
         @R.function
-        def main(x: R.Tensor(("n", 3, 2, 2), "float32")):
+        def main(x: R.Tensor(("n", 3, 2, 4), "float32")):
             n = T.int64()
             with R.dataflow():
-                lv = R.reshape(x, R.shape([n * 6, 2]))
-                lv1 = R.matmul(lv, left)
-                lv2 = R.reshape(lv1, R.shape([n, 3, 2, 2]))
+                lv = R.reshape(x, R.shape([n * 6, 4]))
+                lv1 = R.matmul(lv, right)
+                lv2 = R.reshape(lv1, R.shape([n, 3, 2, 4]))
                 lv3 = R.broadcast_to(left, R.shape([n, 3, 2, 2]))
                 lv4 = R.reshape(lv3, R.shape([n * 3, 2, 2]))
-                lv5 = R.reshape(lv2, R.shape([n * 3, 2, 2]))
+                lv5 = R.reshape(lv2, R.shape([n * 3, 2, 4]))
                 gv = R.matmul(lv4, lv5)
                 R.output(gv)
             return gv
@@ -80,13 +80,13 @@ def test_shapes_between_them_are_looked_through():
     @I.ir_module
     class After:
         @R.function
-        def main(x: R.Tensor(("n", 3, 2, 2), "float32")):
+        def main(x: R.Tensor(("n", 3, 2, 4), "float32")):
             n = T.int64()
             with R.dataflow():
-                lv = R.reshape(x, R.shape([n * 6, 2]))
-                lv1 = R.reshape(lv, R.shape([n * 3, 4]))
-                lv2 = kernel(RotationSpec(None, 2, 1, 2, Epilogue()), lv1, const(np.ones(4)))
-                gv = R.reshape(lv2, R.shape([n * 3, 2, 2]))
+                lv = R.reshape(x, R.shape([n * 6, 4]))
+                lv1 = R.reshape(lv, R.shape([n * 3, 8]))
+                lv2 = kernel(RotationSpec(None, 2, 1, 4, Epilogue()), lv1, const(np.ones(8)))
+                gv = R.reshape(lv2, R.shape([n * 3, 2, 4]))
                 R.output(gv)
             return gv
 
@@ -95,9 +95,14 @@ def test_shapes_between_them_are_looked_through():
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [(np.eye(4), CORE), (np.eye(4), np.array([[1.0, 1.0], [1.0, 1.0]]))],
+    [
+        (np.eye(4), np.triu(FOUR)),  # entries of two sizes
+        (np.eye(4), np.ones((4, 4))),  # no matrix of Sylvester's
+        (np.eye(4), DOUBLED),  # vectors of two lanes
+        (np.eye(257), FOUR),  # too much to multiply by
+    ],
 )
-def test_a_matrix_on_the_right_of_another_kind_stays(left, right):
+def test_a_matrix_of_another_kind_stays(left, right):
     untouched(FoldRotation, graph(left, right))
 
 
