@@ -21,6 +21,7 @@ from safetensors import safe_open
 from benchmarks.encoders import smollm2
 from benchmarks.machine import machine
 from benchmarks.peers.__main__ import merge
+from benchmarks.peers.transformer_rows import ABOUT
 from cat_plugin import correct_tokens, perplexity
 from cat_plugin.files import write_text
 
@@ -47,9 +48,7 @@ def measure(path: Path, model: torch.nn.Module, windows: Any, test: Any) -> dict
     started, used = time.perf_counter(), time.process_time()
     corrected, _ = correct_tokens(changed, model, windows)
     return {
-        "peer": about["peer"],
-        "version": about["version"],
-        "model": about["model"],
+        **{key: about[key] for key in ABOUT},
         "bits": about["bits"].upper(),
         "method": f"{about['method']} + map",
         "calibration": len(windows),

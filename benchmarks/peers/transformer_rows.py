@@ -19,7 +19,12 @@ from benchmarks.bits import Bits, parse_bits
 from benchmarks.peers.common import Rows, timed
 from benchmarks.transformer_models import CASES, Case
 
-__all__ = ["Variant", "effective_weights", "measure_variants"]
+__all__ = ["ABOUT", "Variant", "effective_weights", "measure_variants", "store_weights"]
+
+ABOUT = ("peer", "version", "model", "bits", "method")
+"""What is written beside the weights of a row."""
+
+_NAMED = tuple(key for key in ABOUT if key != "version")
 
 CALIBRATION = {"vit_s": 256, "minilm": 256, "smollm2": 8}
 EVALUATION = {"vit_s": 1000, "minilm": 1000, "smollm2": 4}
@@ -76,6 +81,21 @@ def effective_weights(model: nn.Module, like: nn.Module) -> dict[str, Tensor]:
             bias = quantized(torch.zeros(1, layer.in_features))
             found[f"{name}.weight"] = (quantized(unit) - bias).T.float().contiguous()
     return found
+
+
+def store_weights(folder: Path, about: dict[str, str], model: nn.Module, like: nn.Module) -> Path:
+    """Write :func:`effective_weights`, with what they are (`ABOUT`) beside them, to a file that is named after that.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join(about[key] for key in _NAMED).lower()).strip("-")
+    path = folder / f"{name}.safetensors"
+    save_file(effective_weights(model, like), path, {key: about[key] for key in ABOUT})
+    return path
 
 
 def measure_variants(
@@ -135,12 +155,6 @@ def _measure(rows: Rows, variant: Variant, case: Case, full: float, options: arg
             quantized = variant.quantize(copy.deepcopy(case.model), bits, case.calibration)
         row |= {"score": case.score(quantized), "fp": full, "unit": case.unit}
         if options.states is not None and isinstance(quantized, nn.Module) and bits.activations is None:
-            options.states.mkdir(parents=True, exist_ok=True)
-            name = re.sub(r"[^a-z0-9]+", "-", f"{rows.peer} {variant.name}".lower()).strip("-")
-            about = {
-                "peer": rows.peer,
-                "model": variant.model,
-                "bits": variant.bits,
-                "method": variant.method,
-            }
-            save_file(effective_weights(quantized, case.model), options.states / f"{name}.safetensors", about)
+            about = {"peer": rows.peer, "version": rows.version, "model": variant.model}
+            about |= {"bits": variant.bits, "method": variant.method}
+            store_weights(options.states, about, quantized, case.model)

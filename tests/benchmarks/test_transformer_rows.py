@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from benchmarks.bits import Bits, parse_bits
-from benchmarks.peers.transformer_rows import effective_weights
+from benchmarks.correct_tokens import rounded
+from benchmarks.peers.transformer_rows import ABOUT, effective_weights, store_weights
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,15 @@ def test_effective_weights_are_read_off_the_results():
     assert list(found) == ["0.weight", "2.weight"]
     torch.testing.assert_close(found["0.weight"], like[0].weight / 2, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found["2.weight"], like[2].weight, rtol=1e-5, atol=1e-6)
+
+
+def test_stored_weights_are_read_back_with_what_they_are(tmp_path):
+    like = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False))
+    quantized = nn.Sequential(_Halved(like[0]), nn.ReLU(), like[2])
+    about = dict(zip(ABOUT, ("Peer", "1.0", "tiny", "w4", "GPTQ, ordered"), strict=True))
+    path = store_weights(tmp_path / "states", about, quantized, like)
+    assert path.name == "peer-tiny-w4-gptq-ordered.safetensors"
+    model, found = rounded(path, like)
+    assert found == about
+    torch.testing.assert_close(model[0].weight, like[0].weight / 2, rtol=1e-5, atol=1e-6)
+    assert model[0].bias.equal(like[0].bias)
