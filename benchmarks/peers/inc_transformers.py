@@ -1,4 +1,4 @@
-"""Accuracy of Neural Compressor's own algorithms on transformers: static int8, and weights alone by RTN, GPTQ, AWQ and TEQ.
+"""Accuracy of Neural Compressor's own algorithms on transformers: static int8, and weights alone by RTN, GPTQ and AWQ.
 
 Weights alone: symmetric, all linear layers; SmolLM2's output layer, which is its embedding, stays in float, and so does attention.
 SmoothQuant needs Intel's extension for PyTorch, which is not made for this PyTorch: the row says what happens.
@@ -10,7 +10,6 @@ Run in an environment that holds neural-compressor, from the checkout::
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,25 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.bits import Bits
+from benchmarks.peers import inc_accuracy
 from benchmarks.peers.transformer_rows import Variant, measure_variants
 
 
 def static(model: nn.Module, bits: Bits, calibration: list[Tensor]) -> nn.Module:
-    """Quantize to 8 bits by the host's default static configuration, through an exported graph."""
-    from neural_compressor.torch.export import export
-    from neural_compressor.torch.quantization import INT8StaticQuantConfig, convert, prepare
-
+    """Quantize to 8 bits by the host's default static configuration, as convolutional networks are."""
     del bits
-    example = calibration[0]
-    exported = export(
-        model, example_inputs=(example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
-    )
-    prepared = prepare(exported, INT8StaticQuantConfig(), example_inputs=(example,))
-    with torch.no_grad():
-        for batch in calibration:
-            prepared(batch)
-    quantized: nn.Module = convert(prepared)
-    return quantized
+    return inc_accuracy.quantize(model, torch.cat(calibration), len(calibration[0]))
 
 
 def smooth_quant(model: nn.Module, bits: Bits, calibration: list[Tensor]) -> nn.Module:
@@ -62,14 +50,13 @@ def weight_only(algorithm: str, **options: Any) -> Callable[[nn.Module, Bits, li
         given = {"bits": bits.weights, "use_sym": True, "group_size": bits.group or -1, **options}
         prepared = quantization.prepare(model, config(**given), example_inputs=calibration[0])
 
-        def run(module: nn.Module) -> None:
-            with torch.no_grad():
-                for batch in calibration:
-                    module(batch)
-
         if algorithm != "RTN":
-            with contextlib.suppress(ValueError):  # by which GPTQ leaves the first block
-                run(prepared)
+            left_by = (
+                (ValueError,) if algorithm == "GPTQ" else ()
+            )  # the first block, once its inputs are known
+            with torch.no_grad(), contextlib.suppress(*left_by):
+                for batch in calibration:
+                    prepared(batch)
         quantized: nn.Module = quantization.convert(prepared)
         return quantized
 

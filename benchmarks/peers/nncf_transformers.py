@@ -1,6 +1,6 @@
 """Accuracy of NNCF on transformers: 8 bits with ``model_type=TRANSFORMER`` in torch, weights alone through OpenVINO.
 
-For ``TRANSFORMER`` it smooths activations (SmoothQuant) and leaves attention's products as its patterns say. Weights alone are rounded with all that it has
+For ``TRANSFORMER`` it smooths activations (SmoothQuant) and quantizes of attention what its own patterns choose. Weights alone are rounded with what it has
 for them: AWQ, scales fitted to the outputs, and GPTQ, which it has for OpenVINO's models only; that model is scored in float32.
 SmolLM2's embedding, which is also its output layer, has 8 bits.
 

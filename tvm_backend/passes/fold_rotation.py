@@ -32,7 +32,6 @@ from tvm_backend.passes.rewriter import Rewriter, as_pass
 
 __all__ = ["FoldRotation", "doublings"]
 
-
 _LEAST_INNER = 4
 """Columns of the matrix on the right, which are the lanes of the kernel's vectors."""
 
@@ -76,14 +75,21 @@ class _Fold(Rewriter):
     def visit(self, expr: relax.Expr) -> relax.Expr | None:
         if compat.op_name(expr) != "matmul":
             return None
-        left = self._behind(expr.args[0], "reshape", "broadcast_to")
-        product = self._behind(expr.args[1], "reshape")
+        *leading, a, b = dialect.shape_of(self.current)
+        given = dialect.shape_of(expr.args[1])
+        if (
+            not leading
+            or len(given) != len(leading) + 2
+            or not all(map(compat.same_size, given, [*leading, a, b]))
+        ):
+            return None  # one product for several matrices on the left
+        left = self._repeated(expr.args[0])
+        product = self._reshaped(expr.args[1])
         inner = self.definition(product)
         if compat.op_name(inner) != "matmul" or not self.sole_user(product):
             return None
         x, right = inner.args
-        *leading, a, b = dialect.shape_of(self.current)
-        if not (leading and _is_square(left, a) and _is_square(right, b)):
+        if not (_is_square(left, a) and _is_square(right, b)):
             return None
         if any(str(compat.type_of(arg).dtype) != "float32" for arg in (x, left, right)):
             return None
@@ -106,20 +112,27 @@ class _Fold(Rewriter):
         out = dialect.kernel(spec, [flat, *constants], count)
         return relax.op.reshape(self.emit(out), [*leading, a, b])
 
-    def _behind(self, expr: relax.Expr, *operators: str) -> relax.Expr:
-        """What operators that move nothing in memory, or repeat it, were given; each is used once."""
-        while self.sole_user(expr) and compat.op_name(made := self.definition(expr)) in operators:
+    def _reshaped(self, expr: relax.Expr) -> relax.Expr:
+        """What changes of shape were given; each is used once."""
+        while self.sole_user(expr) and compat.op_name(made := self.definition(expr)) == "reshape":
+            expr = made.args[0]
+        return expr
+
+    def _repeated(self, expr: relax.Expr) -> relax.Expr:
+        """The matrix, or matrices, that leading axes were added to, and merged."""
+        while compat.op_name(made := self.definition(expr)) in ("reshape", "broadcast_to"):
+            if dialect.shape_of(made.args[0])[-2:] != dialect.shape_of(expr)[-2:]:
+                break  # other matrices
             expr = made.args[0]
         return expr
 
 
 def _is_square(expr: relax.Expr, size: Any) -> bool:
-    """Whether an expression is a constant matrix of that many rows and columns."""
-    return (
-        isinstance(size, int)
-        and compat.is_constant(expr)
-        and math.prod(dialect.shape_of(expr)) == size * size
-    )
+    """Whether an expression is one constant matrix of that many rows and columns."""
+    if not isinstance(size, int) or not compat.is_constant(expr):
+        return False
+    shape = dialect.shape_of(expr)
+    return shape[-2:] == [size, size] and math.prod(shape) == size * size
 
 
 FoldRotation = as_pass(_Fold, "FoldRotation")

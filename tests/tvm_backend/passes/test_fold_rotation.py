@@ -106,6 +106,39 @@ def test_a_matrix_of_another_kind_stays(left, right):
     untouched(FoldRotation, graph(left, right))
 
 
+def test_rows_repeated_within_a_matrix_are_no_rotation():
+    """Four matrices of equal columns have as many numbers as one whole matrix."""
+    columns = const(FOUR.reshape(4, 4, 1))
+
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((4, 4, 4), "float32")):
+            with R.dataflow():
+                lv = R.matmul(x, const(FOUR))
+                lv1 = R.broadcast_to(columns, R.shape([4, 4, 4]))
+                gv = R.matmul(lv1, lv)
+                R.output(gv)
+            return gv
+
+    untouched(FoldRotation, Before)
+
+
+def test_one_product_for_several_matrices_is_no_rotation():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((4, 4), "float32")):
+            with R.dataflow():
+                lv = R.matmul(x, const(FOUR))
+                lv1 = R.broadcast_to(const(FOUR), R.shape([3, 4, 4]))
+                gv = R.matmul(lv1, lv)
+                R.output(gv)
+            return gv
+
+    untouched(FoldRotation, Before)
+
+
 @pytest.mark.parametrize("n", [1, 2, 12, 20, 32, 48, 64, 88, 7])
 def test_doublings_put_a_matrix_together_again(n):
     matrix = orthogonal(n, torch.Generator().manual_seed(n)).numpy()

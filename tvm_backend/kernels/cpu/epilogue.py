@@ -11,7 +11,7 @@ from tvm_backend.kernels import tir
 from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.isa import InstructionSet
 from tvm_backend.kernels.cpu.quantity import Finish, Kind, Quantity
-from tvm_backend.kernels.spec import QParams
+from tvm_backend.kernels.spec import Epilogue, QParams
 from tvm_backend.kernels.tir import Expr
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "defined",
     "dequantized",
     "finish",
+    "finish_defined",
     "finish_row",
     "integers",
     "pieces",
@@ -116,6 +117,16 @@ def finish(
         value = ir.hold(value, "float32", lanes)
     for output, kind in zip(outputs, epilogue.outputs, strict=True):
         tir.store(output, quantized(value, kind, lanes, epilogue.clip), indices, lanes)
+
+
+def finish_defined(
+    value: Expr, epilogue: Epilogue, outputs: Sequence[Any], indices: Sequence[Expr], lanes: int
+) -> None:
+    """:func:`finish` for a float32 vector that may hold NaN, of which a single integer output makes 0."""
+    kind = epilogue.outputs[0]
+    if isinstance(kind, QParams) and len(outputs) == 1:
+        value = defined(ir.hold(value, "float32", lanes), kind, lanes)
+    finish(value, Finish.of(epilogue), None, outputs, indices, lanes)
 
 
 def finish_row(

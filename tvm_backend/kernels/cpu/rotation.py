@@ -17,11 +17,10 @@ from tvm.tirx import PrimFunc
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue
 from tvm_backend.kernels.cpu import ir
-from tvm_backend.kernels.cpu.epilogue import defined, finish
+from tvm_backend.kernels.cpu.epilogue import finish_defined
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.quantity import Finish
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
-from tvm_backend.kernels.spec import QParams, RotationSpec
+from tvm_backend.kernels.spec import RotationSpec
 from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Rotation", "reference"]
@@ -97,7 +96,6 @@ class _Row:
     def __init__(self, rotation: Rotation, data: Any, factors: Any, core: Any, outputs: list[Any]) -> None:
         self.spec = rotation.spec
         self.data, self.factors, self.core, self.outputs = data, factors, core, outputs
-        self.finish = Finish.of(self.spec.epilogue)
         self.lanes = min(rotation.isa.lanes, self.spec.inner)
         self.vectors = self.spec.inner // self.lanes
         #: Outer indices whose vectors are in registers with those of one inner row, and how many such groups there are.
@@ -165,7 +163,4 @@ class _Row:
 
     def store(self, value: Expr, row: Expr, at: Expr) -> None:
         """The epilogue of a vector; integer 0 for what is no number."""
-        kind = self.spec.epilogue.outputs[0]
-        if isinstance(kind, QParams) and len(self.outputs) == 1:
-            value = defined(ir.hold(value, "float32", self.lanes), kind, self.lanes)
-        finish(value, self.finish, None, self.outputs, [row, at], self.lanes)
+        finish_defined(value, self.spec.epilogue, self.outputs, [row, at], self.lanes)

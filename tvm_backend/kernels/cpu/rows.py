@@ -18,11 +18,10 @@ from tvm.tirx import PrimFunc
 from tvm_backend.kernels import tir
 from tvm_backend.kernels.arithmetic import apply_epilogue
 from tvm_backend.kernels.cpu import functions, ir
-from tvm_backend.kernels.cpu.epilogue import defined, finish, pieces
+from tvm_backend.kernels.cpu.epilogue import finish_defined, pieces
 from tvm_backend.kernels.cpu.generator import CpuGenerator
-from tvm_backend.kernels.cpu.quantity import Finish
 from tvm_backend.kernels.cpu.tasks import TASK_ELEMENTS, Tasks
-from tvm_backend.kernels.spec import QParams, RowsSpec
+from tvm_backend.kernels.spec import RowsSpec
 from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Rows", "reference"]
@@ -75,7 +74,6 @@ class _Row:
     def __init__(self, rows: Rows, data: Any, constants: list[Any], outputs: list[Any]) -> None:
         self.spec, self.lanes = rows.spec, rows.isa.lanes
         self.data, self.constants, self.outputs = data, constants, outputs
-        self.finish = Finish.of(self.spec.epilogue)
 
     def vectors(self, body: Callable[[Expr, int], None]) -> None:
         """Emit ``body(start, lanes)`` for the whole row."""
@@ -170,7 +168,4 @@ class _Row:
 
     def store(self, value: Expr, row: Expr, at: Expr, lanes: int) -> None:
         """The epilogue of a vector; integer 0 for what is no number."""
-        kind = self.spec.epilogue.outputs[0]
-        if isinstance(kind, QParams) and len(self.outputs) == 1:
-            value = defined(ir.hold(value, "float32", lanes), kind, lanes)
-        finish(value, self.finish, None, self.outputs, [row, at], lanes)
+        finish_defined(value, self.spec.epilogue, self.outputs, [row, at], lanes)

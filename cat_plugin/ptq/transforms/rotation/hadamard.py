@@ -84,6 +84,7 @@ def factors_of(n: int) -> tuple[int, int]:
     butterflies of vectors.
     """
     pairs = [(a, n // a) for a in range(math.isqrt(n), 0, -1) if n % a == 0]
+    # A Hadamard matrix is not worth many times the multiplications.
     pairs = [pair for pair in pairs if sum(pair) <= 8 * math.isqrt(n)] or pairs[:1]
     known = [(a, b) for a, b in pairs if a > 1 and hadamard(a) is not None and hadamard(b) is not None]
     ordered = [pair for a, b in known or pairs for pair in ((a, b), (b, a))]
