@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ import torch
 from safetensors import safe_open
 
 from benchmarks.encoders import smollm2
-from benchmarks.machine import machine
-from benchmarks.peers.__main__ import merge
+from benchmarks.peers.merging import merge_into
 from benchmarks.peers.transformer_rows import ABOUT
 from cat_plugin import correct_tokens, perplexity
-from cat_plugin.files import write_text
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "peers_transformers.json"
 
@@ -81,9 +78,7 @@ def main() -> None:
         print(
             "  ".join(f"{k} {row[k]}" for k in ("peer", "bits", "method", "uncorrected", "score")), flush=True
         )
-        rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
-        content = {"machine": machine(), "rows": merge(rows, [row])}
-        write_text(options.out, json.dumps(content, indent=1) + "\n")
+        merge_into(options.out, [row])
 
 
 if __name__ == "__main__":

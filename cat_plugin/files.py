@@ -33,6 +33,7 @@ __all__ = [
     "read_limited",
     "replacing",
     "sha256_of",
+    "sha256_of_code",
     "staged_directory",
     "staged_files",
     "sync",
@@ -51,6 +52,14 @@ def sha256_of(path: Path) -> str:
     """Return the sha256 of a file as a hexadecimal string."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_of_code(package: Path) -> str:
+    """Hexadecimal SHA-256 of all sources of a package: what its code has made may mean nothing to other code."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

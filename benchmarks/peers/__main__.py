@@ -11,32 +11,19 @@ every script::
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
 from benchmarks.peers.environments import CACHE, PEERS, run_peer
+from benchmarks.peers.merging import merge_into
 from benchmarks.tables import table
-from cat_plugin.files import write_text
 
 COLUMNS = {
     "accuracy": ["peer", "version", "model", "w_bits", "a_bits", "method", "seconds", "top1"],
     "transformers": ["peer", "version", "model", "bits", "method", "score", "fp", "unit", "seconds"],
     "speed": ["peer", "version", "model", "batch", "precision", "error", "ms"],
 }
-_KEY = ("peer", "model", "w_bits", "a_bits", "bits", "method", "batch", "precision")  # what a row is about
-
-
-def merge(known: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows with those measured in the place of older ones about the same."""
-
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(row.get(name) for name in _KEY)
-
-    new = {key(row): row for row in measured}
-    return [new.pop(key(row), row) for row in known] + list(new.values())
 
 
 def main() -> None:
@@ -57,7 +44,7 @@ def main() -> None:
     wrong = [name for name in names if options.kind not in PEERS[name].kinds]
     if wrong:
         parser.error(f"{', '.join(wrong)}: not measured for {options.kind}")
-    rows = json.loads(options.out.read_text())["rows"] if options.out.exists() else []
+    rows: list[dict[str, Any]] = []
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
         measured = run_peer(
@@ -68,10 +55,7 @@ def main() -> None:
             threads=options.threads,
             timeout=options.timeout,
         )
-        rows = merge(rows, measured["rows"])
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": measured["machine"] or machine(), "rows": rows}
-        write_text(options.out, json.dumps(content, indent=1) + "\n")
+        rows = merge_into(options.out, measured["rows"], measured["machine"])
     print(table(rows, COLUMNS[options.kind]))
 
 

@@ -50,13 +50,9 @@ def weight_only(algorithm: str, **options: Any) -> Callable[[nn.Module, Bits, li
         given = {"bits": bits.weights, "use_sym": True, "group_size": bits.group or -1, **options}
         prepared = quantization.prepare(model, config(**given), example_inputs=calibration[0])
 
-        if algorithm != "RTN":
-            left_by = (
-                (ValueError,) if algorithm == "GPTQ" else ()
-            )  # the first block, once its inputs are known
-            with torch.no_grad(), contextlib.suppress(*left_by):
-                for batch in calibration:
-                    prepared(batch)
+        with torch.no_grad():
+            for batch in calibration if algorithm != "RTN" else ():
+                prepared(batch)
         quantized: nn.Module = quantization.convert(prepared)
         return quantized
 

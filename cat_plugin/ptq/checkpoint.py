@@ -8,7 +8,6 @@ own code guards against going on with another run's numbers.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,17 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from cat_plugin.errors import QuantizationError
-from cat_plugin.files import PART, checked, locked, read_json, sha256_of, sync, write_errors, write_text
+from cat_plugin.files import (
+    PART,
+    checked,
+    locked,
+    read_json,
+    sha256_of,
+    sha256_of_code,
+    sync,
+    write_errors,
+    write_text,
+)
 from cat_plugin.version import __version__
 
 __all__ = ["Checkpoint", "code_of_engine"]
@@ -31,11 +40,8 @@ _REMEDY = "delete the directory to start anew."
 
 
 def code_of_engine() -> str:
-    """SHA-256 of the engine's release and sources: what a step has left means something to the code that wrote it, and to no other."""
-    digest = hashlib.sha256(__version__.encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """The engine's release and the SHA-256 of its sources: what a step has left means something to the code that wrote it, and to no other."""
+    return f"{__version__} {sha256_of_code(Path(__file__).parent)}"
 
 
 class Checkpoint:

@@ -1,6 +1,8 @@
 """Rows of the peers are merged: what was measured again replaces what it repeats, all else stays."""
 
-from benchmarks.peers.__main__ import merge
+from pathlib import Path
+
+from benchmarks.peers.merging import merge, merge_into
 
 
 def test_rows_measured_again_replace_those_about_the_same() -> None:
@@ -12,3 +14,10 @@ def test_rows_measured_again_replace_those_about_the_same() -> None:
     new = [{**old[2], "top1": 4.0}, {**old[0], "method": "y", "top1": 5.0}]
     assert [row["top1"] for row in merge(old, new)] == [1.0, 2.0, 4.0, 5.0]
     assert merge([], new) == new
+
+
+def test_a_file_holds_old_rows_and_new(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "rows.json"
+    row = {"peer": "a", "model": "m", "bits": "W4", "method": "x", "score": 1.0}
+    merge_into(path, [row, {**row, "bits": "W3"}], {"cpu": "theirs"})
+    assert [each["score"] for each in merge_into(path, [{**row, "score": 2.0}])] == [2.0, 1.0]
