@@ -6,7 +6,7 @@ Every row is measured in a process of its own and merged into one JSON::
     python -m benchmarks.durations --rows 'compile/*'
 
 ``compile/MODEL/TARGET`` begins with an empty cache and then compiles a model of the same shapes with other weights
-(``again_seconds``): the bundles ``w8a8`` and ``w8a8 bounded`` that ``benchmarks.inference --only prepare`` made last.  Both are
+(``again_seconds``): the bundles ``w8a8`` and ``w8a8 free`` that ``benchmarks.inference --only prepare`` made last.  Both are
 commands, ``cat-ptq compile``, from their start to their end: importing TVM and PyTorch counts.  ``again_in_process`` is the second of
 two calls from Python.
 """
@@ -80,7 +80,7 @@ def _compile(model: str, target: str, cache: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         variables = {**os.environ, "CAT_CACHE_DIR": folder}
-        for name, precision in (("seconds", "w8a8"), ("again_seconds", "w8a8_bounded")):
+        for name, precision in (("seconds", "w8a8"), ("again_seconds", "w8a8_free")):
             given = [str(_bundle(cache, model, precision)), "--target", target, "--out", f"{folder}/model.so"]
             start = time.perf_counter()
             subprocess.run([*command, *given], env=variables, check=True)
@@ -94,7 +94,7 @@ def _again_in_process(model: str, target: str, cache: Path) -> float:
         os.environ["CAT_CACHE_DIR"] = folder
         from tvm_backend import compile as compile_library
 
-        for precision in ("w8a8", "w8a8_bounded"):
+        for precision in ("w8a8", "w8a8_free"):
             start = time.perf_counter()
             compile_library(_bundle(cache, model, precision), target=target, out=f"{folder}/model.so")
     return round(time.perf_counter() - start, 1)

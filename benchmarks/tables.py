@@ -27,7 +27,7 @@ __all__ = ["fill", "rows_of", "speeds", "table"]
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 PLACE = re.compile(r"(<!-- (table|speeds) (\S+?): ([^>]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-_EIGHT_BITS = ("w8a8", "w8a8 bounded", "int8")
+_EIGHT_BITS = ("w8a8", "w8a8 free", "int8")
 
 
 def rows_of(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -161,10 +161,11 @@ class QuantSpec:
         since="0.1",
     )
     bounded_pairs: Switch = option(
-        default=False,
+        default=True,
         doc="""
-        Round 8-bit weights such that two neighbours of one sign add up to 128 at most (:mod:`cat_plugin.ptq.quantizers.pairs`).
-        Processors without VNNI then multiply bytes instead of words, exactly; on others it changes nothing.
+        Round 8-bit weights of layers with 8-bit inputs such that two neighbours of one sign add up to 128 at most
+        (:mod:`cat_plugin.ptq.quantizers.pairs`).  Processors without VNNI then multiply bytes instead of words, exactly, a
+        fifth to a third faster; on others it changes nothing, and ``false`` leaves every weight its nearest integers.
         """,
         since="0.3",
     )

@@ -241,9 +241,8 @@ def fit_layer(
             if scarce:
                 effort["damping"] = 1.0
             neighbours = layer.neighbours
-            if (
-                neighbours is not None
-            ):  # a coarser grid leaves fewer pairs at their bound, one of twice the step none
+            if neighbours is not None:
+                # a coarser grid leaves fewer pairs at their bound, one of twice the step none
                 effort |= {"factors": (1.0, 1.15, 1.35, 1.6, 2.0), "sweeps": 4, "neighbours": neighbours}
             if factor is not None:
                 effort["modulation"] = factor.reshape(weight.shape)
