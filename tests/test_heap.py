@@ -1,5 +1,6 @@
 """Freed memory is kept inside the block, and given back behind it; without glibc nothing happens."""
 
+import ctypes
 import platform
 import resource
 import subprocess
@@ -51,6 +52,48 @@ def test_pages_are_cleared_once_inside_the_block_and_given_back_behind_it() -> N
     assert outside > 60 * whole
     assert inside < whole
     assert given_back > 6 << 20
+
+
+# 64 buffers of 8 MiB with small ones between that stay: what the process holds of them once they are freed and some time has passed
+HOLES = """
+import ctypes, time
+from cat_plugin import heap
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def held():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon")) << 10
+
+def hold(size):
+    place = libc.malloc(size)
+    ctypes.memset(place, 1, size)
+    return place
+
+heap._LATELY = 3
+with heap.freed_memory_kept():
+    before = held()
+    large = [(hold(8 << 20), hold(1 << 16))[0] for _ in range(64)]
+    most = held() - before
+    for place in large:
+        libc.free(place)
+    kept = held() - before
+    until = time.monotonic() + 30
+    while held() - before > kept // 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    print(most, kept, held() - before)
+"""
+
+
+@glibc
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc before 2.33")
+def test_what_is_held_in_vain_is_given_back_inside_the_block() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    most, kept, left = (int(number) for number in done.stdout.split())
+    assert most > 512 << 20 < kept + (16 << 20)
+    assert left < 64 << 20
 
 
 @glibc

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from cat_plugin.ptq.closed_form.importance import importance_of_positions
 from cat_plugin.ptq.closed_form.sequence import FittedUnit, SequentialFit, generator_for
-from cat_plugin.ptq.graph.ops import tensor_outputs
+from cat_plugin.ptq.graph.ops import row_bytes, tensor_outputs
 from cat_plugin.ptq.graph.packs import group_by_score, join_units, pack_scores
 from cat_plugin.ptq.learned.descent import Outcome, held_out_rows
 from cat_plugin.ptq.learned.losses import (
@@ -35,6 +35,7 @@ __all__ = ["ChoosePacks", "FitUnits"]
 _log = logging.getLogger("cat_plugin")
 
 _PASS = 16  # inputs in a pass with gradients through the whole model
+_SAVED = 1 << 30  # bytes that such a pass keeps for its way back, on a processor and without a budget
 _ROWS = 128  # calibration inputs that blocks are scored on
 
 
@@ -123,10 +124,25 @@ def _weights(state: State) -> dict[fx.Node, Tensor]:
         wanted = all(node.meta["val"].ndim == 2 for node in state.quality.nodes(graph))
     if not wanted or not (spec.compensation or spec.bias_correction):
         return {}
-    rows, generator = min(spec.batch_size, _PASS), generator_for(spec.seed, "importance")
+    generator = generator_for(spec.seed, "importance")
     return importance_of_positions(
-        state.module, state.inputs, state.quality, rows, generator, spec.temperature, state.bf16
+        state.module,
+        state.inputs,
+        state.quality,
+        _rows_with_gradients(state),
+        generator,
+        spec.temperature,
+        state.bf16,
     )
+
+
+def _rows_with_gradients(state: State) -> int:
+    """Inputs in a pass with gradients through the whole model: as many as leave memory to others."""
+    most = min(state.spec.batch_size, _PASS)
+    if state.inputs.device.type != "cpu":
+        return most
+    room = _SAVED if state.store.budget is None else state.store.budget // 3
+    return max(1, min(most, room // max(1, sum(map(row_bytes, state.module.graph.nodes)))))
 
 
 def _output_weights(state: State, tail: Tail, targets: Rows) -> Rows | None:
@@ -135,7 +151,7 @@ def _output_weights(state: State, tail: Tail, targets: Rows) -> Rows | None:
     if spec.loss == "fisher":
         return fisher_weights(tail, targets, spec.batch_size)
     if spec.loss in ("curvature", "fima"):
-        return curvature_weights(tail, targets, min(spec.batch_size, _PASS), spec.temperature)
+        return curvature_weights(tail, targets, _rows_with_gradients(state), spec.temperature)
     return None
 
 
@@ -144,7 +160,7 @@ def _guidance(state: State, tail: Tail, targets: Rows) -> Callable[[Rows, Tensor
     spec = state.spec
     terms = [prediction_difference(tail, targets, spec.guidance, spec.temperature)]
     if spec.loss == "fima":
-        terms.append(curvature_directions(tail, targets, min(spec.batch_size, _PASS), spec.temperature))
+        terms.append(curvature_directions(tail, targets, _rows_with_gradients(state), spec.temperature))
     chosen = [term for term in terms if term is not None]
     if not chosen:
         return None
