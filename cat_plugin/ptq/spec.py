@@ -165,7 +165,7 @@ class QuantSpec:
         doc="""
         Round 8-bit weights of layers with 8-bit inputs such that two neighbours of one sign add up to 128 at most
         (:mod:`cat_plugin.ptq.quantizers.pairs`).  Processors without VNNI then multiply bytes instead of words, exactly, a
-        fifth to a third faster; on others it changes nothing, and ``false`` leaves every weight its nearest integers.
+        fifth to a third faster; on others it changes nothing.  ``false`` leaves all weights free.
         """,
         since="0.3",
     )

@@ -44,6 +44,8 @@ _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 # A layer whose refit does not carry over to other inputs with less ridge than this has too few samples for its
 # covariance as well: that is damped by as much as its mean variance, and the bias is chosen for what shows behind ReLU.
 _SCARCE = 10.0
+# Steps tried where neighbours are bounded: a coarser grid leaves fewer pairs at their bound, one of twice the step none
+_COARSER = (1.0, 1.15, 1.35, 1.6, 2.0)
 
 
 def _known(node: fx.Node, values: Executor) -> bool:
@@ -144,10 +146,9 @@ def _shift_bias(
 
     shift = ranks.same(shift_behind_clip(parts(), *ends, ranks))
     layer.bias = layer.bias + shift.to(layer.bias.device)
-    shape = [-1 if i == axis else 1 for i in range(outputs.ndim)]
-    for start in range(0, len(outputs), quantized.batch_size):
-        outputs[start : start + quantized.batch_size] += shift.reshape(shape).to(outputs.device)
-        quantized.store.settle()
+    quantized.run(
+        node
+    )  # to add the shift to what is there would give other last bits than a run that is resumed
 
 
 def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice], Tensor]) -> float:
@@ -163,6 +164,19 @@ def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice]
         power += float(some.square().mean()) * share
         error += float(F.mse_loss(y, some)) * share
     return error / power if power > 0 else error
+
+
+def _coarsen(layer: QuantOp) -> None:
+    """Take the step of each channel with which rounding to nearest, neighbours within their bound, errs least."""
+    start, best = layer.scale, layer.scale
+    least = torch.full_like(start, torch.inf)
+    for factor in _COARSER:
+        layer.scale = start * factor
+        layer.q_weight = layer.round_to_nearest()
+        error = (layer.dequantized() - layer.weight).square().reshape(*start.shape, -1).sum(-1)
+        best = torch.where(error < least, layer.scale, best)
+        least = torch.minimum(error, least)
+    layer.scale = best
 
 
 def fit_layer(
@@ -212,6 +226,8 @@ def fit_layer(
     factor = layer.modulation
     plain_weight = layer.weight if factor is None else layer.weight / factor
     layer.scale, layer.zero_point = search_weight_range(plain_weight, layer.w_bits, symmetric, layer.group)
+    if layer.neighbours is not None:
+        _coarsen(layer)
     layer.q_weight = layer.round_to_nearest()
     before = _relative_error(node, quantized, target)
     scarce = False
@@ -242,8 +258,7 @@ def fit_layer(
                 effort["damping"] = 1.0
             neighbours = layer.neighbours
             if neighbours is not None:
-                # a coarser grid leaves fewer pairs at their bound, one of twice the step none
-                effort |= {"factors": (1.0, 1.15, 1.35, 1.6, 2.0), "sweeps": 4, "neighbours": neighbours}
+                effort |= {"factors": _COARSER, "sweeps": 4, "neighbours": neighbours}
             if factor is not None:
                 effort["modulation"] = factor.reshape(weight.shape)
             integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)

