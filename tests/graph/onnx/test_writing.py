@@ -121,7 +121,7 @@ def test_default_optimizations_load_a_file_in_which_rounded_values_are_moved(sym
     """ONNX Runtime 1.32 cannot load signed bytes there; symmetric ones stay signed, as TensorRT asks."""
     x = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     spec = QuantSpec(w_bits=8, a_bits=8, preset="fast", num_samples=32, symmetric_activations=symmetric)
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # with 0 a mean lies half way between two levels
     module, _ = quantize(MovedBehindRounding().eval(), spec, x.split(16))
     model = to_onnx(export_program(module, x[:2]))
     kinds = {each.data_type for each in model.graph.initializer if each.name.startswith("zero_point")}
@@ -130,8 +130,7 @@ def test_default_optimizations_load_a_file_in_which_rounded_values_are_moved(sym
         return
     found = session_of(model).run(None, {"x": x[:5].numpy()})[0]
     with torch.no_grad():
-        # A mean half way between two levels may fall to either side.
-        assert np.allclose(found, module(x[:5]).numpy(), rtol=2e-3)
+        assert np.allclose(found, module(x[:5]).numpy(), rtol=1e-4)
 
 
 def test_two_bits_in_their_own_type_compute_the_same(tmp_path):
