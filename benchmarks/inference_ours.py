@@ -68,7 +68,7 @@ def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path)
     split = split_of(model, data, calibration=IMAGES, evaluation=0)
     batches = split.batches(16, IMAGES)
     reference = MODELS[model](data)
-    bits, _, pairs = precision.partition(" ")
+    bits, _, sums = precision.partition(" ")
     weights, activations = bits_of(bits)
     start = time.perf_counter()
     spec = QuantSpec(
@@ -76,7 +76,7 @@ def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path)
         a_bits=activations,
         preset="fast",
         num_samples=IMAGES,
-        bounded_pairs=pairs != "free",
+        bounded_sums=None if sums == "free" else (sums or "fours"),
         **({"attention_bits": activations, "smoothing": "searched"} if model in ENCODERS else {}),
     )
     quantized, _ = quantize(reference, spec, batches)

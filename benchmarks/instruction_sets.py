@@ -37,7 +37,7 @@ def _timed(variant: str, precision: str, network: str) -> list[dict[str, Any]]:
     (target,) = resolve(variant).values()
     weight_bits, activation_bits = (int(part) for part in precision[1:].split("a"))
     # Random weights reach both ends of their range in some pair of neighbours.
-    used = select(target).for_pairs((1 << activation_bits) - 1, 1 << weight_bits)
+    used = select(target).for_sums((1 << activation_bits) - 1, 1 << weight_bits)
     peak = measured_peak(used, target)
     rows = []
     for layer in NETWORKS[network]:

@@ -37,8 +37,8 @@ class KernelEntry:
     tile_state : bool
         Whether it uses registers that Linux grants to a process only when it asks (AMX).
     remark : str
-        Why it is slower than it could be: ``"in words: neighbouring weights exceed 128 (see bounded_pairs)"`` where 8-bit weights are widened to 16
-        bits on processors without VNNI, which weights of 7 bits, or rounded with ``bounded_pairs``, would not be.
+        Why it is slower than it could be: ``"in words: neighbouring weights exceed 128 (see bounded_sums)"`` where 8-bit weights are widened to 16
+        bits on processors without VNNI, which weights of 7 bits, or rounded with ``bounded_sums``, would not be.
     """
 
     name: str

@@ -136,7 +136,7 @@ def fit_integers(
     modulation : Tensor or None
         (G, R, K) what the steps are multiplied by.
     neighbours : Tensor or None
-        (K,) inputs whose integers are kept from exceeding :data:`~cat_plugin.ptq.quantizers.pairs.LIMIT` together; only where
+        (K, n) inputs whose integers are kept from exceeding :data:`~cat_plugin.ptq.quantizers.neighbours.LIMIT` together; only where
         zero points are 0.
 
     Returns

@@ -82,7 +82,7 @@ def descend(
     modulation : Tensor or None
         (G, R, K) what the steps are multiplied by.
     neighbours : Tensor or None
-        (K,) whose integers bound each other.
+        (K, n) whose integers bound each other.
 
     Returns
     -------
@@ -94,7 +94,9 @@ def descend(
     k = q.shape[2]
     q, scale = q.clone(), scale.float()
     z = by_column(zero.float(), k)
-    beside = None if neighbours is None else neighbours.tolist()
+    beside = None
+    if neighbours is not None:
+        beside = [[other for other in others if other != j] for j, others in enumerate(neighbours.tolist())]
     carried = k >= _WIDE and q.shape[0] == scale.shape[2] == 1
     residual: Tensor | None = None
     for _ in range(sweeps):
@@ -128,7 +130,7 @@ def _block(
     end: int,
     low: int,
     high: int,
-    beside: list[int] | None,
+    beside: list[list[int]] | None,
 ) -> tuple[Tensor, Tensor]:
     """(G, C, R) new integers of the columns from `start` to `end`, and what they have moved the weights by."""
     local, diagonal = hf[:, start:end, start:end], hf[:, start:end, start:end].diagonal(dim1=1, dim2=2)
@@ -142,12 +144,12 @@ def _block(
             best, move = new[:, j], moved[:, j]
             torch.addcmul(old[:, j], rest[:, j], reach[:, j], out=best)
             best.round_().clamp_(low, high)
-            if beside is not None and beside[start + j] != start + j:
-                other = beside[start + j] - start
-                if 0 <= other < width:
-                    beside_(best, (new if other < j else old)[:, other])
-                else:
-                    beside_(best, q[:, :, start + other])
+            if beside is not None and beside[start + j]:
+                places = [other - start for other in beside[start + j]]
+                inside = [
+                    (new if p < j else old)[:, p] if 0 <= p < width else q[:, :, start + p] for p in places
+                ]
+                beside_(best, inside)
             torch.sub(best, old[:, j], out=move).mul_(steps[:, j])
             if j + 1 < last:
                 across = local[:, j + 1 : last, j].unsqueeze(2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from cat_plugin.ptq.quantizers.pairs import LIMIT
+from cat_plugin.ptq.quantizers.neighbours import LIMIT
 
 __all__ = ["SMALL_BLOCK", "beside_", "by_column", "columns_first", "times"]
 
@@ -12,9 +14,12 @@ SMALL_BLOCK = 8
 """Columns that change one another one by one; what they change beyond goes through one matrix product."""
 
 
-def beside_(q: Tensor, other: Tensor) -> Tensor:
-    """`q` clamped in place to what may stand beside the integers of its neighbours."""
-    return q.clamp_(-LIMIT - other.clamp(max=0), LIMIT - other.clamp(min=0))
+def beside_(q: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """`q` clamped in place to what may stand beside the integers of its neighbours, which keep to their bound themselves."""
+    least, most = -LIMIT - others[0].clamp(max=0), LIMIT - others[0].clamp(min=0)
+    for other in others[1:]:
+        least, most = least - other.clamp(max=0), most - other.clamp(min=0)
+    return q.clamp_(least, most)
 
 
 def columns_first(values: Tensor) -> Tensor:

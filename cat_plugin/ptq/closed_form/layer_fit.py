@@ -44,8 +44,9 @@ _RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 # A layer whose refit does not carry over to other inputs with less ridge than this has too few samples for its
 # covariance as well: that is damped by as much as its mean variance, and the bias is chosen for what shows behind ReLU.
 _SCARCE = 10.0
-# Steps tried where neighbours are bounded: a coarser grid leaves fewer pairs at their bound, one of twice the step none
-_COARSER = (1.0, 1.15, 1.35, 1.6, 2.0)
+# Steps tried where neighbours are bounded, by how many they are: a coarser grid leaves fewer of them at their bound, one of
+# so many times the step none
+_COARSER = {2: (1.0, 1.15, 1.35, 1.6, 2.0), 4: (1.0, 1.15, 1.35, 1.6, 2.0, 4.0)}
 
 
 def _known(node: fx.Node, values: Executor) -> bool:
@@ -166,11 +167,11 @@ def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice]
     return error / power if power > 0 else error
 
 
-def _coarsen(layer: QuantOp) -> None:
-    """Take the step of each channel with which rounding to nearest, neighbours within their bound, errs least."""
+def _coarsen(layer: QuantOp, factors: tuple[float, ...]) -> None:
+    """Take the multiple of each channel's step with which rounding to nearest, neighbours within their bound, errs least."""
     start, best = layer.scale, layer.scale
     least = torch.full_like(start, torch.inf)
-    for factor in _COARSER:
+    for factor in factors:
         layer.scale = start * factor
         layer.q_weight = layer.round_to_nearest()
         error = (layer.dequantized() - layer.weight).square().reshape(*start.shape, -1).sum(-1)
@@ -226,8 +227,10 @@ def fit_layer(
     factor = layer.modulation
     plain_weight = layer.weight if factor is None else layer.weight / factor
     layer.scale, layer.zero_point = search_weight_range(plain_weight, layer.w_bits, symmetric, layer.group)
-    if layer.neighbours is not None:
-        _coarsen(layer)
+    neighbours = layer.neighbours
+    coarser = () if neighbours is None else _COARSER[1 + neighbours.shape[1]]
+    if coarser:
+        _coarsen(layer, coarser)
     layer.q_weight = layer.round_to_nearest()
     before = _relative_error(node, quantized, target)
     scarce = False
@@ -256,9 +259,8 @@ def fit_layer(
                 effort = {"sweeps": 4, "trial": 1}
             if scarce:
                 effort["damping"] = 1.0
-            neighbours = layer.neighbours
             if neighbours is not None:
-                effort |= {"factors": _COARSER, "sweeps": 4, "neighbours": neighbours}
+                effort |= {"factors": coarser, "sweeps": 4, "neighbours": neighbours}
             if factor is not None:
                 effort["modulation"] = factor.reshape(weight.shape)
             integers, scale = fit_integers(weight, moments, scale, zero_point, layer.qrange, **effort)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cat_plugin.ptq.closed_form.grids import SMALL_BLOCK, beside_, by_column, columns_first, times
-from cat_plugin.ptq.quantizers.pairs import bounded
+from cat_plugin.ptq.quantizers.neighbours import bounded
 
 __all__ = ["spread_rounding"]
 
@@ -63,7 +63,7 @@ def spread_rounding(
     modulation : Tensor or None
         (G, R, K) what the steps are multiplied by.
     neighbours : Tensor or None
-        (K,) whose integers bound each other.
+        (K, n) whose integers bound each other.
 
     Returns
     -------
@@ -80,11 +80,14 @@ def spread_rounding(
     s, z = (by_column(values.float(), k, order) for values in (scale, zero))
     if modulation is not None:
         s = s * modulation.gather(2, index)
-    if neighbours is not None:  # of a pair, the integer that is not chosen yet is taken to be near its target
-        beside = order.argsort(1).gather(1, neighbours[order])
-        free = beside == torch.arange(k, device=h.device)
+    if (
+        neighbours is not None
+    ):  # of several, the integers that are not chosen yet are taken to be near their targets
+        beside = order.argsort(1)[groups, neighbours[order]]
+        free = beside == torch.arange(k, device=h.device).unsqueeze(1)
         steps = times(by_column(scale.float(), k), modulation)
-        integers.copy_(bounded(target.float() / steps, neighbours).gather(2, index).round_().transpose(1, 2))
+        near = bounded((target.float() / steps).round_().clamp_(low, high), neighbours)
+        integers.copy_(near.gather(2, index).transpose(1, 2))
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
         s_b, z_b = (columns_first(values[:, :, start:end]) for values in (s, z))
@@ -95,8 +98,8 @@ def spread_rounding(
                 step, centre, q = s_b[:, j - start], z_b[:, j - start], integers[:, j]
                 new = (work[:, j] / step).add_(centre).round_().clamp_(low, high)
                 if neighbours is not None:
-                    other = integers.gather(1, beside[:, j].reshape(-1, 1, 1).expand(-1, 1, new.shape[1]))
-                    beside_(new, other.squeeze(1).masked_fill(free[:, j].unsqueeze(1), 0.0))
+                    others = integers.gather(1, beside[:, j].unsqueeze(2).expand(-1, -1, new.shape[1]))
+                    beside_(new, others.masked_fill_(free[:, j].unsqueeze(2), 0.0).unbind(1))
                 q.copy_(new)
                 error = torch.sub(wanted[:, j], new.sub_(centre).mul_(step), out=errors[:, j - start])
                 if j + 1 < last:

@@ -203,7 +203,7 @@ def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> Non
         group = group_of(weight.shape[1], spec.weight_groups) if weight.ndim == 2 else None
         vectors = node.meta.get("rotation_vectors")
         layer = QuantOp(name, node.target, weight, bias, arguments(node)[3:], *bits, group, vectors)
-        layer.bounded = spec.bounded_pairs
+        layer.bounded = spec.bounded_sums
         if spec.weight_only:
             layer.a_bits = FLOAT_BITS
         prepared.layers.append(layer)

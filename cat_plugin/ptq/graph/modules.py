@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cat_plugin.ptq.graph.ops import KIND
-from cat_plugin.ptq.quantizers.pairs import bounded, partners
+from cat_plugin.ptq.quantizers.neighbours import TOGETHER, bounded, partners
 from cat_plugin.ptq.quantizers.uniform import integer_range
 
 __all__ = ["LEAST_MODULATION", "QuantOp", "modulation"]
@@ -56,8 +56,8 @@ class QuantOp(nn.Module):
         (O, ...) int8 integers once chosen; None computes with the float weight.
     left, right : Tensor or None
         The vectors.
-    bounded : bool
-        Whether neighbouring 8-bit weights are kept from exceeding what bytes can be multiplied by.
+    bounded : {"pairs", "fours"} or None
+        How many neighbouring 8-bit weights are kept from exceeding what bytes can be multiplied by.
     """
 
     weight: Tensor
@@ -84,7 +84,7 @@ class QuantOp(nn.Module):
     ) -> None:
         super().__init__()
         self.group = group
-        self.bounded = False
+        self.bounded: str | None = None
         self.name, self.target, self.extra = name, target, extra
         self.w_bits, self.a_bits = w_bits, a_bits
         self.register_buffer("weight", weight)
@@ -116,14 +116,17 @@ class QuantOp(nn.Module):
 
     @property
     def neighbours(self) -> Tensor | None:
-        """(K,) inputs of a channel that are multiplied side by side; None where their weights are free."""
+        """(K, n) inputs of a channel that are multiplied side by side; None where their weights are free."""
         products = (self.w_bits, self.a_bits)  # of fewer bits they fit in 16 anyway
-        if not self.bounded or products != (8, 8):
+        if self.bounded is None or products != (8, 8):
             return None
         dilation = self.extra[2][-1] if len(self.extra) > 2 and self.kind != "linear" else 1
-        found = partners(tuple(self.weight.shape), self.groups, int(dilation))
-        alone = torch.equal(found, torch.arange(len(found)))  # depthwise
-        return None if alone else found.to(self.weight.device)
+        if (
+            self.groups > 1 and self.weight.shape[1] == 1
+        ):  # each tap of a depthwise kernel is added up by itself
+            return None
+        found = partners(tuple(self.weight.shape), self.groups, int(dilation), TOGETHER[self.bounded])
+        return found.to(self.weight.device)
 
     def per_channel(self, values: Tensor) -> Tensor:
         """Reshape (O,) so that it broadcasts over the weight; repeat (O, I / group) over each group's features."""

@@ -2,6 +2,7 @@
 
 Where products are small, an instruction set adds up several of them in 16 bits (``InstructionSet.depth``): an addition of
 words a step in the place of a widening.  The loops over the products are then cut into spans of at most that many steps.
+Spans of two are written sum by sum, so that no words are held beside the sums.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Sums:
         )  # bodies that fit into 16 bits; 0 where nothing is summed there
         self._slots = range(repeat * len(begin))
         self._fresh: set[int] = set()
+        self._gathered: dict[int, list[tuple[Expr, Expr]]] | None = None
         self._held = ir.Registers(len(self._slots), "int32", isa.lanes)
         for v, value in enumerate(begin):
             for slot in self._slots[v :: len(begin)]:
@@ -57,6 +59,9 @@ class Sums:
         if not self._span:
             self._held[slot] = self.isa.dot(self._held[slot], activations, weights)
             return
+        if self._gathered is not None:
+            self._gathered.setdefault(slot, []).append((activations, weights))
+            return
         products = self.isa.products(activations, weights)
         self._words[slot] = products if slot in self._fresh else self._words[slot] + products
         self._fresh.discard(slot)
@@ -65,12 +70,21 @@ class Sums:
         """Begin a span, whose products fit into 16 bits; `unrolled` where each is written once, not in a loop."""
         if not self._span:
             return
+        if unrolled and self._span == 2:
+            self._gathered = {}
+            return
         self._fresh = set(self._slots) if unrolled else set()
         for slot in () if unrolled else self._slots:
             self._words[slot] = tir.constant(0, "int16", 2 * self.isa.lanes)
 
     def close(self) -> None:
         """End a span: widen what was added up."""
+        if self._gathered is not None:
+            for slot, factors in sorted(self._gathered.items()):
+                words = [self.isa.products(*each) for each in factors]
+                self._held[slot] = self.isa.widen(self._held[slot], sum(words[1:], words[0]))
+            self._gathered = None
+            return
         for slot in self._slots if self._span else ():
             self._held[slot] = self.isa.widen(self._held[slot], self._words[slot])
 

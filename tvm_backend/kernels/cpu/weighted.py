@@ -27,12 +27,13 @@ __all__ = [
     "Operands",
     "Weighted",
     "largest_activation",
-    "largest_pair",
+    "largest_sums",
     "store_row",
     "vectors_for",
 ]
 
 _Spec = TypeVar("_Spec", bound=WeightedSpec)
+_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,13 @@ class Blocked(Weighted[_Spec]):
 
     def for_weight(self, weight: NDArray[Any]) -> Self:
         """The same on the set for the weight's values."""
-        fitting = self.isa.for_pairs(largest_activation(self.spec), largest_pair(self.stretched(weight)))
+        fitting = self.isa.for_sums(largest_activation(self.spec), *largest_sums(self.stretched(weight)))
         return self if fitting == self.isa else replace(self, isa=fitting)
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of shape ``spec.weight_shape``."""
         stretched = self.stretched(weight)
-        if not self.isa.holds(largest_activation(self.spec), largest_pair(stretched)):
+        if not self.isa.holds(largest_activation(self.spec), *largest_sums(stretched)):
             raise CompileError(
                 f"the weights of {self.spec.name} are too large for a kernel that was made for smaller ones"
             )
@@ -167,11 +168,11 @@ class Blocked(Weighted[_Spec]):
     @property
     def remark(self) -> str:
         """Where only the size of some weights forbids the faster instructions."""
-        without = self.isa.for_pairs(largest_activation(self.spec), 128)
+        without = self.isa.for_sums(largest_activation(self.spec), 128)
         return (
             ""
             if without == self.isa or self.isa.group > 2
-            else "in words: neighbouring weights exceed 128 (see bounded_pairs)"
+            else "in words: neighbouring weights exceed 128 (see bounded_sums)"
         )
 
     @property
@@ -191,13 +192,19 @@ def largest_activation(spec: WeightedSpec) -> int:
     return max(stored.qmax, stored.zero_point)
 
 
-def largest_pair(stretched: NDArray[Any]) -> int:
-    """What two neighbouring weights of one sign add up to at most, of those that are multiplied together."""
-    last = np.asarray(stretched).astype(np.int16)
-    if last.shape[-1] % 2:
-        last = np.pad(last, [(0, 0)] * (last.ndim - 1) + [(0, 1)])
-    signs = (np.maximum(last, 0), np.maximum(-last, 0))
-    return max(int((part[..., ::2] + part[..., 1::2]).max()) for part in signs)
+def largest_sums(stretched: NDArray[Any]) -> tuple[int, int]:
+    """What neighbouring weights of one sign add up to at most: two that are multiplied together, and four with the next step's.
+
+    Steps are those of sets that multiply four bytes at a time, two and two from the beginning of each stretch
+    (:meth:`~tvm_backend.kernels.cpu.sums.Sums.loop`), or of all stretches where each is one step (:meth:`~.Sums.loops`).
+    """
+    weight = np.asarray(stretched).astype(np.int16)
+    steps = np.pad(weight, [(0, 0)] * (weight.ndim - 1) + [(0, -weight.shape[-1] % _STEP)])
+    if steps.shape[-1] == _STEP:
+        steps = steps.reshape(*steps.shape[:-2], -1)
+    steps = np.pad(steps, [(0, 0)] * (steps.ndim - 1) + [(0, steps.shape[-1] % (2 * _STEP))])
+    pairs = [part.reshape(-1, 2, 2, 2).sum(-1) for part in (np.maximum(steps, 0), np.maximum(-steps, 0))]
+    return max(int(part.max()) for part in pairs), max(int(part.sum(1).max()) for part in pairs)
 
 
 def vectors_for(spec: WeightedSpec, isa: InstructionSet) -> InstructionSet:

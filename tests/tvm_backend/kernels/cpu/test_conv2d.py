@@ -14,7 +14,7 @@ from tvm.target import Target
 from benchmarks.kernels import convolution
 from benchmarks.layer_shapes import NETWORKS
 from cat_plugin.errors import CompileError
-from cat_plugin.ptq.quantizers.pairs import bounded, partners
+from cat_plugin.ptq.quantizers.neighbours import bounded, partners
 from tests.tvm_backend.kernels.tools import (
     TARGETS,
     batches,
@@ -201,21 +201,30 @@ def test_weights_that_are_small_enough_are_multiplied_as_bytes(target, bits, mos
     check_kernel(kernel, Target(TARGETS[target]), data, weight, np.random.default_rng(0), reference)
 
 
+@pytest.mark.parametrize(("together", "depth"), [(2, 1), (4, 2)])
 @pytest.mark.parametrize(
-    ("channels", "groups", "dilation"), [(66, 1, 1), (3, 1, 1), (3, 1, 2), (6, 2, 1), (5, 1, 1)]
+    ("channels", "groups", "dilation"),
+    [(66, 1, 1), (3, 1, 1), (3, 1, 2), (6, 2, 1), (5, 1, 1), (40, 1, 2), (1, 1, 1)],
 )
-def test_what_the_engine_bounds_is_what_lies_side_by_side(channels, groups, dilation):
-    """`bounded_pairs` knows of neighbours what the kernels do: the largest weights, bounded, are multiplied as bytes."""
+def test_what_the_engine_bounds_is_what_lies_side_by_side(channels, groups, dilation, together, depth):
+    """`bounded_sums` knows of neighbours what the kernels do: the largest weights, bounded, are multiplied as bytes."""
     given = QParams(0.02, 0, 0, 255, "uint8")
     sizes = {"dilation": (1, dilation), "groups": groups}
     spec = ConvSpec(1, 9, 9, channels, 8, (3, 3), given, Epilogue(), **sizes)
     weight = pairs(spec.weight_shape, 127, 127)
-    neighbours = partners(spec.weight_shape, groups, dilation)
+    neighbours = partners(spec.weight_shape, groups, dilation, together)
     flat = torch.from_numpy(weight.reshape(len(weight), -1).astype(np.float32))
     small = bounded(flat, neighbours).numpy().astype(np.int8).reshape(weight.shape)
     machine = Target(TARGETS["avx2"])
     assert lower(spec, machine, weight).variant == "avx2"
-    assert lower(spec, machine, small).variant == "avx2_bytes"
+    kernel = lower(spec, machine, small)
+    assert kernel.variant == "avx2_bytes"
+    assert kernel.machine.depth >= depth
+    data = np.full((1, 9, 9, channels), 255, np.uint8)
+    check_kernel(kernel, machine, data, small, np.random.default_rng(0), reference)
+    small[0, 0, 0, 0] += 1  # one more than fits
+    kernel = lower(spec, machine, small)
+    assert (kernel.variant, kernel.machine.depth) == ("avx2" if together == 2 else "avx2_bytes", 1)
 
 
 @pytest.mark.parametrize("target", ["haswell", "skylake-avx512"])
@@ -225,7 +234,7 @@ def test_weights_that_are_not_are_widened_and_never_packed_for_bytes(target):
     large, small = pairs(spec.weight_shape, 127, 2), pairs(spec.weight_shape, 64, 64)
     kernel = lower(spec, machine, large)
     assert kernel.machine.group == 2
-    assert kernel.remark == "in words: neighbouring weights exceed 128 (see bounded_pairs)"
+    assert kernel.remark == "in words: neighbouring weights exceed 128 (see bounded_sums)"
     assert lower(spec, machine) is kernel
     assert lower(spec, machine, small) is lower(spec, machine, small // 2 * 2 - 1)
     with pytest.raises(CompileError, match="weights of conv2d_3x3_66_40 are too large for a kernel"):

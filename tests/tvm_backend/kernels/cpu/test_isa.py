@@ -61,9 +61,14 @@ def test_bytes_are_multiplied_where_two_products_fit_into_16_bits(
     assert wide.for_values(15, 15) == narrow(depth=64)
     assert wide.for_values(3, 3) == narrow(depth=1024)
     assert wide.for_values(128, 128) == wide, "2 * 128 * 128 is one too many"
-    assert wide.for_pairs(255, 128) == narrow(depth=1)
-    assert wide.for_pairs(255, 129) == wide
-    assert narrow(depth=4).for_pairs(255, 16) == narrow(depth=8), "symmetric 4-bit weights reach 8, not 15"
+    assert wide.for_sums(255, 128) == narrow(depth=1)
+    assert wide.for_sums(255, 129) == wide
+    assert wide.for_sums(255, 128, 128) == narrow(depth=2)
+    assert wide.for_sums(255, 128, 129) == narrow(depth=1)
+    assert narrow(depth=2).holds(255, 128, 128)
+    assert not narrow(depth=2).holds(255, 128, 129)
+    assert not narrow(depth=1).holds(255, 129, 129)
+    assert narrow(depth=4).for_sums(255, 16) == narrow(depth=8), "symmetric 4-bit weights reach 8, not 15"
     assert narrow(depth=8).holds(255, 16)
     assert not narrow(depth=8).holds(255, 17)
     assert Sse41().for_values(255, 15) == Sse41()

@@ -71,14 +71,23 @@ class InstructionSet(Machine):
 
     def for_values(self, activation: int, weight: int) -> InstructionSet:
         """The set for activations (as :attr:`takes` says) and weights up to these magnitudes."""
-        return self.for_pairs(activation, 2 * weight)
+        return self.for_sums(activation, 2 * weight)
 
-    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
-        """The same where two neighbouring weights of one sign add up to at most `pair`."""
+    def for_sums(self, activation: int, pair: int, four: int | None = None) -> InstructionSet:
+        """The same where neighbouring weights of one sign add up to at most so much.
+
+        Parameters
+        ----------
+        activation : int
+            The largest activation.
+        pair, four : int
+            What two weights beside each other, and these with the two that follow in the next group, add up to; by default
+            `four` is twice `pair`.
+        """
         return self
 
-    def holds(self, activation: int, pair: int) -> bool:
-        """Whether sums of products up to these magnitudes fit; as for :meth:`for_pairs`."""
+    def holds(self, activation: int, pair: int, four: int | None = None) -> bool:
+        """Whether sums of products up to these magnitudes fit; as for :meth:`for_sums`."""
         return True
 
     @abstractmethod

@@ -13,6 +13,8 @@ from tvm_backend.kernels.tir import Expr
 
 __all__ = ["Amx", "Avx2", "Avx2Bytes", "Avx512Bw", "Avx512Bytes", "Avx512Vnni", "AvxVnni", "Sse41"]
 
+_MOST = (1 << 15) - 1  # what 16 bits hold
+
 
 @dataclass(frozen=True)
 class _Narrowing(InstructionSet):
@@ -158,19 +160,22 @@ class _Bytes(FourBytes):
     pairs: ClassVar[str]
     words: ClassVar[str]
 
-    def deep(self, activation: int, pair: int) -> InstructionSet | None:
+    def deep(self, activation: int, pair: int, four: int | None = None) -> InstructionSet | None:
         """The set for values up to these magnitudes; None where two products do not fit."""
-        most = ((1 << 15) - 1) // max(1, activation * pair)
+        most = _MOST // max(1, activation * pair)
+        if most == 1 and four is not None and activation * four <= _MOST:
+            most = 2
         # Powers of two, so that layers with similar weights share their kernels.
         return replace(self, depth=1 << most.bit_length() - 1) if most else None
 
-    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
+    def for_sums(self, activation: int, pair: int, four: int | None = None) -> InstructionSet:
         """With as many steps in 16 bits as the values allow."""
-        return self.deep(activation, pair) or self
+        return self.deep(activation, pair, four) or self
 
-    def holds(self, activation: int, pair: int) -> bool:
+    def holds(self, activation: int, pair: int, four: int | None = None) -> bool:
         """Whether :attr:`depth` steps fit into 16 bits."""
-        return self.depth * activation * pair < 1 << 15
+        found = self.deep(activation, pair, four)
+        return found is not None and found.depth >= self.depth
 
     def products(self, activations: Expr, weights: Expr) -> Expr:
         """Sums of two products, in 16 bits."""
@@ -234,9 +239,9 @@ class Avx2(_TwoWords, _Ymm):
     operand: str = "int16"
     tiles: tuple[tuple[int, int], ...] = ((2, 5), (1, 10))
 
-    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
+    def for_sums(self, activation: int, pair: int, four: int | None = None) -> InstructionSet:
         """Bytes where two products fit into 16 bits."""
-        return Avx2Bytes().deep(activation, pair) or self
+        return Avx2Bytes().deep(activation, pair, four) or self
 
 
 @dataclass(frozen=True)
@@ -253,9 +258,9 @@ class Avx512Bw(_TwoWords, _Zmm):
     operand: str = "int16"
     tiles: tuple[tuple[int, int], ...] = ((4, 6), (3, 7), (2, 10), (1, 24))
 
-    def for_pairs(self, activation: int, pair: int) -> InstructionSet:
+    def for_sums(self, activation: int, pair: int, four: int | None = None) -> InstructionSet:
         """Bytes where two products fit into 16 bits."""
-        return Avx512Bytes().deep(activation, pair) or self
+        return Avx512Bytes().deep(activation, pair, four) or self
 
 
 @dataclass(frozen=True)
