@@ -33,6 +33,8 @@ __all__ = [
 # Training that gains nothing goes on with the end of its schedule, which begins at this share of the steps: what rounding
 # gains, it gains while the rates fall to zero.
 _END = 0.7
+#: Relaxed rounding keeps its rates for this share of the steps, by which it is that of integers.
+HELD = 0.8
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,8 @@ def _descend(
     every = schedule.steps if soft.relaxed else max(schedule.steps // schedule.looks, 1)
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99), foreach=True)
     rates = [group["lr"] for group in optimizer.param_groups]
+    # what is relaxed is pulled to integers in time, with all that adapts to them: for that no rate may have fallen
+    held = HELD if soft.relaxed else 0.0
     order = torch.empty(0, dtype=torch.long)
     batch = min(schedule.batch_size, objective.count)
     step = done = 0
@@ -268,7 +272,7 @@ def _descend(
         rows, order = order[:batch], order[batch:]
         share = step / schedule.steps
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * share))
+            group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * max(share - held, 0.0) / (1.0 - held)))
         optimizer.zero_grad()
         total = 0.0
         for index, loss in enumerate(objective.losses(rows)):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from cat_plugin.ptq.graph.modules import QuantOp
+from cat_plugin.ptq.learned.descent import HELD
 from cat_plugin.ptq.learned.soft_layer import SoftLayer
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 
@@ -31,7 +32,7 @@ __all__ = [
 _inside = torch.ops.aten.hardtanh_backward.default
 _MARGIN = 0.4  # how near to its cell's border, at 0.5, a latent weight may start
 _STRETCH, _SHIFT = 1.2, 0.1  # of AdaRound's sigmoid
-_WARM_UP, _PULL = 0.1, 1e-4  # share of the steps without AdaRound's regulariser, and its weight
+_WARM_UP, _PULL = 0.1, 3e-3  # share of the steps without AdaRound's regulariser, and its weight
 
 
 class _RoundClamp(torch.autograd.Function):
@@ -53,6 +54,28 @@ def round_through(u: Tensor, low: float, high: float) -> Tensor:
     return out
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Adam's learning rates.
+
+    Attributes
+    ----------
+    weight : float
+        Of what integers are rounded from, in grid units.
+    scale : float
+        Of the weights' scales, relative.
+    step : float or None
+        Of the activations' steps, relative; None leaves them as they are.
+    bias : float
+        Of the biases, relative to the layer's output.
+    """
+
+    weight: float = 0.015
+    scale: float = 1e-3
+    step: float | None = 1e-3
+    bias: float = 2e-3
+
+
 class Rounding(SoftLayer):
     """A layer whose rounding, scale and bias are trained.
 
@@ -63,10 +86,13 @@ class Rounding(SoftLayer):
 
     Attributes
     ----------
+    rates : Rates
+        What a unit is trained with.
     latent : Tensor or None
         What the integers are rounded from; None if they stay as they are.
     """
 
+    rates: ClassVar[Rates] = Rates()
     latent: Tensor | None = None
 
     def __init__(self, layer: QuantOp) -> None:
@@ -130,6 +156,7 @@ class AdaRound(Rounding):
     """
 
     relaxed = True
+    rates = Rates(weight=0.1, scale=3e-3, step=3e-3, bias=2e-2)
     latent: Tensor
 
     def __init__(self, layer: QuantOp) -> None:
@@ -154,7 +181,7 @@ class AdaRound(Rounding):
     def regularizer(self, share: float) -> Tensor | None:
         if share <= _WARM_UP:
             return None
-        beta = 20.0 - 18.0 * share
+        beta = 20.0 - 18.0 * min(share / HELD, 1.0)
         return _PULL * (1 - (2 * self._up() - 1).abs().pow(beta)).sum()
 
 
@@ -171,28 +198,6 @@ ROUNDINGS: dict[str, type[Rounding]] = {
     "adaround": AdaRound,
     "none": FixedIntegers,
 }
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Adam's learning rates.
-
-    Attributes
-    ----------
-    weight : float
-        Of what integers are rounded from, in grid units.
-    scale : float
-        Of the weights' scales, relative.
-    step : float or None
-        Of the activations' steps, relative; None leaves them as they are.
-    bias : float
-        Of the biases, relative to the layer's output.
-    """
-
-    weight: float = 0.015
-    scale: float = 1e-3
-    step: float | None = 1e-3
-    bias: float = 2e-3
 
 
 def parameter_groups(soft: SoftUnit[Rounding], rates: Rates) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from cat_plugin.ptq.learned.losses import (
     prediction_difference,
 )
 from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct, rows_of_a_step
-from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates
+from cat_plugin.ptq.learned.rounding import ROUNDINGS
 from cat_plugin.ptq.memory import expected
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.rows import Rows
@@ -173,10 +173,11 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         return None  # the results' own layer: closed form is the best mean squared error there is
     if all(layer.w_bits >= 8 for layer in unit.layers) and all(q.bits >= 8 for q in unit.quantizers):
         return None
+    rounding = ROUNDINGS[spec.rounding]
     settings = Reconstruction(
         steps=state.plan.unit_steps,
-        rounding=ROUNDINGS[spec.rounding],
-        rates=Rates() if spec.learned_steps else Rates(step=None),
+        rounding=rounding,
+        rates=rounding.rates if spec.learned_steps else dataclasses.replace(rounding.rates, step=None),
         drop_probability=spec.drop_probability,
         input_mix=spec.input_mix,
         bf16=state.bf16,

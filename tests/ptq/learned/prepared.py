@@ -19,7 +19,8 @@ from tests.ptq.models import SmallResNet, randomise, small_inputs
 
 
 def prepare(**options):
-    spec = QuantSpec(w_bits=2, a_bits=2, first_bits=None, last_bits=None, batch_size=16, **options)
+    options = {"w_bits": 2, "a_bits": 2, "first_bits": None, "last_bits": None, "batch_size": 16} | options
+    spec = QuantSpec(**options)
     model = randomise(SmallResNet())
     x = small_inputs(64, 3, 12, 12)
     module = trace(model, x)
@@ -40,8 +41,8 @@ def fit_closed_form(prepared, x, spec):
         return logits
 
 
-def train_units(settings, **extra):
-    _, module, prepared, spec, x = prepare()
+def train_units(settings, *, w_bits=2, **extra):
+    _, module, prepared, spec, x = prepare(w_bits=w_bits)
     outcomes = {}
 
     with TensorStore() as store:

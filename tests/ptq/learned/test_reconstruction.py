@@ -28,6 +28,22 @@ def test_reconstruction_lowers_the_loss_of_every_block(rounding):
         assert int(layer.q_weight.max()) <= 1
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_adaround_is_that_of_integers_when_its_rates_fall(monkeypatch, bits):
+    """Else what training has fitted scales and biases to is not what is written down."""
+    soft = []
+    harden = AdaRound.harden
+
+    def hardened(self):
+        soft.append((2 * self._up() - 1).detach().abs().flatten())
+        harden(self)
+
+    monkeypatch.setattr(AdaRound, "harden", hardened)
+    settings = dataclasses.replace(SHORT, rounding=AdaRound, rates=AdaRound.rates, steps=300)
+    train_units(settings, w_bits=bits)
+    assert float((torch.cat(soft) < 0.98).float().mean()) < 0.01
+
+
 @pytest.mark.parametrize("extra", [{"fisher": True}, {"guidance": 0.1}, {}])
 def test_same_seed_same_bits_with_every_loss(extra):
     settings = dataclasses.replace(SHORT, steps=8, drop_probability=0.5, input_mix=0.5)
