@@ -24,7 +24,7 @@ from tvm_backend.target import PORTABLE, required_features, resolve
 
 __all__ = ["layers_path", "main"]
 
-PRECISIONS = ("w8a8", "w7a8", "w4a8", "w4a4", "w2a2")
+PRECISIONS = ("w8a8", "w7a8", "w6a8", "w4a8", "w4a4", "w2a2")
 
 
 def layers_path(out: Path) -> Path:

@@ -247,9 +247,10 @@ class QuantSpec:
         """,
         since="0.3",
     )
-    rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] = option(
-        default="straight_through",
-        doc="How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`).",
+    rounding: Annotated[str, OneOf(("straight_through", "adaround", "none"))] | None = option(
+        default=None,
+        doc="How the rounding is learned (:mod:`cat_plugin.ptq.learned.rounding`); None is ``adaround`` for units with weights of "
+        "3 bits or less, else ``straight_through``.",
         since="0.1",
     )
     learned_steps: Switch = option(

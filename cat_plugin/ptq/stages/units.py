@@ -22,7 +22,7 @@ from cat_plugin.ptq.learned.losses import (
     prediction_difference,
 )
 from cat_plugin.ptq.learned.reconstruction import Reconstruction, reconstruct, rows_of_a_step
-from cat_plugin.ptq.learned.rounding import ROUNDINGS
+from cat_plugin.ptq.learned.rounding import rounding_for
 from cat_plugin.ptq.memory import expected
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.rows import Rows
@@ -173,7 +173,7 @@ def _train(state: State, fitted: FittedUnit, key: str) -> Outcome | None:
         return None  # the results' own layer: closed form is the best mean squared error there is
     if all(layer.w_bits >= 8 for layer in unit.layers) and all(q.bits >= 8 for q in unit.quantizers):
         return None
-    rounding = ROUNDINGS[spec.rounding]
+    rounding = rounding_for(spec.rounding, min((layer.w_bits for layer in unit.layers), default=8))
     settings = Reconstruction(
         steps=state.plan.unit_steps,
         rounding=rounding,

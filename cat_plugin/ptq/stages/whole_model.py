@@ -9,7 +9,7 @@ from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.logit_training import LogitTraining, train_on_logits
 from cat_plugin.ptq.learned.reconstruction import rows_of_a_step
 from cat_plugin.ptq.learned.refinement import refine
-from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates, parameter_groups
+from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates, StraightThrough, parameter_groups
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.spec import QuantSpec
@@ -40,7 +40,10 @@ class WholeModel(Stage):
 
     def run(self, state: State) -> Iterator[Step]:
         spec, whole = state.spec, state.whole()
-        soft = SoftUnit(state.module, whole, ROUNDINGS[spec.rounding], bf16=state.bf16)
+        rounding = ROUNDINGS[spec.rounding or "straight_through"]
+        if rounding.relaxed:  # would begin by loosening the integers that the units have settled on
+            rounding = StraightThrough
+        soft = SoftUnit(state.module, whole, rounding, bf16=state.bf16)
         # slower than a unit's: a weight that jumps is felt by everything behind it
         rates = Rates(weight=5e-3, step=1e-3 if spec.learned_steps else None, bias=1e-3)
         outcome = train_on_logits(

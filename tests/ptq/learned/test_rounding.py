@@ -8,7 +8,7 @@ import torch
 from cat_plugin.errors import CATValueError
 from cat_plugin.ptq import QuantSpec
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.learned.rounding import ROUNDINGS, AdaRound, FixedIntegers, StraightThrough
+from cat_plugin.ptq.learned.rounding import ROUNDINGS, AdaRound, FixedIntegers, StraightThrough, rounding_for
 from tests.ptq.models import small_inputs
 
 _ATEN = torch.ops.aten
@@ -47,6 +47,17 @@ def test_adaround_starts_near_the_integers_and_hardens_to_neighbours():
         soft.latent.copy_(-soft.latent)
     soft.harden()
     assert int((layer.q_weight.int() - q0.int()).abs().max()) == 1
+
+
+def test_few_levels_are_relaxed_unless_told_otherwise():
+    assert [rounding_for(None, bits) for bits in (2, 3, 4, 8)] == [
+        AdaRound,
+        AdaRound,
+        StraightThrough,
+        StraightThrough,
+    ]
+    assert rounding_for("straight_through", 2) is StraightThrough
+    assert rounding_for("adaround", 4) is AdaRound
 
 
 def test_fixed_integers_stay_and_their_scale_and_bias_are_trained():
