@@ -18,7 +18,7 @@ keeps the result in the cache, ``--only measure`` takes it from there::
 ``--isa avx2`` compiles ours for processors that have no more than that, and caps oneDNN alike (``ONEDNN_MAX_CPU_ISA``), with which
 OpenVINO and PyTorch compute.  ONNX Runtime has no such switch: its rows are those of the whole processor.
 
-``w8a8 free`` and ``w8a8 pairs`` have ``bounded_sums: null`` and ``pairs``, which matters to processors without VNNI alone.
+``w8a8 free`` and ``w8a8 fours`` have ``bounded_sums: null`` and ``fours``, which matters to processors without VNNI alone.
 
 ``vs ORT int8`` and ``vs OpenVINO int8`` are their milliseconds over the row's: above 1 the row is faster.  ``load`` is the
 machine's load average when the row was measured; ratios of rows with different loads say little.
@@ -43,7 +43,7 @@ from benchmarks.tables import table
 __all__ = ["main", "merged", "with_ratios"]
 
 OUT = CHECKOUT / "docs" / "benchmarks" / "inference.json"
-PRECISIONS = ("w8a8", "w8a8 pairs", "w8a8 free", "w4a4", "w2a2")
+PRECISIONS = ("w8a8", "w8a8 fours", "w8a8 free", "w4a4", "w2a2")
 ISAS = {
     "native": None,
     "amx_int8": "AVX512_CORE_AMX",

@@ -76,7 +76,7 @@ def quantized_bundle(model: str, precision: str, data: str | None, bundle: Path)
         a_bits=activations,
         preset="fast",
         num_samples=IMAGES,
-        bounded_sums=None if sums == "free" else (sums or "fours"),
+        bounded_sums=None if sums == "free" else (sums or "pairs"),
         **({"attention_bits": activations, "smoothing": "searched"} if model in ENCODERS else {}),
     )
     quantized, _ = quantize(reference, spec, batches)

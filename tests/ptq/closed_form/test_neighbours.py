@@ -147,7 +147,7 @@ def stretches_of(weight):
     return (last.flatten(1, 2) if grouped else last.flatten(2)).numpy()
 
 
-def largest_of(model, inputs, together=4, **options):
+def largest_of(model, inputs, together=2, **options):
     """The largest sum among the neighbours of a quantized model of three layers."""
     quantized, _ = quantize(
         model, QuantSpec(**{"w_bits": 8, "a_bits": 8, "preset": "fast", **options}), [inputs]
@@ -180,6 +180,7 @@ def test_rounding_to_nearest_takes_a_coarser_grid_rather_than_cutting():
     model.weight.data = model.weight.sign() * (1 + 0.1 * model.weight.abs())
     inputs = small_inputs(16, 32, seed=5)
     options = {"compensation": False, "refit": False, "bias_correction": False, "preset": "fast"}
+    options["bounded_sums"] = "fours"
     quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, **options), [inputs])
     (integers,) = (value for value in quantized.state_dict().values() if value.dtype == torch.int8)
     assert largest_sum(integers.reshape(4, 1, 32).numpy(), 4) <= LIMIT
