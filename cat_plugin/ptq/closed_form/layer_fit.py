@@ -147,9 +147,8 @@ def _shift_bias(
 
     shift = ranks.same(shift_behind_clip(parts(), *ends, ranks))
     layer.bias = layer.bias + shift.to(layer.bias.device)
-    quantized.run(
-        node
-    )  # to add the shift to what is there would give other last bits than a run that is resumed
+    # to add the shift to what is there would give other last bits than a run that is resumed
+    quantized.run(node)
 
 
 def _relative_error(node: fx.Node, quantized: Executor, target: Callable[[slice], Tensor]) -> float:

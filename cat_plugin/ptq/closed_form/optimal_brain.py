@@ -80,9 +80,8 @@ def spread_rounding(
     s, z = (by_column(values.float(), k, order) for values in (scale, zero))
     if modulation is not None:
         s = s * modulation.gather(2, index)
-    if (
-        neighbours is not None
-    ):  # of several, the integers that are not chosen yet are taken to be near their targets
+    if neighbours is not None:
+        # of several, the integers that are not chosen yet are taken to be near their targets
         beside = order.argsort(1)[groups, neighbours[order]]
         free = beside == torch.arange(k, device=h.device).unsqueeze(1)
         steps = times(by_column(scale.float(), k), modulation)

@@ -121,9 +121,8 @@ class QuantOp(nn.Module):
         if self.bounded is None or products != (8, 8):
             return None
         dilation = self.extra[2][-1] if len(self.extra) > 2 and self.kind != "linear" else 1
-        if (
-            self.groups > 1 and self.weight.shape[1] == 1
-        ):  # each tap of a depthwise kernel is added up by itself
+        # each tap of a depthwise kernel is added up by itself
+        if self.groups > 1 and self.weight.shape[1] == 1:
             return None
         found = partners(tuple(self.weight.shape), self.groups, int(dilation), TOGETHER[self.bounded])
         return found.to(self.weight.device)

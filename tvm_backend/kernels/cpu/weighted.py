@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 _Spec = TypeVar("_Spec", bound=WeightedSpec)
-_STEP = 4
+_STEP = 4  # bytes of a channel that one instruction takes, where 16 bits hold sums of two
 
 
 @dataclass(frozen=True)
