@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["FLAGS_OF_NOTE", "PACKAGES", "machine", "versions"]
 
 FLAGS_OF_NOTE = (
-    "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "avx2", "fma", "avx_vnni", "avx_vnni_int8", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
     "amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve",
 )  # fmt: skip
 """What decides the speed of small integers, under Linux's names."""

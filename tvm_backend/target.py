@@ -41,6 +41,7 @@ FEATURES = {
         "avx512vbmi2": "avx512_vbmi2",
         "avx512fp16": "avx512_fp16",
         "avxvnni": "avx_vnni",
+        "avxvnniint8": "avx_vnni_int8",
         "amx-tile": "amx_tile",
         "amx-int8": "amx_int8",
     },

@@ -98,7 +98,17 @@ def _processor() -> dict[str, str]:
     features = cpu_features()
     if features is None:
         return _part("processor", _OPTIONAL, f"{platform.machine()}, features unknown")
-    known = ("avx2", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+    known = (
+        "avx2",
+        "avx512f",
+        "avx512bw",
+        "avx512_vnni",
+        "avx_vnni",
+        "avx_vnni_int8",
+        "amx_int8",
+        "asimddp",
+        "i8mm",
+    )
     has = [name for name in known if name in features]
     return _part("processor", _OK, f"{platform.machine()}: {', '.join(has) or 'no vector integers'}")
 

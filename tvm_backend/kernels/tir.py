@@ -15,6 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_backend import compat
 from tvm_backend.kernels.spec import Argument
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "cast",
     "choose",
     "constant",
+    "dtype_of",
     "either",
     "exp",
     "float32",
@@ -226,6 +228,11 @@ def ramp(first: Expr, lanes: int) -> Expr:
 def shuffle(values: Sequence[Expr], order: Sequence[int]) -> Expr:
     """Lanes of several vectors, numbered through, in another order."""
     return tirx.Shuffle(list(values), [tirx.const(i, "int32") for i in order])
+
+
+def dtype_of(value: Expr) -> str:
+    """The element type of an expression, without its lanes."""
+    return str(compat.type_of(value)).partition("x")[0]
 
 
 def cast(value: Expr, dtype: str, lanes: int = 1) -> Expr:

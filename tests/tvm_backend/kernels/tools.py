@@ -29,6 +29,8 @@ if "avx2" in native_features():
     TARGETS["avx2"] = {"kind": "llvm", "mcpu": "haswell"}
 if "avx_vnni" in native_features():
     TARGETS["avx_vnni"] = {"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]}
+if "avx_vnni_int8" in native_features():
+    TARGETS["avx_vnni_int8"] = {"kind": "llvm", "mcpu": "sierraforest"}
 if "avx512bw" in native_features():
     TARGETS["avx512bw"] = {"kind": "llvm", "mcpu": "skylake-avx512"}
 if "avx512_vnni" in native_features():

@@ -77,8 +77,9 @@ class DepthwiseDot(Weighted[ConvSpec]):
 
     @property
     def flip(self) -> bool:
-        """Whether the data are signed: bytes become words by unpacking them with zeros."""
-        return self.spec.input.dtype != (self.isa.takes or "uint8")
+        """Whether the data have the other sign than what is multiplied: bytes become words by unpacking them with zeros."""
+        unsigned = self.isa.group == 2
+        return self.spec.input.dtype != "uint8" if unsigned else super().flip
 
     @property
     def unit(self) -> int:

@@ -153,13 +153,15 @@ class Blocked(Weighted[_Spec]):
 
     def for_weight(self, weight: NDArray[Any]) -> Self:
         """The same on the set for the weight's values."""
+        if not self.isa.by_values:
+            return self
         fitting = self.isa.for_sums(largest_activation(self.spec), *largest_sums(self.stretched(weight)))
         return self if fitting == self.isa else replace(self, isa=fitting)
 
     def pack_weight(self, weight: NDArray[Any]) -> NDArray[Any]:
         """Pack weights of shape ``spec.weight_shape``."""
         stretched = self.stretched(weight)
-        if not self.isa.holds(largest_activation(self.spec), *largest_sums(stretched)):
+        if self.isa.by_values and not self.isa.holds(largest_activation(self.spec), *largest_sums(stretched)):
             raise CompileError(
                 f"the weights of {self.spec.name} are too large for a kernel that was made for smaller ones"
             )

@@ -15,6 +15,7 @@ from tvm_backend.kernels.cpu.isa.x86 import (
     Avx512Bytes,
     Avx512Vnni,
     AvxVnni,
+    AvxVnniInt8,
     Sse41,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "Avx512Bytes",
     "Avx512Vnni",
     "AvxVnni",
+    "AvxVnniInt8",
     "InstructionSet",
     "NeonDot",
     "Portable",
@@ -38,6 +40,7 @@ INSTRUCTION_SETS: tuple[InstructionSet, ...] = (
     Amx(),
     Avx512Vnni(),
     Avx512Bw(),
+    AvxVnniInt8(),
     AvxVnni(),
     Avx2(),
     Sse41(),

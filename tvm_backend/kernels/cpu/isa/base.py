@@ -34,7 +34,7 @@ class InstructionSet(Machine):
     takes : {"uint8", "int8", ""}
         The type that activations must have, if any; others are offset by 128, which turns their highest bit.
     operand : str
-        Type of the activations as the instruction takes them.
+        Type of the activations as the instruction takes them; empty where it takes both.
     tiles : tuple of (int, int)
         Register tiles, each as (vectors, most pixels), best first.
     depth : int
@@ -68,6 +68,11 @@ class InstructionSet(Machine):
     def vector(self) -> InstructionSet:
         """The set of the kernels that work on vectors only."""
         return self
+
+    @property
+    def by_values(self) -> bool:
+        """Whether smaller values may have another set, so that :meth:`for_sums` and :meth:`holds` are worth asking."""
+        return type(self).for_sums is not InstructionSet.for_sums
 
     def for_values(self, activation: int, weight: int) -> InstructionSet:
         """The set for activations (as :attr:`takes` says) and weights up to these magnitudes."""
@@ -145,7 +150,8 @@ class FourBytes(InstructionSet):
         word = tir.reinterpret("int32", tir.load(buffer, indices, 4))
         if flip:
             word = word ^ tir.constant(-0x7F7F7F80, "int32")
-        return tir.reinterpret(f"{self.operand}x{self.unit}", tir.broadcast(word, self.lanes))
+        operand = self.operand or buffer.dtype
+        return tir.reinterpret(f"{operand}x{self.unit}", tir.broadcast(word, self.lanes))
 
     def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
         """The sums with the products added, by one instruction."""

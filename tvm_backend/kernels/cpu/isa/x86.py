@@ -11,7 +11,17 @@ from tvm_backend.kernels.cpu import ir
 from tvm_backend.kernels.cpu.isa.base import FourBytes, InstructionSet
 from tvm_backend.kernels.tir import Expr
 
-__all__ = ["Amx", "Avx2", "Avx2Bytes", "Avx512Bw", "Avx512Bytes", "Avx512Vnni", "AvxVnni", "Sse41"]
+__all__ = [
+    "Amx",
+    "Avx2",
+    "Avx2Bytes",
+    "Avx512Bw",
+    "Avx512Bytes",
+    "Avx512Vnni",
+    "AvxVnni",
+    "AvxVnniInt8",
+    "Sse41",
+]
 
 _MOST = (1 << 15) - 1  # what 16 bits hold
 
@@ -122,6 +132,30 @@ class AvxVnni(FourBytes, _Ymm):
     takes: str = "uint8"
     operand: str = "uint8"
     tiles: tuple[tuple[int, int], ...] = ((3, 4), (2, 6), (1, 12))
+
+
+@dataclass(frozen=True)
+class AvxVnniInt8(AvxVnni):
+    """``vpdpbssd`` as well, for signed activations, which are then multiplied as they are.
+
+    Attributes
+    ----------
+    signed : str
+        LLVM's name of it.
+    """
+
+    features: ClassVar[tuple[str, ...]] = ("avxvnniint8", *AvxVnni.features)
+    signed: ClassVar[str] = "llvm.x86.avx2.vpdpbssd.256"
+
+    name: str = "avx_vnni_int8"
+    takes: str = ""
+    operand: str = ""
+
+    def dot(self, sums: Expr, activations: Expr, weights: Expr) -> Expr:
+        """The sums with the products added, by the instruction for the activations' type."""
+        signed = tir.dtype_of(activations) == "int8"
+        name = self.signed if signed else self.instruction
+        return ir.call(f"int32x{self.lanes}", name, sums, activations, weights)
 
 
 @dataclass(frozen=True)
