@@ -8,8 +8,9 @@ run, again or for the first time::
     python -m benchmarks.ptq_accuracy --rows 'peer/brevitas/*' --peer brevitas=/path/to/python
 
 Rows are named ``model/bits/convention/preset``. In the convention ``default`` every input of a convolution or linear
-layer has the row's bits and what feeds an addition or a pooling 8 (side by side where both do); in ``strict`` the
-shortcut and what is pooled have the row's bits too, with one quantizer for a block's output, as in the literature on
+layer has the row's bits, but that of depthwise layers and what feeds an addition or a pooling 8 (side by side where both do); in ``inputs``
+those of depthwise layers have the row's bits, too; in ``strict`` the
+shortcut and what is pooled as well, with one quantizer for a block's output, as in the literature on
 block reconstruction; in ``few`` the engine is given 64 images, in ``none`` no image, and makes 64 inputs of its own. First and
 last layers have 8 bits in both, and in the peers. ``best`` of networks on 224 x 224 images trains the whole model alone, for 120 steps. Labels are used for the
 number that is printed, and for nothing else.
@@ -46,6 +47,7 @@ BITS = {
 # the calibration rows that are left are those that the engine has not seen: quality without labels is judged on them
 SAMPLES = {"resnet20": 1024, "mobilenet_v2": 750, "efficientnet_lite0": 750}
 PRESETS = ("fast", "balanced", "best")
+DEPTHWISE = ("mobilenet_v2", "efficientnet_lite0")
 REFUSED = {("mobilenet_v2", "w4a4", "none")}  # it remembers nothing: its BatchNorms were folded before
 ABLATED = {"closed": "resnet20/w2a2/default/fast", "trained": "resnet20/w2a2/strict/balanced"}
 # closed form: the preset fast with one method taken out or put in
@@ -83,7 +85,8 @@ def all_rows() -> list[str]:
         f"{model}/{bits}/{convention}/{preset}"
         for model, widths in BITS.items()
         for bits in widths
-        for convention in ("default", "strict")
+        for convention in ("default", "inputs", "strict")
+        if convention != "inputs" or model in DEPTHWISE
         for preset in PRESETS
     ]
     rows += [
@@ -130,6 +133,7 @@ def measure(
             "w_bits": w_bits,
             "a_bits": a_bits,
             "residual_bits": a_bits if convention == "strict" else 8,
+            "depthwise_bits": None if convention in ("inputs", "strict") else 8,
             "preset": preset,
             "num_samples": 64 if convention in ("few", "none") else SAMPLES[model_name],
             "batch_size": 64 if model_name == "resnet20" else 16,

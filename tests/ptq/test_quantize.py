@@ -44,7 +44,7 @@ def test_eight_bits_stay_close_to_full_precision(make, shape):
 @pytest.mark.parametrize("bits", [2, 4])
 def test_every_weight_and_layer_input_is_on_its_grid(make, shape, bits):
     model, x = randomise(make()), small_inputs(*shape)
-    module, report = quantize(model, _spec(w_bits=bits, a_bits=bits), x.split(8))
+    module, report = quantize(model, _spec(w_bits=bits, a_bits=bits, depthwise_bits=None), x.split(8))
     widths = {8: 0, bits: 0}
     for node in module.graph.nodes:
         if node.target is _QD.dequantize_per_channel.default:
@@ -96,6 +96,20 @@ def test_branch_bits_hold_where_a_layers_own_output_is_added():
             source = operand.args[0].args[0]
             widths[source.target is torch.ops.aten.conv2d.default] = operand.args[4] - operand.args[3]
         assert widths == {True: 127, False: 3}
+
+
+def test_depthwise_layers_read_8_bits_unless_they_are_told_otherwise():
+    model, x = randomise(GroupedNet()), small_inputs(16, 4, 8, 8)
+    for options, bits in (
+        ({}, 8),
+        ({"depthwise_bits": None}, 4),
+        ({"depthwise_bits": 6}, 6),
+        ({"overrides": {"depthwise": {"a_bits": 3}}}, 3),
+    ):
+        _, report = quantize(model, _spec(w_bits=4, a_bits=4, **options), x)
+        widths = {layer.name: (layer.w_bits, layer.a_bits) for layer in report.layers}
+        assert widths["depthwise"] == (4, bits)
+        assert {width for name, width in widths.items() if name != "depthwise"} == {(4, 4), (8, 8)}
 
 
 def test_overrides_skips_and_first_last_bits():

@@ -36,6 +36,7 @@ from cat_plugin.ptq.graph.ops import (
     arguments,
     constant,
     is_call,
+    is_depthwise,
     layer_name,
     operand,
     weight_of,
@@ -238,7 +239,10 @@ def layer_widths(graph: fx.Graph, spec: QuantSpec) -> dict[fx.Node, tuple[str, t
     if names:
         spec.check_patterns(names.values())
     return {
-        node: (name, spec.layer_bits(name, first=node in first, last=node in last))
+        node: (
+            name,
+            spec.layer_bits(name, first=node in first, last=node in last, depthwise=is_depthwise(node)),
+        )
         for node, name in names.items()
     }
 

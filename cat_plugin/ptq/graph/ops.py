@@ -27,9 +27,11 @@ __all__ = [
     "WEIGHTED",
     "arguments",
     "constant",
+    "groups_of",
     "is_batch_size",
     "is_batched",
     "is_call",
+    "is_depthwise",
     "is_relu6",
     "layer_name",
     "operand",
@@ -209,6 +211,17 @@ def tensor_outputs(graph: Graph) -> list[Node]:
     """The results (N, ...) of a graph of flat tensors that are real numbers, in their order."""
     leaves = output_leaves(graph)
     return [n for n in leaves if isinstance(n, Node) and is_batched(n) and n.meta["val"].is_floating_point()]
+
+
+def groups_of(node: Node) -> int:
+    """Groups of a convolution, 1 for a linear layer."""
+    return int(arguments(node)[6]) if len(node.args) > 6 else 1
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether a layer has filters that read one channel each, of several."""
+    groups = groups_of(node)
+    return groups > 1 and operand(node).meta["val"].shape[1] == groups
 
 
 def is_relu6(node: Any) -> bool:

@@ -16,7 +16,7 @@ finds best.
 ReLU6 commutes with ``S`` if channel i is clipped at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
 ReLU6 stays what it is: no range is scaled beyond 6, so that what it clips more, the quantizer behind it would clip, and what
 it clips less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions whose
-activations have less than 8 bits.
+activations have less than 8 bits, there where they have.
 """
 
 from __future__ import annotations
@@ -32,7 +32,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cat_plugin.ptq.graph.ops import WEIGHTED, arguments, constant, is_call, is_relu6, operand, weight_of
+from cat_plugin.ptq.graph.ops import (
+    WEIGHTED,
+    arguments,
+    constant,
+    groups_of,
+    is_call,
+    is_depthwise,
+    is_relu6,
+    operand,
+    weight_of,
+)
 from cat_plugin.ptq.memory import rows_of_the_model
 from cat_plugin.ptq.rows import Rows
 from cat_plugin.ptq.spec import QuantSpec
@@ -98,10 +108,6 @@ class Pair:
     depthwise: bool = False
 
 
-def _groups(node: fx.Node) -> int:
-    return int(arguments(node)[6]) if len(node.args) > 6 else 1
-
-
 def _is_weighted(node: fx.Node) -> bool:
     return is_call(node, WEIGHTED) and operand(node, 1).op == "get_attr"
 
@@ -132,9 +138,12 @@ def _pair(node: fx.Node) -> Pair | None:
 
 def has_depthwise(module: fx.GraphModule) -> bool:
     """Whether a convolution of the graph has a filter for each channel."""
-    return any(
-        _groups(n) > 1 and weight_of(module, n).shape[1] == 1 for n in module.graph.nodes if _is_weighted(n)
-    )
+    return any(is_depthwise(n) for n in module.graph.nodes if _is_weighted(n))
+
+
+def _bits(pair: Pair, spec: QuantSpec) -> int:
+    """Bits of what lies between the layers, where nothing overrides them."""
+    return spec.bits_before_depthwise if pair.depthwise else spec.a_bits
 
 
 class _Sampler(fx.Interpreter):
@@ -280,7 +289,6 @@ class Equalization(Transform):
     name = "equalization"
 
     def applies(self, module: fx.GraphModule, spec: QuantSpec) -> bool:
-        # 8 bits have levels enough for every channel, and a range made to fit clips what calibration did not show
         wanted = spec.a_bits < 8 and has_depthwise(module)
         return wanted if spec.equalization is None else spec.equalization
 
@@ -293,8 +301,8 @@ class Equalization(Transform):
             if pair is None or max(uses[operand(n, 1).target] for n in (pair.first, pair.second)) > 1:
                 continue
             width, second = len(weight_of(module, node)), weight_of(module, pair.second)
-            pair.depthwise = _groups(pair.second) == width == second.shape[0]
-            if pair.depthwise or (_groups(pair.second) == 1 and second.shape[1] == width):
+            pair.depthwise = groups_of(pair.second) == width == second.shape[0]
+            if pair.depthwise or (groups_of(pair.second) == 1 and second.shape[1] == width):
                 found.append(pair)
         return found
 
@@ -303,7 +311,9 @@ class Equalization(Transform):
         self, module: fx.GraphModule, inputs: Rows, spec: QuantSpec, generator: torch.Generator
     ) -> Callable[[fx.GraphModule], None] | None:
         """Scale weights and biases on both sides of every pair; ReLU6 between them becomes a :class:`Ceiling` later."""
-        pairs, inputs = self.places(module), inputs.leading(_IMAGES)
+        # 8 bits have levels enough for every channel, and a range made to fit clips what calibration did not show
+        pairs = [p for p in self.places(module) if spec.equalization or _bits(p, spec) < 8]
+        inputs = inputs.leading(_IMAGES)
         starts = range(0, len(inputs), spec.batch_size)
         sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)
         piece = rows_of_the_model(
@@ -316,7 +326,8 @@ class Equalization(Transform):
             values, extremes = (
                 torch.cat(kept.pop(pair.first), 1) for kept in (sampler.samples, sampler.extremes)
             )
-            levels = 2**spec.a_bits - 1
+            bits = _bits(pair, spec)
+            levels = 2**bits - 1
             top = 6.0 if is_relu6(pair.activation) else math.inf
             if pair.activation is None:
                 power = values.var(1)
@@ -324,7 +335,7 @@ class Equalization(Transform):
             else:
                 values, extremes = values.clamp(min=0.0), extremes.clamp(0.0, top)
                 power = values.clamp(max=top).var(1)
-            least = extremes.amax(1) * (spec.a_bits / 8)
+            least = extremes.amax(1) * (bits / 8)
             dense = None if pair.depthwise else weight_of(module, pair.second)
             gains = _gains(values, power, least, levels, dense, spec.w_bits, top)
             _scale(module, pair, gains)
