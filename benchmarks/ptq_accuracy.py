@@ -70,7 +70,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "without unit reconstruction": {"unit_steps": 0},
     "without refinement": {"refinement_steps": 0},
     "the whole model on its logits instead of units": {"unit_steps": 0, "model_steps": 120},
-    "AdaRound instead of straight-through": {"rounding": "adaround"},
+    "straight-through instead of AdaRound": {"rounding": "straight_through"},
     "layers instead of blocks": {"unit": "layer"},
     "packs instead of blocks": {"unit": "pack"},
     "Fisher-weighted instead of plain squared error": {"loss": "fisher"},
