@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.ptq.graph.insert import insert_quantizers
-from cat_plugin.ptq.graph.ops import WEIGHTED, is_call
+from cat_plugin.ptq.graph.ops import WEIGHTED, is_call, weight_of
 from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.learned.soft_unit import run_float
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
@@ -48,7 +48,7 @@ def _uneven():
     model.a.bias.data += 0.1
     module = trace(model, x)
     weights = [getattr(module, n.args[1].target).clone() for n in module.graph.nodes if is_call(n, WEIGHTED)]
-    spec = QuantSpec(w_bits=4, a_bits=4, batch_size=8)
+    spec = QuantSpec(w_bits=4, a_bits=4, depthwise_bits=None, batch_size=8)
     finish = Equalization().fold(module, Rows([x]), spec, torch.Generator().manual_seed(0))
     after = [getattr(module, n.args[1].target) for n in module.graph.nodes if is_call(n, WEIGHTED)]
     return model, x, module, finish, weights, after
@@ -186,6 +186,24 @@ def test_equalization_is_for_depthwise_models_unless_asked_for():
         assert Equalization().applies(module, few) is expected
         assert not Equalization().applies(module, many)
         assert Equalization().applies(module, QuantSpec(w_bits=4, a_bits=8, equalization=True))
+
+
+def test_only_channels_of_less_than_8_bits_are_scaled():
+    model, x = randomise(Uneven()), small_inputs(32, 3, 6, 6)
+    changed = {}
+    for bits, asked in ((8, None), (8, True), (None, None)):
+        module = trace(model, x)
+        layers = [n for n in module.graph.nodes if is_call(n, WEIGHTED)]
+        before = [weight_of(module, n).clone() for n in layers]
+        spec = QuantSpec(w_bits=4, a_bits=4, depthwise_bits=bits, equalization=asked, batch_size=8)
+        Equalization().fold(module, Rows([x]), spec, torch.Generator().manual_seed(0))
+        after = [weight_of(module, n) for n in layers]
+        changed[bits, asked] = [not torch.equal(a, b) for a, b in zip(after, before, strict=True)]
+    # the second layer is depthwise and alone reads the first
+    assert not changed[8, None][0]
+    assert any(changed[8, None][1:])
+    assert changed[8, True][0]
+    assert changed[None, None][0]
 
 
 def test_8_bit_activations_are_not_clipped_by_what_few_inputs_show():
