@@ -92,8 +92,8 @@ def test_the_specification_is_what_it_was():
     spec = QuantSpec(
         w_bits=2, overrides={"fc": {"a_bits": 4}, "head": LayerOverride(skip=True)}, skip=["x.*"]
     )
-    assert spec.layer_bits("fc", first=False, last=False) == (2, 4)
-    assert spec.layer_bits("head", first=False, last=False) is None
+    assert spec.layer_bits("fc", first=False, last=False, depthwise=False) == (2, 4)
+    assert spec.layer_bits("head", first=False, last=False, depthwise=False) is None
     assert QuantSpec.from_dict(spec.to_dict()) == spec
     assert spec.to_dict()["overrides"]["fc"] == {"w_bits": None, "a_bits": 4, "skip": False}
     with pytest.raises(TypeError, match="did you mean 'w_bits'"):

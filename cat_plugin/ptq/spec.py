@@ -117,8 +117,7 @@ class QuantSpec:
     )
     depthwise_bits: Bits | None = option(
         default=8,
-        doc="Input bits of depthwise layers, whose few weights for each output cannot average rounding errors away; None treats "
-        "them like all others.  Compiled, activations are bytes at any width, so that 8 bits take no more time.",
+        doc="Input bits of depthwise layers, whose few weights cannot average errors away; None treats them like all others.",
         since="0.3",
     )
     residual_bits: Bits = option(
@@ -362,9 +361,7 @@ class QuantSpec:
         """``depthwise_bits``, or what it is where it is None."""
         return self.a_bits if self.depthwise_bits is None else self.depthwise_bits
 
-    def layer_bits(
-        self, name: str, *, first: bool, last: bool, depthwise: bool = False
-    ) -> tuple[int, int] | None:
+    def layer_bits(self, name: str, *, first: bool, last: bool, depthwise: bool) -> tuple[int, int] | None:
         """Weight and input bits of the layer called ``name``, or None when it stays in float."""
         w_bits, a_bits = self.w_bits, self.bits_before_depthwise if depthwise else self.a_bits
         if first and self.first_bits is not None:
