@@ -12,7 +12,7 @@ layer has the row's bits, but that of depthwise layers and what feeds an additio
 those of depthwise layers have the row's bits, too; in ``strict`` the
 shortcut and what is pooled as well, with one quantizer for a block's output, as in the literature on
 block reconstruction; in ``few`` the engine is given 64 images, in ``none`` no image, and makes 64 inputs of its own. First and
-last layers have 8 bits in both, and in the peers. ``best`` of networks on 224 x 224 images trains the whole model alone, for 120 steps. Labels are used for the
+last layers have 8 bits in all, and in the peers. ``best`` of networks on 224 x 224 images trains the whole model alone, for 120 steps. Labels are used for the
 number that is printed, and for nothing else.
 """
 

@@ -186,7 +186,7 @@ def insert_quantizers(module: fx.GraphModule, spec: QuantSpec) -> Prepared:
 def _replace_layers(prepared: Prepared, placer: _Placer, spec: QuantSpec) -> None:
     """A :class:`QuantOp` behind a quantizer of its input in the place of every layer that is to have bits."""
     module, graph = prepared.module, prepared.module.graph
-    for node, (name, bits) in layer_widths(graph, spec).items():
+    for node, (name, bits) in layer_widths(module, spec).items():
         if operand(node, 1).op != "get_attr":
             prepared.unquantized.append(
                 f"{name} ({KIND[node.target]}): its weight is computed, not a parameter"
@@ -231,8 +231,11 @@ def group_of(features: int, asked: int | None) -> int | None:
     return next(size for size in range(asked, 0, -1) if features % size == 0)
 
 
-def layer_widths(graph: fx.Graph, spec: QuantSpec) -> dict[fx.Node, tuple[str, tuple[int, int] | None]]:
+def layer_widths(
+    module: fx.GraphModule, spec: QuantSpec
+) -> dict[fx.Node, tuple[str, tuple[int, int] | None]]:
     """Weighted node, in order of execution -> its name, and the bits of weights and input (None leaves it in float)."""
+    graph = module.graph
     candidates = [n for n in graph.nodes if is_call(n, WEIGHTED)]
     first, last = _ends(graph, [n for n in candidates if operand(n, 1).op == "get_attr"])
     names = _names(candidates)
@@ -241,7 +244,9 @@ def layer_widths(graph: fx.Graph, spec: QuantSpec) -> dict[fx.Node, tuple[str, t
     return {
         node: (
             name,
-            spec.layer_bits(name, first=node in first, last=node in last, depthwise=is_depthwise(node)),
+            spec.layer_bits(
+                name, first=node in first, last=node in last, depthwise=is_depthwise(module, node)
+            ),
         )
         for node, name in names.items()
     }

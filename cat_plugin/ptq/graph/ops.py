@@ -218,10 +218,10 @@ def groups_of(node: Node) -> int:
     return int(arguments(node)[6]) if len(node.args) > 6 else 1
 
 
-def is_depthwise(node: Node) -> bool:
-    """Whether a layer has filters that read one channel each, of several."""
-    groups = groups_of(node)
-    return groups > 1 and operand(node).meta["val"].shape[1] == groups
+def is_depthwise(module: GraphModule, node: Node) -> bool:
+    """Whether a layer has filters, kept in the module, that read one channel each, of several."""
+    weight = constant(module, node.args[1])
+    return weight is not None and groups_of(node) > 1 and weight.shape[1] == 1
 
 
 def is_relu6(node: Any) -> bool:

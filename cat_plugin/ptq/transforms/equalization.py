@@ -138,7 +138,7 @@ def _pair(node: fx.Node) -> Pair | None:
 
 def has_depthwise(module: fx.GraphModule) -> bool:
     """Whether a convolution of the graph has a filter for each channel."""
-    return any(is_depthwise(n) for n in module.graph.nodes if _is_weighted(n))
+    return any(is_depthwise(module, n) for n in module.graph.nodes if _is_weighted(n))
 
 
 def _bits(pair: Pair, spec: QuantSpec) -> int:
@@ -313,6 +313,8 @@ class Equalization(Transform):
         """Scale weights and biases on both sides of every pair; ReLU6 between them becomes a :class:`Ceiling` later."""
         # 8 bits have levels enough for every channel, and a range made to fit clips what calibration did not show
         pairs = [p for p in self.places(module) if spec.equalization or _bits(p, spec) < 8]
+        if not pairs:
+            return None
         inputs = inputs.leading(_IMAGES)
         starts = range(0, len(inputs), spec.batch_size)
         sampler = _Sampler(module, {p.first for p in pairs}, -(-_SAMPLES // len(starts)), generator)

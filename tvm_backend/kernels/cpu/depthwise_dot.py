@@ -77,9 +77,9 @@ class DepthwiseDot(Weighted[ConvSpec]):
 
     @property
     def flip(self) -> bool:
-        """Whether the data have the other sign than what is multiplied: bytes become words by unpacking them with zeros."""
-        unsigned = self.isa.group == 2
-        return self.spec.input.dtype != "uint8" if unsigned else super().flip
+        """Whether the data have another sign than what is multiplied; words are unsigned, being bytes unpacked with zeros."""
+        words = self.isa.group == 2
+        return self.spec.input.dtype != "uint8" if words else super().flip
 
     @property
     def unit(self) -> int:

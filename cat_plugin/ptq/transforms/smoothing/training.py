@@ -60,7 +60,7 @@ def rows_of_a_step(inputs: Tensor) -> int:
 
 def widths_of(module: fx.GraphModule, spec: QuantSpec) -> dict[fx.Node, tuple[int, int]]:
     """Linear layer that is to be quantized -> bits of its weights and of its input."""
-    widths = layer_widths(module.graph, spec)
+    widths = layer_widths(module, spec)
     return {n: bits for n, (_, bits) in widths.items() if bits and n.target is _aten.linear.default}
 
 

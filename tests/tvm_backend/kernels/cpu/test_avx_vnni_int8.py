@@ -1,4 +1,4 @@
-"""AVX-VNNI-INT8: kernels with a stand-in for its one instruction, which no AVX-VNNI processor needs to have, and their code."""
+"""AVX-VNNI-INT8: its kernels, run on any AVX-VNNI processor with a stand-in for the one instruction, and their code."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ SIGNED = QParams(0.02, -3, -128, 127, "int8")
 IMAGE = QParams(0.02, 3, 0, 255, "uint8")
 VNNI = Target({"kind": "llvm", "mcpu": "haswell", "mattr": ["+avxvnni"]})
 ARROW_LAKE = Target({"kind": "llvm", "mcpu": "arrowlake"})
+ONE = (1, 1, 1, 1)
 
 needs_vnni = pytest.mark.skipif("avx_vnni" not in native_features(), reason="needs AVX-VNNI")
 
@@ -80,9 +81,6 @@ def test_products_of_signed_matrices_equal_the_reference_to_the_bit(low):
     blank = [np.full_like(array, 77) for array in expected]
     for found, wanted in zip(execute(lowered(spec), VNNI, [left, right], blank), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
-
-
-ONE = (1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("kind", [SIGNED, IMAGE], ids=["int8", "uint8"])
