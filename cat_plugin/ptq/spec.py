@@ -215,8 +215,8 @@ class QuantSpec:
     )
     equalization: Switch | None = option(
         default=None,
-        doc="Scale channels for the least rounding noise (:mod:`cat_plugin.ptq.transforms.equalization`); None for models with "
-        "depthwise convolutions whose activations have less than 8 bits.",
+        doc="Scale channels for the least rounding noise, and mix those of linear bottlenecks "
+        "(:mod:`cat_plugin.ptq.transforms.equalization`); None for models with depthwise convolutions and less than 8 bits.",
         since="0.1",
     )
     smoothing: Annotated[str, OneOf(("smoothquant", *TRAINED, "repq", "searched"))] | None = option(

@@ -15,7 +15,8 @@ from cat_plugin.ptq.graph.trace import trace
 from cat_plugin.ptq.learned.soft_unit import run_float
 from cat_plugin.ptq.quantizers.observers import search_activation_range, search_weight_range
 from cat_plugin.ptq.rows import Rows
-from cat_plugin.ptq.transforms import equalization
+from cat_plugin.ptq.transforms.channels import gains as channel_gains
+from cat_plugin.ptq.transforms.channels.sampler import ChannelSampler
 from cat_plugin.ptq.transforms.equalization import Ceiling, Equalization, has_depthwise
 from tests.ptq.models import (
     GroupedNet,
@@ -31,7 +32,7 @@ def test_what_is_sampled_does_not_depend_on_the_rows_run_at_a_time():
     watched = {n for n in module.graph.nodes if is_call(n, WEIGHTED)}
     found = []
     for piece in (7, 3, 1):
-        sampler = equalization._Sampler(module, watched, 40, torch.Generator().manual_seed(1))
+        sampler = ChannelSampler(module, watched, 40, torch.Generator().manual_seed(1))
         sampler.run_batch(Rows([x]), piece)
         found.append(sampler)
     for other in found[1:]:
@@ -102,12 +103,12 @@ def test_gains_before_a_dense_layer_even_its_columns_as_far_as_relu6_allows():
     values = torch.rand(channels, 2048, generator=generator) * torch.linspace(1.0, 7.0, channels).unsqueeze(1)
     weight = torch.randn(16, channels, generator=generator) * torch.logspace(0.5, -0.5, channels)
     seen = values.clamp(max=top)
-    gains = equalization._gains(values, seen.var(1), seen.amax(1), 255, weight, 4, top)
+    gains = channel_gains.gains_of(values, seen.var(1), seen.amax(1), 255, weight, 4, top)
     assert float((gains * seen.amax(1)).max()) <= top * 1.001  # nothing is cut earlier than it was
     error = _rounded_output_error(values, weight, gains, 4, 8, top)
     none = _rounded_output_error(values, weight, torch.ones(channels), 4, 8, top)
     assert error < 0.7 * none
-    at_8_bits = equalization._gains(values, seen.var(1), seen.amax(1), 15, weight, 8, top)
+    at_8_bits = channel_gains.gains_of(values, seen.var(1), seen.amax(1), 15, weight, 8, top)
     assert _rounded_output_error(values, weight, at_8_bits, 8, 4, top) < 1.05 * _rounded_output_error(
         values, weight, torch.ones(channels), 8, 4, top
     )
@@ -125,7 +126,7 @@ def test_modelled_activation_noise_is_the_error_of_rounding_and_cutting():
         rounded = np.minimum(np.round(scaled / step), 15) * step / g
         squares = ((rounded - np.minimum(x, 6.0)) ** 2).mean(1)
         errors.append(float((squares * importance.double().numpy()).sum()))
-    found = equalization._activation_noise(values, gains, 15, 6.0, importance)
+    found = channel_gains._activation_noise(values, gains, 15, 6.0, importance)
     assert found == pytest.approx(min(errors), rel=1e-3)
 
 
@@ -182,14 +183,18 @@ def test_equalization_is_for_depthwise_models_unless_asked_for():
     for make, shape, expected in ((GroupedNet, (4, 4, 8, 8), True), (SmallResNet, (4, 3, 12, 12), False)):
         module = trace(randomise(make()), small_inputs(*shape))
         assert has_depthwise(module) is expected
-        few, many = QuantSpec(w_bits=8, a_bits=7), QuantSpec(w_bits=4, a_bits=8)
-        assert Equalization().applies(module, few) is expected
-        assert not Equalization().applies(module, many)
-        assert Equalization().applies(module, QuantSpec(w_bits=4, a_bits=8, equalization=True))
+        for w_bits, a_bits in ((8, 7), (7, 8), (4, 4)):
+            assert Equalization().applies(module, QuantSpec(w_bits=w_bits, a_bits=a_bits)) is expected
+        assert not Equalization().applies(module, QuantSpec(w_bits=8, a_bits=8))
+        assert Equalization().applies(module, QuantSpec(w_bits=8, a_bits=8, equalization=True))
 
 
 def test_only_channels_of_less_than_8_bits_are_scaled():
     model, x = randomise(Uneven()), small_inputs(32, 3, 6, 6)
+    spread = torch.logspace(-2, 0, 6)  # what the third layer, a dense one, reads is worth scaling
+    model.b.weight.data *= spread.reshape(-1, 1, 1, 1)
+    model.b.bias.data *= spread
+    model.c.weight.data /= spread.reshape(1, -1, 1, 1)
     changed = {}
     for bits, asked in ((8, None), (8, True), (None, None)):
         module = trace(model, x)
