@@ -101,7 +101,7 @@ class QuantSpec:
     )
     preset: Annotated[str, OneOf(tuple(PRESETS))] = option(
         default="balanced",
-        doc="How much work is spent: ``fast`` is closed form only, ``balanced`` also trains the rounding of each block, "
+        doc="How much work is spent: ``fast`` trains no layer, ``balanced`` also trains the rounding of each block, "
         "``best`` the whole model on its own logits as well.",
         since="0.1",
     )

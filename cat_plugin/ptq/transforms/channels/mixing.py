@@ -55,10 +55,11 @@ class Reader:
         self, values: Tensor, weight: Tensor, bias: Tensor, w_bits: int, a_bits: int, top: float | None
     ) -> None:
         self.weight, self.bias, self.w_bits, self.a_bits, self.top = weight, bias, w_bits, a_bits, top
-        self.values, self.centre = values, values.mean(0)
+        self.centre = values.mean(0)
         self.deviations = values - self.centre
         self.judged = len(values) - max(1, len(values) // _JUDGED)
-        self.power = float(self._outputs(values).var(0, unbiased=False).sum())
+        self.wanted = self._outputs(values)
+        self.power = float(self.wanted.var(0, unbiased=False).sum())
 
     def _outputs(self, x: Tensor) -> Tensor:
         y = x @ self.weight.T
@@ -66,7 +67,7 @@ class Reader:
 
     def error(self, rows: Tensor, found: Tensor) -> Tensor:
         """() squared error of outputs for (n, C) deviations as they arrive; what a bias takes back is none."""
-        error = self._outputs(found + self.centre) - self._outputs(self.values[rows])
+        error = self._outputs(found + self.centre) - self.wanted[rows]
         total: Tensor = (error - error.mean(0)).square().mean(0).sum()
         return total / self.power
 
@@ -92,8 +93,8 @@ class Maker:
 
 def _row_noise(weight: Tensor, bits: int) -> Tensor:
     """(O,) variance of the rounding error of each weight of a row, which has one step."""
-    step = weight.abs().amax(1) / 2 ** (bits - 1)
-    return COMPENSATED / 12 * step.square()
+    step: Tensor = weight.abs().amax(1) / 2 ** (bits - 1)
+    return step.square() * (COMPENSATED / 12)
 
 
 class _Grid:
@@ -206,7 +207,7 @@ def mixing_matrix(readers: Sequence[Reader], makers: Sequence[Maker], generator:
         return identity
     start = _balanced(readers, generator)
     found = _descended(readers, makers, start, generator)
-    rows = [torch.arange(r.judged, len(r.values), device=start.device) for r in readers]
+    rows = [torch.arange(r.judged, len(r.wanted), device=start.device) for r in readers]
 
     def judged(matrix: Tensor) -> float:
         matrix = matrix.float()
@@ -235,7 +236,7 @@ def _descended(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     for _ in range(_STEPS):
         rows = [
-            torch.randint(max(1, r.judged), (min(_BATCH, len(r.values)),), generator=generator).to(
+            torch.randint(max(1, r.judged), (min(_BATCH, len(r.wanted)),), generator=generator).to(
                 matrix.device
             )
             for r in readers
