@@ -22,8 +22,8 @@ biases.  See :mod:`~cat_plugin.ptq.transforms.channels.mixing`.
 
 ReLU6 commutes with ``S`` if channel i is clipped at ``6 s_i``: full precision is computed so (:class:`Ceiling`).  Quantized,
 ReLU6 stays what it is: no range is scaled beyond 6, so that what it clips more, the quantizer behind it would clip, and what
-it clips less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions whose
-activations have less than 8 bits, there where they have.
+it clips less of a channel scaled down is part of the modelled noise.  Default: on for models with depthwise convolutions, where
+activations, or those of a stream or the weights behind it, have less than 8 bits.
 """
 
 from __future__ import annotations

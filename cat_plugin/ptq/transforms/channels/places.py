@@ -187,7 +187,7 @@ def _stream(module: fx.GraphModule, start: fx.Node) -> LinearStream | None:
 def find_linear_streams(module: fx.GraphModule) -> list[LinearStream]:
     """Every stream whose channels may be mixed, in order of execution."""
     layers = [n for n in module.graph.nodes if _is_dense(module, n)]
-    uses = Counter(operand(node, i).target for node in layers for i in (1, 2))
+    uses = Counter(n.target for n in module.graph.nodes if n.op == "get_attr" for _ in n.users)
     streams: list[LinearStream] = []
     for node in layers:
         if any(node in stream.makers for stream in streams):
