@@ -1,8 +1,7 @@
 """What ``fast``, ``balanced`` and ``best`` mean: how much work each stage does.
 
 ``fast`` takes no gradient step through the network: searched ranges, least squares, error-compensated rounding, bias
-correction.
-``balanced`` trains each unit and refines the grids; ``best`` trains the whole model on its logits in between.
+correction.  ``balanced`` trains each unit and refines the grids; ``best`` trains the whole model on its logits in between.
 """
 
 from __future__ import annotations

@@ -63,6 +63,21 @@ def _is_weighted(node: fx.Node) -> bool:
     return is_call(node, WEIGHTED) and operand(node, 1).op == "get_attr"
 
 
+def _is_rectifier(node: fx.Node) -> bool:
+    return is_call(node, {_aten.relu.default}) or is_relu6(node)
+
+
+def _reads_of_parameters(module: fx.GraphModule) -> Counter[object]:
+    """How many nodes read each parameter: those of several are not to be changed for one."""
+    return Counter(n.target for n in module.graph.nodes if n.op == "get_attr" for _ in n.users)
+
+
+def _has_its_own(node: fx.Node, reads: Counter[object]) -> bool:
+    """Whether nothing else reads a layer's weight and bias."""
+    parameters = [p for p in node.args[1:3] if isinstance(p, fx.Node) and p.op == "get_attr"]
+    return all(reads[p.target] == 1 for p in parameters)
+
+
 def _is_zero_padding(node: fx.Node) -> bool:
     """Whether the node pads at most the last two axes, with zeros."""
     if not is_call(node, {_aten.constant_pad_nd.default, _aten.pad.default}):
@@ -77,7 +92,7 @@ def _pair(node: fx.Node) -> Pair | None:
     first, activation = node, None
     while len(node.users) == 1:
         (user,) = node.users
-        if activation is None and node is first and (is_call(user, {_aten.relu.default}) or is_relu6(user)):
+        if activation is None and node is first and _is_rectifier(user):
             activation = user
         elif _is_weighted(user) and user.args[0] is node:
             return Pair(first, user, activation)
@@ -95,11 +110,11 @@ def has_depthwise(module: fx.GraphModule) -> bool:
 def find_pairs(module: fx.GraphModule) -> list[Pair]:
     """Every pair of layers between which channels may be scaled, in order of execution."""
     layers = [n for n in module.graph.nodes if _is_weighted(n)]
-    uses = Counter(operand(node, 1).target for node in layers)
+    reads = _reads_of_parameters(module)
     found = []
     for node in layers:
         pair = _pair(node)
-        if pair is None or max(uses[operand(n, 1).target] for n in (pair.first, pair.second)) > 1:
+        if pair is None or not all(_has_its_own(n, reads) for n in (pair.first, pair.second)):
             continue
         width, second = len(weight_of(module, node)), weight_of(module, pair.second)
         pair.depthwise = groups_of(pair.second) == width == second.shape[0]
@@ -187,7 +202,7 @@ def _stream(module: fx.GraphModule, start: fx.Node) -> LinearStream | None:
 def find_linear_streams(module: fx.GraphModule) -> list[LinearStream]:
     """Every stream whose channels may be mixed, in order of execution."""
     layers = [n for n in module.graph.nodes if _is_dense(module, n)]
-    uses = Counter(n.target for n in module.graph.nodes if n.op == "get_attr" for _ in n.users)
+    reads = _reads_of_parameters(module)
     streams: list[LinearStream] = []
     for node in layers:
         if any(node in stream.makers for stream in streams):
@@ -195,8 +210,7 @@ def find_linear_streams(module: fx.GraphModule) -> list[LinearStream]:
         stream = _stream(module, node)
         if stream is None or stream.width < 2:
             continue
-        layers_of = {*stream.makers, *stream.readers}
-        if max(uses[operand(n, i).target] for n in layers_of for i in (1, 2)) == 1:
+        if all(_has_its_own(n, reads) for n in (*stream.makers, *stream.readers)):
             streams.append(stream)
     return streams
 
@@ -204,5 +218,4 @@ def find_linear_streams(module: fx.GraphModule) -> list[LinearStream]:
 def activation_behind(node: fx.Node) -> fx.Node | None:
     """ReLU or ReLU6 that alone reads a layer's output."""
     users = list(node.users)
-    known = len(users) == 1 and (is_call(users[0], {_aten.relu.default}) or is_relu6(users[0]))
-    return users[0] if known else None
+    return users[0] if len(users) == 1 and _is_rectifier(users[0]) else None

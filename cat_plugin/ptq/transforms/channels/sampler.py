@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class ChannelSampler(fx.Interpreter):
         Positions of each batch.
     generator : torch.Generator
         CPU generator of the positions.
-    averaged : set of fx.Node
+    averaged : collection of fx.Node
         Whose channels' means and mean squares, over all positions, are kept as well.
     """
 
@@ -39,7 +40,7 @@ class ChannelSampler(fx.Interpreter):
         nodes: set[fx.Node],
         share: int,
         generator: torch.Generator,
-        averaged: set[fx.Node] = frozenset(),  # type: ignore[assignment]
+        averaged: Collection[fx.Node] = (),
     ) -> None:
         super().__init__(module)
         self.averaged = averaged
