@@ -1,7 +1,8 @@
 """Products of a layer's inputs with themselves and with its outputs, where the inputs lie on a grid.
 
 Of what a quantizer gives, ``x = s n`` with whole numbers ``n``, the second moment ``s^2 sum n n'`` needs no floating point: products
-of bytes with sums of 32 bits are exact and several times as fast.  The product with the outputs is what a convolution's backward
+of bytes with sums of 32 bits are exact and, where processors have them, several times as fast.  Elsewhere floats take their place, in
+sums so short that they are exact as well, so that every processor finds the same.  The product with the outputs is what a convolution's backward
 pass computes for its weight.
 """
 
@@ -14,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cat_plugin.ptq.quantizers.uniform import ActQuantizer
-from cat_plugin.torch_compat import product_of_bytes
+from cat_plugin.torch_compat import bytes_multiply_fast, product_of_bytes
 
 __all__ = ["Grid", "Windows", "byte_products", "from_bytes_"]
 
 _ROWS = 1 << 16  # whose products of two bytes add up in 32 bits
+_FLOAT_ROWS = 1 << 10  # whose products of two bytes add up to whole numbers that float32 holds
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,18 @@ def byte_products(columns: Tensor) -> tuple[Tensor, Tensor]:
     Returns
     -------
     second, first : Tensor
-        (K, K) int32, or float64 where there are more rows than 32 bits hold, and (K,) int64.
+        (K, K) int32 or float32, float64 where there are more rows than one sum holds, and (K,) int64.
     """
-    some, *others = torch.split(columns, _ROWS, 1)
-    second = product_of_bytes(some, some.T)
+    product, rows = (product_of_bytes, _ROWS) if bytes_multiply_fast() else (_product_of_floats, _FLOAT_ROWS)
+    some, *others = torch.split(columns, rows, 1)
+    second = product(some, some.T)
     for some in others:
-        second = second.double().add_(product_of_bytes(some, some.T))
+        second = second.double().add_(product(some, some.T))
     return second, columns.sum(1, dtype=torch.int64)
+
+
+def _product_of_floats(left: Tensor, right: Tensor) -> Tensor:
+    return left.float() @ right.float()
 
 
 def from_bytes_(second: Tensor, first: Tensor, rows: float, grid: Grid) -> None:

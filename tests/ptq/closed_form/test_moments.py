@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cat_plugin.ptq.closed_form import moments
+from cat_plugin.ptq.closed_form import grid_products, moments
 from cat_plugin.ptq.closed_form.grid_products import Grid, byte_products
 from cat_plugin.ptq.closed_form.moments import input_patches, measure
 from cat_plugin.ptq.quantizers.per_token import TokenQuantizer
@@ -96,7 +96,9 @@ def test_moments_on_a_grid_are_those_of_its_values(case, bits, zero_point, signe
         torch.testing.assert_close(a.mean_y, b.mean_y, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
-def test_products_of_more_rows_than_32_bits_hold():
+@pytest.mark.parametrize("fast", [True, False], ids=["bytes", "floats"])
+def test_products_of_more_rows_than_one_sum_holds_are_exact(monkeypatch, fast):
+    monkeypatch.setattr(grid_products, "bytes_multiply_fast", lambda: fast)
     columns = torch.full((3, (1 << 17) + 5), -128, dtype=torch.int8)
     columns[1] = 127
     second, first = byte_products(columns)
