@@ -108,6 +108,7 @@ def measure(
     logits: Path | None = None,
     device: str = "cpu",
     memory_mb: int = 1000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Quantize one model and count its right answers; runs in a process of its own."""
     import torch
@@ -138,6 +139,7 @@ def measure(
             "num_samples": 64 if convention in ("few", "none") else SAMPLES[model_name],
             "batch_size": 64 if model_name == "resnet20" else 16,
             "memory_mb": None if model_name == "resnet20" else memory_mb,
+            "seed": seed,
             **options,
         }
     )
