@@ -105,16 +105,19 @@ def byte_products(columns: Tensor) -> tuple[Tensor, Tensor]:
     second, first : Tensor
         (K, K) int32 or float32, float64 where there are more rows than one sum holds, and (K,) int64.
     """
-    product, rows = (product_of_bytes, _ROWS) if bytes_multiply_fast() else (_product_of_floats, _FLOAT_ROWS)
-    some, *others = torch.split(columns, rows, 1)
-    second = product(some, some.T)
+    some, *others = torch.split(columns, _ROWS if bytes_multiply_fast() else _FLOAT_ROWS, 1)
+    second = _products(some)
     for some in others:
-        second = second.double().add_(product(some, some.T))
+        second = second.double().add_(_products(some))
     return second, columns.sum(1, dtype=torch.int64)
 
 
-def _product_of_floats(left: Tensor, right: Tensor) -> Tensor:
-    return left.float() @ right.float()
+def _products(columns: Tensor) -> Tensor:
+    """(K, K) of rows few enough for one sum."""
+    if bytes_multiply_fast():
+        return product_of_bytes(columns, columns.T)
+    values = columns.float()
+    return values @ values.T
 
 
 def from_bytes_(second: Tensor, first: Tensor, rows: float, grid: Grid) -> None:
