@@ -206,7 +206,7 @@ class _Error:
         self.means = TwoBranches.running(self.means, terms)
         yield torch.stack([term / mean for term, mean in zip(terms, self.means, strict=True)]).sum()
 
-    def judge(self) -> float:
+    def judge(self) -> Tensor:
         sums = [0.0, 0.0]
         for start in range(self.judged.start, self.judged.stop, _ROWS):
             rows = slice(start, min(start + _ROWS, self.judged.stop))
@@ -214,4 +214,4 @@ class _Error:
                 a + float(b) * (rows.stop - rows.start) for a, b in zip(sums, self._terms(rows), strict=True)
             ]
         self.first = self.first or [max(each, 1e-20) for each in sums]
-        return sum(a / b for a, b in zip(sums, self.first, strict=True)) / len(sums)
+        return torch.tensor([sum(a / b for a, b in zip(sums, self.first, strict=True)) / len(sums)])

@@ -21,7 +21,7 @@ from cat_plugin.cli import main
 from .conftest import RECIPE, quantize_words
 
 AsJson = Callable[..., dict[str, Any]]
-TRAINED = RECIPE.replace("preset: fast", "preset: balanced, unit_steps: 40, refinement_steps: 5")
+TRAINED = RECIPE.replace("preset: fast", "preset: balanced, unit_steps: 15, refinement_steps: 5")
 
 
 def files_of(bundle: Path) -> dict[str, str]:

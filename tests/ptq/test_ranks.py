@@ -147,7 +147,7 @@ def worker(rank: int, size: int, directory: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
 def results(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("gloo")
     multiprocessing.spawn(worker, args=(request.param, str(directory)), nprocs=request.param, join=True)

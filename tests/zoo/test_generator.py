@@ -25,7 +25,7 @@ _STEEP = Plan(
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=_QUIET)
+@settings(max_examples=12, deadline=None, suppress_health_check=_QUIET)
 @given(plans())
 @example(_STEEP)
 def test_composed_networks_come_out_as_they_are(plan: Plan) -> None:
@@ -40,7 +40,7 @@ def test_hundreds_of_composed_networks_come_out_as_they_are(plan: Plan) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="TVM is not installed")
-@settings(max_examples=6, deadline=None, suppress_health_check=_QUIET)
+@settings(max_examples=4, deadline=None, suppress_health_check=_QUIET)
 @given(plans())
 def test_composed_networks_are_compiled(plan: Plan) -> None:
     check(plan, library=True)

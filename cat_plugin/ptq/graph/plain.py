@@ -21,14 +21,18 @@ __all__ = ["fold_constants", "functional", "plain", "select_by_number"]
 
 _aten = torch.ops.aten
 
-#: Operations that hand on their first argument, or check it, and change nothing in evaluation mode.
-_IDENTITY = frozenset(
+_DROPOUTS = frozenset(
     {
         _aten.dropout.default,
         _aten.dropout_.default,
         _aten.feature_dropout.default,
         _aten.alpha_dropout.default,
         _aten.feature_alpha_dropout.default,
+    }
+)
+#: Operations that hand on their first argument, or check it, and change nothing in evaluation mode.
+_IDENTITY = _DROPOUTS | frozenset(
+    {
         _aten.alias.default,
         _aten.detach.default,
         _aten.lift_fresh_copy.default,
@@ -55,6 +59,20 @@ _UNWRITTEN = {
     _aten.empty_like.default: _aten.zeros_like.default,
 }
 _NORM = _aten._native_batch_norm_legit_no_training.default
+#: Operations that write over their first argument, and those that return a tensor of its own instead.
+_IN_PLACE = {
+    getattr(_aten, f"{name}_").default: getattr(_aten, name).default
+    for name in ("elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "sigmoid", "silu", "tanh")
+} | {getattr(_aten, f"{name}_").Tensor: getattr(_aten, name).Tensor for name in ("add", "sub", "mul", "div")}  # fmt: skip
+#: Operations whose result is a tensor of its own, never one that they were given.
+_FRESH = frozenset(_IN_PLACE.values()) | {
+    _aten.conv1d.default,
+    _aten.conv2d.default,
+    _aten.conv2d.padding,
+    _aten.conv3d.default,
+    _aten.linear.default,
+    _aten.batch_norm.default,
+}
 
 
 def _writes(node: fx.Node) -> bool:
@@ -74,6 +92,27 @@ def _is_transform(node: fx.Node) -> bool:
     )
 
 
+def _hand_on(module: fx.GraphModule) -> None:
+    """Dropout in evaluation mode is what it is given, into which may be written: to make a program functional, torch copies it."""
+    for node in module.graph.nodes:
+        if is_call(node, _DROPOUTS) and node.args[2] is False:
+            node.target, node.args = _aten.alias.default, node.args[:1]
+
+
+def _write_elsewhere(module: fx.GraphModule) -> None:
+    """Activations and sums in place, of what nothing else reads, return a tensor of their own instead.
+
+    Of most networks these are all writes, and to make a program functional takes longer than to export it.
+    """
+    for node in module.graph.nodes:
+        if not is_call(node, _IN_PLACE):
+            continue
+        given = operand(node)
+        types = {each.meta["val"].dtype for each in node.all_input_nodes}
+        if is_call(given, _FRESH) and set(given.users) == {node} and len(types) == 1:
+            node.target = _IN_PLACE[node.target]
+
+
 def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The program's graph as a module, with nothing in it that writes into a tensor.
 
@@ -82,6 +121,9 @@ def functional(program: torch.export.ExportedProgram) -> fx.GraphModule:
     QuantizationError
         If an operation remains that does.
     """
+    for simplified in (_hand_on, _write_elsewhere):
+        simplified(program.graph_module)
+    program.graph_module.recompile()
     if any(
         _writes(node) or _uses_batch_statistics(node) or _is_transform(node) for node in program.graph.nodes
     ):

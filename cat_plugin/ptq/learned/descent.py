@@ -70,8 +70,9 @@ class Schedule:
     patience : int or None
         After so many looks without gain a run skips to the end of its schedule; None never skips.
     keeps_last : bool
-        Whether the last state, where the rates have fallen to zero, is kept if it is better than the initial one at all.
-        Otherwise the best that was looked at is, which of noisy looks is the luckiest.
+        Whether the last state, where the rates have fallen to zero, is kept unless it is shown to be worse than the initial
+        one: by more than the standard error of the mean difference over the examples.  Otherwise the best that was looked at
+        is, which of noisy looks is the luckiest, if it is better than the initial one at all.
     """
 
     steps: int
@@ -98,8 +99,8 @@ class Objective(Protocol):
         Each part is differentiated before the next is asked for, so that only one needs memory at a time.
         """
 
-    def judge(self) -> float:
-        """Loss of the state as it stands, on the rows held out; called without gradients."""
+    def judge(self) -> Tensor:
+        """(n,) losses of the state as it stands, of each example held out or (1,) of all; called without gradients."""
 
 
 class Trained(Protocol):
@@ -191,17 +192,31 @@ class _Judge:
 
     def __init__(self, soft: Trained, objective: Objective, patience: int | None) -> None:
         self.soft, self.objective, self.patience = soft, objective, patience
-        self.first = self.best = self.last = self._loss()
+        self.initial = self.latest = self._losses()
+        self.first = self.best = self.last
         self.state = soft.snapshot()
         self.stale = 0
 
     @torch.no_grad()
-    def _loss(self) -> float:
-        return self.objective.judge()
+    def _losses(self) -> Tensor:
+        return self.objective.judge().double()
+
+    @property
+    def last(self) -> float:
+        """Loss of the state last looked at."""
+        return float(self.latest.mean())
+
+    @property
+    def harmless(self) -> bool:
+        """Whether nothing shows that the state last looked at is worse than the initial one."""
+        difference = self.latest - self.initial
+        error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+        return float(difference.mean()) < error
 
     def look(self) -> bool:
         """Judge the state; True when the last looks brought nothing."""
-        loss = self.last = self._loss()
+        self.latest = self._losses()
+        loss = self.last
         self.stale += 1
         if loss < self.best:
             if loss < 0.998 * self.best:
@@ -240,8 +255,8 @@ def descend(
     Returns
     -------
     Outcome
-        The best state on the rows held out, or the last, is kept and written into the modules.  If none is better than the
-        initial values, or the loss turns NaN, these are kept, and the note says so.
+        The best state on the rows held out, or the last, is kept and written into the modules.  If neither may be, or the
+        loss turns NaN, the initial values are kept, and the note says so.
     """
     with freed_memory_kept():  # a step frees all that the next one needs
         return _descend(soft, groups, objective, schedule, generator, tick)
@@ -292,11 +307,11 @@ def _descend(
             tick(done)
         if (step % every == 0 or step == schedule.steps) and judge.look():
             step = max(step, round(_END * schedule.steps))
-    if not judge.best < judge.first:
-        soft.restore(initial)
-        return Outcome(judge.first, judge.first, done, "training did not improve it: initial values kept")
     after = judge.last
-    if not (schedule.keeps_last and judge.last < judge.first):
+    if not (schedule.keeps_last and judge.harmless):
+        if not judge.best < judge.first:
+            soft.restore(initial)
+            return Outcome(judge.first, judge.first, done, "training did not improve it: initial values kept")
         soft.load(judge.state)
         after = judge.best
     soft.harden()

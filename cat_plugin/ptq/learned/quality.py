@@ -23,11 +23,16 @@ from cat_plugin.ptq.rows import Rows
 __all__ = ["Quality", "divergence"]
 
 
-def divergence(z_q: Tensor, z_fp: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))``; logits (N, C)."""
+def _divergences(z_q: Tensor, z_fp: Tensor, temperature: float) -> Tensor:
+    """(N,) ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))``; logits (N, C)."""
     log_q = F.log_softmax(z_q / temperature, 1)
     log_p = F.log_softmax(z_fp / temperature, 1)
-    return F.kl_div(log_q, log_p, log_target=True, reduction="batchmean") * temperature**2
+    return F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(1) * temperature**2
+
+
+def divergence(z_q: Tensor, z_fp: Tensor, temperature: float) -> Tensor:
+    """Mean over rows of ``T^2 KL(softmax(z_fp / T) || softmax(z_q / T))``; logits (N, C)."""
+    return _divergences(z_q, z_fp, temperature).mean()
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,18 @@ class Quality:
 
     def error(self, found: Rows, wanted: Rows, temperature: float) -> Tensor:
         """() how far results are from those of full precision, aligned with :attr:`leaves`; the latter may be kept elsewhere."""
+        return self.errors(found, wanted, temperature).mean()
+
+    def errors(self, found: Rows, wanted: Rows, temperature: float) -> Tensor:
+        """(n,) what :meth:`error` is the mean of; squared errors are over the power of all rows."""
         total: Tensor | None = None
         wanted = wanted.to(found.device)
         for mine, other, axis in zip(found.tensors, wanted.tensors, self.class_axes, strict=True):
             if axis is None:
-                part = (mine - other).square().mean() / other.square().mean().clamp_min(1e-20)
+                part = (mine - other).square() / other.square().mean().clamp_min(1e-20)
             else:
-                part = divergence(as_rows(mine, axis), as_rows(other, axis), temperature)
+                part = _divergences(as_rows(mine, axis), as_rows(other, axis), temperature)
+            part = part.reshape(len(mine), -1).mean(1)
             total = part if total is None else total + part
         assert total is not None
         return total

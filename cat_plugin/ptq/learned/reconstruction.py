@@ -143,7 +143,7 @@ class _OutputError:
         assert loss is not None
         yield loss if self.guidance is None else loss + self.guidance(y, rows)
 
-    def judge(self) -> float:
+    def judge(self) -> Tensor:
         errors, powers = [0.0] * len(self.powers), [0.0] * len(self.powers)
         for start in range(self.judged.start, self.judged.stop, self.batch_size):
             rows = slice(start, min(start + self.batch_size, self.judged.stop))
@@ -155,7 +155,7 @@ class _OutputError:
         parts = [
             e / max(p, 1e-20) for e, p, all_rows in zip(errors, powers, self.powers, strict=True) if all_rows
         ]
-        return sum(parts) if parts else errors[0] / max(powers[0], 1e-20)
+        return torch.tensor([sum(parts) if parts else errors[0] / max(powers[0], 1e-20)])
 
 
 def reconstruct(
@@ -204,7 +204,7 @@ def reconstruct(
     error = _OutputError(soft, inputs, full_inputs, targets, settings, generator, weights, guidance)
     if not soft.layers or error.silent or settings.steps < 1:
         with torch.no_grad():
-            before = error.judge()
+            before = float(error.judge())
         return Outcome(before, before, 0, "" if soft.layers else "nothing to train")
     return descend(
         soft,

@@ -24,6 +24,7 @@ __all__ = [
     "FixedIntegers",
     "Rates",
     "Rounding",
+    "Settled",
     "StraightThrough",
     "parameter_groups",
     "round_through",
@@ -148,6 +149,19 @@ class StraightThrough(Rounding):
 
     def integers(self) -> Tensor:
         return round_through(self.latent, *self.layer.qrange)
+
+
+class Settled(StraightThrough):
+    """The same from the middle of every integer's cell: for integers that have been chosen with care.
+
+    Error-compensated and trained integers lie away from the real-valued weights, so that many of these would begin at the
+    margin, and the noise of the gradients alone carry them over the border.  From the middle a weight moves where its gradients
+    keep a direction.
+    """
+
+    def __init__(self, layer: QuantOp) -> None:
+        super().__init__(layer)
+        self.latent = self.start.clone().requires_grad_()
 
 
 class AdaRound(Rounding):

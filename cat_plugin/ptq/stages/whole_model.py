@@ -9,7 +9,7 @@ from cat_plugin.ptq.graph.units import Unit
 from cat_plugin.ptq.learned.logit_training import LogitTraining, train_on_logits
 from cat_plugin.ptq.learned.reconstruction import rows_of_a_step
 from cat_plugin.ptq.learned.refinement import refine
-from cat_plugin.ptq.learned.rounding import ROUNDINGS, Rates, StraightThrough, parameter_groups
+from cat_plugin.ptq.learned.rounding import FixedIntegers, Rates, Settled, parameter_groups
 from cat_plugin.ptq.learned.soft_unit import SoftUnit
 from cat_plugin.ptq.presets import plan
 from cat_plugin.ptq.spec import QuantSpec
@@ -40,9 +40,7 @@ class WholeModel(Stage):
 
     def run(self, state: State) -> Iterator[Step]:
         spec, whole = state.spec, state.whole()
-        rounding = ROUNDINGS[spec.rounding or "straight_through"]
-        if rounding.relaxed:  # would begin by loosening the integers that the units have settled on
-            rounding = StraightThrough
+        rounding = FixedIntegers if spec.rounding == "none" else Settled
         soft = SoftUnit(state.module, whole, rounding, bf16=state.bf16)
         # slower than a unit's: a weight that jumps is felt by everything behind it
         rates = Rates(weight=5e-3, step=1e-3 if spec.learned_steps else None, bias=1e-3)

@@ -32,6 +32,79 @@ def test_in_place_operations_are_seen_by_later_readers():
         torch.testing.assert_close(trace(model, x)(x), model(x))
 
 
+def _read_before(y):
+    other = y * 2
+    return torch.relu_(y) + other
+
+
+def _read_behind(y):
+    return F.relu(y, inplace=True) + y
+
+
+def _seen_through_a_view(y):
+    part = y[:, 1:]
+    torch.relu_(y)
+    return part + 1
+
+
+def _handed_on(y):
+    other = F.dropout(y, training=False)
+    return torch.relu_(other) + y
+
+
+def _read_as_handed_on(y):
+    other = F.dropout(y, training=False)
+    torch.relu_(y)
+    return other + 1
+
+
+def _written_twice(y):
+    return F.hardswish(y.add_(y), inplace=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "alone"),
+    [
+        (lambda y: F.silu(F.leaky_relu(y, 0.2, inplace=True), inplace=True), True),
+        (lambda y: F.relu(y, inplace=True) + torch.relu_(y * 2), True),
+        (lambda y: F.elu((y + 1).mul_(y), inplace=True), True),
+        (_written_twice, True),
+        (lambda y: (y + 1).add_((y > 0).double()), False),  # rounded to float32
+        (_read_before, False),
+        (_read_behind, True),  # what is written is what is read, to torch.export as well
+        (_seen_through_a_view, False),
+        (_handed_on, False),
+        (_read_as_handed_on, False),
+    ],
+)
+def test_what_is_written_in_place_is_what_the_model_computes(body, alone, monkeypatch):
+    """Where nothing else reads what is written over, without making the program functional, which takes its time."""
+
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 6)
+
+        def forward(self, x):
+            return body(self.fc(x))
+
+    asked = []
+    real = torch.export.ExportedProgram.run_decompositions
+
+    def noted(program, *arguments):
+        asked.append(program)
+        return real(program, *arguments)
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", noted)
+    model, x = randomise(InPlace()), small_inputs(6, 4)
+    given = x.clone()
+    with torch.no_grad():
+        graph = trace(model, x)
+        torch.testing.assert_close(graph(x), model(x))
+    assert torch.equal(x, given)
+    assert bool(asked) is not alone
+
+
 def test_control_flow_on_the_data_is_refused():
     class Picky(nn.Module):
         def forward(self, x):

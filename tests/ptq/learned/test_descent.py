@@ -35,7 +35,7 @@ class Scripted:
 
     def judge(self):
         assert not torch.is_grad_enabled()
-        return self.judged.pop(0)
+        return torch.tensor(self.judged.pop(0)).reshape(-1)
 
 
 def scripted(judged, **schedule):
@@ -67,14 +67,39 @@ def test_the_best_state_seen_is_kept():
         assert sorted(torch.cat(objective.rows[2 * epoch : 2 * epoch + 2]).tolist()) == list(range(10))
 
 
-def test_the_last_state_is_kept_where_that_is_asked_for_and_it_is_better_than_the_first():
+ALL = [
+    -float(sum(1e-3 * 0.5 * (1 + torch.cos(torch.tensor(step / 20 * torch.pi))) for step in range(20)))
+] * 2
+
+
+def test_the_last_state_is_kept_where_that_is_asked_for_and_it_is_no_worse_than_the_first():
     outcome, _, moved = scripted([1.0, 0.5, 0.7, 0.7, 0.7, 0.7], keeps_last=True)
-    assert (outcome.before, outcome.after, outcome.note) == (1.0, 0.7, "")
-    rates = [1e-3 * 0.5 * (1 + torch.cos(torch.tensor(step / 20 * torch.pi))) for step in range(20)]
-    assert moved == pytest.approx([-float(sum(rates))] * 2, rel=1e-2)
+    assert (outcome.before, outcome.after, outcome.note) == (1.0, pytest.approx(0.7), "")
+    assert moved == pytest.approx(ALL, rel=1e-2)
     outcome, _, moved = scripted([1.0, 0.5, 0.7, 0.7, 0.7, 1.1], keeps_last=True)
     assert outcome.after == 0.5
-    assert moved == pytest.approx([-float(sum(rates[:4]))] * 2, rel=1e-2)
+    rates = [1e-3 * 0.5 * (1 + torch.cos(torch.tensor(step / 20 * torch.pi))) for step in range(4)]
+    assert moved == pytest.approx([-float(sum(rates))] * 2, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [
+        ([0.9, 2.0, 3.0, 5.0], True),  # one example alone makes the mean worse, by less than its error
+        ([1.0, 2.0, 3.0, 3.9], True),
+        ([1.3, 2.2, 3.3, 4.2], False),  # all examples are worse
+        ([1.0, 2.0, 3.0, float("nan")], False),
+        ([1.0, 2.0, 3.0, float("inf")], False),
+    ],
+)
+def test_what_cannot_be_told_from_the_first_state_is_kept_and_what_is_worse_is_not(last, kept):
+    first, between = [1.0, 2.0, 3.0, 4.0], [9.0] * 4
+    outcome, _, moved = scripted([first, between, between, between, between, last], keeps_last=True)
+    assert outcome.before == 2.5
+    assert (outcome.after, outcome.note == "") == (
+        (pytest.approx(sum(last) / 4), True) if kept else (2.5, False)
+    )
+    assert moved == (pytest.approx(ALL, rel=1e-2) if kept else [0.0, 0.0])
 
 
 def test_patience_skips_to_the_end_and_nothing_gained_leaves_everything():

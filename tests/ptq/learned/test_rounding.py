@@ -8,7 +8,14 @@ import torch
 from cat_plugin.errors import CATValueError
 from cat_plugin.ptq import QuantSpec
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.learned.rounding import ROUNDINGS, AdaRound, FixedIntegers, StraightThrough, rounding_for
+from cat_plugin.ptq.learned.rounding import (
+    ROUNDINGS,
+    AdaRound,
+    FixedIntegers,
+    Settled,
+    StraightThrough,
+    rounding_for,
+)
 from tests.ptq.models import small_inputs
 
 _ATEN = torch.ops.aten
@@ -30,6 +37,21 @@ def test_straight_through_starts_from_the_integers_given():
     torch.testing.assert_close(soft.weight(), before)
     soft.harden()
     torch.testing.assert_close(layer.dequantized(), before)
+
+
+def test_settled_integers_are_all_as_far_from_moving_as_can_be():
+    layer = _layer()
+    soft = Settled(layer)
+    torch.testing.assert_close(soft.weight(), layer.dequantized())
+    soft.weight().sum().backward()
+    assert bool((soft.latent.grad > 0).all())  # at the ends of the range, too: gradients lead back from there
+    for step, moved in ((0.49, 0), (0.02, 1)):
+        with torch.no_grad():
+            soft.latent += step
+        expected = (soft.start + moved).clamp(*layer.qrange)
+        assert torch.equal(soft.integers(), expected)
+    soft.harden()
+    assert torch.equal(layer.q_weight.float(), expected)
 
 
 def test_adaround_starts_near_the_integers_and_hardens_to_neighbours():

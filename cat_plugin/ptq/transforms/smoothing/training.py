@@ -311,14 +311,14 @@ class _BlockError:
         for start in range(self.judged.start, self.judged.stop, self.batch):
             yield slice(start, min(start + self.batch, self.judged.stop))
 
-    def judge(self) -> float:
+    def judge(self) -> Tensor:
         sums: list[float] = []
         for rows in self._held_out():
             terms = self.loss.terms(self.soft.run(self.inputs[rows]), self.accumulated[rows], self.own[rows])
             now = [float(term) * (rows.stop - rows.start) for term in terms]
             sums = [a + b for a, b in zip(sums or [0.0] * len(now), now, strict=True)]
         self.first = self.first or [max(term, 1e-20) for term in sums]
-        return sum(a / b for a, b in zip(sums, self.first, strict=True)) / len(sums)
+        return torch.tensor([sum(a / b for a, b in zip(sums, self.first, strict=True)) / len(sums)])
 
     @torch.no_grad()
     def squared_error(self) -> float:
