@@ -92,9 +92,10 @@ def test_logits_of_pixels_and_places_are_trained_by_their_divergence(
     model = Network(make).build()
     images = torch.randn(128, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     options = {"w_bits": 2, "a_bits": 4, "preset": "fast", "model_steps": 20, "num_samples": 128}
+    options |= {"bias_correction": False, "compensation": False}  # or training finds nothing to do
     spec = QuantSpec(**options, outputs=(logits,), logits=logits, class_axis=axis)
     _, report = quantize(model, spec, images)
-    assert report.units[-1].loss_after < report.units[-1].loss_before
+    assert report.units[-1].loss_after < 0.9 * report.units[-1].loss_before
     found = sensitivity(model, spec, images[:16])
     assert any(each.changed > 0 for each in found)
 
