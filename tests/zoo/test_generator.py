@@ -46,6 +46,14 @@ def test_composed_networks_are_compiled(plan: Plan) -> None:
     check(plan, library=True)
 
 
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="TVM is not installed")
+@settings(max_examples=40, deadline=None, suppress_health_check=_QUIET)
+@given(plans())
+def test_many_composed_networks_are_compiled(plan: Plan) -> None:
+    check(plan, library=True)
+
+
 def _first(module: torch.fx.GraphModule, name: str) -> torch.fx.Node:
     return next(node for node in module.graph.nodes if name in str(node.target))
 

@@ -21,9 +21,10 @@ from torch import Tensor, fx, nn
 
 from cat_plugin.errors import CATTypeError, QuantizationError
 from cat_plugin.models import without_autocast
+from cat_plugin.ptq.graph.functional import functional
 from cat_plugin.ptq.graph.interface import Interface
 from cat_plugin.ptq.graph.ops import output_leaves
-from cat_plugin.ptq.graph.plain import fold_constants, functional, plain, select_by_number
+from cat_plugin.ptq.graph.plain import fold_constants, plain, select_by_number
 from cat_plugin.ptq.graph.spelled_out import join_pieces
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.structures import as_structure, leaves_of
