@@ -8,10 +8,12 @@ brings none.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.graph import _PyTreeCodeGen as PyTreeCodeGen
 from torch.fx.graph import _PyTreeInfo as PyTreeInfo
 from torch.utils import _pytree as pytree
@@ -31,6 +33,7 @@ __all__ = [
     "quantized_tensor",
     "register_quantized_decomposed",
     "schema_of",
+    "without_stack_traces",
 ]
 
 OpOverload = torch._ops.OpOverload
@@ -72,6 +75,18 @@ _SCHEMAS = (
     f"dequantize_per_token(Tensor input, Tensor scales, Tensor zero_points, {_GRID}, ScalarType output_dtype) -> Tensor",
 )
 _libraries: list[torch.library.Library] = []  # a library's operations go when it is collected
+
+
+@contextmanager
+def without_stack_traces() -> Iterator[None]:
+    """Nodes that are made meanwhile do not say from which lines, which nobody reads here: of rewriting a program a quarter of the time."""
+    config: Any = fx.config
+    before = getattr(config, "do_not_emit_stack_traces", False)
+    config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
 
 
 def schema_of(target: Any) -> Any:

@@ -79,7 +79,7 @@ def _exported(program: Any, inputs: list[Any], length: int) -> Any:
     import torch
     from torch.export.graph_signature import TensorArgument
 
-    from cat_plugin.torch_compat import pytree
+    from cat_plugin.torch_compat import pytree, without_stack_traces
 
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
     tensors, shapes = [], []
@@ -99,7 +99,7 @@ def _exported(program: Any, inputs: list[Any], length: int) -> Any:
         if shape is not None:
             collected[tensor] = shape
     module = program.module(check_guards=False)
-    with torch.no_grad():
+    with torch.no_grad(), without_stack_traces():
         dynamic = collected.dynamic_shapes(module, args, kwargs)
         fixed = torch.export.export(module, args, kwargs, dynamic_shapes=dynamic, strict=False)
     fixed.example_inputs = None

@@ -23,7 +23,7 @@ from cat_plugin.equivalence import Equivalence
 from cat_plugin.errors import CATTypeError, ExportError
 from cat_plugin.models import evaluating
 from cat_plugin.structures import as_structure, output_names, plain_structure
-from cat_plugin.torch_compat import schema_of
+from cat_plugin.torch_compat import schema_of, without_stack_traces
 
 __all__ = ["example_call", "export_program", "fold_weights"]
 
@@ -175,6 +175,7 @@ def _length(tensors: Sequence[Tensor]) -> int | None:
     return int(tensors[0].shape[1])
 
 
+@without_stack_traces()
 def _for_any(module: nn.Module, call: ModelCall, length: int | None) -> ExportedProgram:
     """Exported for any batch size, and for sequences of any length in the place of that length."""
     batch = torch.export.Dim("batch", min=1, max=1 << 20)

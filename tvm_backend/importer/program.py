@@ -18,7 +18,7 @@ from torch.export.graph_signature import ConstantArgument
 from tvm import relax
 
 from cat_plugin.errors import CompileError
-from cat_plugin.torch_compat import OpOverload
+from cat_plugin.torch_compat import OpOverload, without_stack_traces
 from tvm_backend import compat, dialect
 from tvm_backend.importer import constants, honoured, plain, rewrites
 from tvm_backend.importer.converters import CONVERTERS, Converter
@@ -188,6 +188,7 @@ def prepare(program: Any) -> Prepared:
     return Prepared(program, known)
 
 
+@without_stack_traces()
 def _decomposed(program: Any) -> Any:
     with warnings.catch_warnings():
         # torch 2.13 copies its own pytrees through a class that it deprecates.

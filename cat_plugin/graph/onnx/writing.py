@@ -21,6 +21,7 @@ from cat_plugin.graph.onnx.runtimes import refusals, runtime_notes
 from cat_plugin.graph.onnx.writer import CONVERTERS, Writer, operation_of
 from cat_plugin.graph.onnx.writing_check import check_written
 from cat_plugin.structures import names_of, output_names
+from cat_plugin.torch_compat import without_stack_traces
 
 __all__ = ["OPSETS", "export_onnx", "to_onnx"]
 
@@ -202,6 +203,7 @@ def _written(program: ExportedProgram, opset: int) -> tuple[Any, Writer]:
     return model, writer
 
 
+@without_stack_traces()
 def _known_operations(program: ExportedProgram) -> ExportedProgram:
     """The program itself where every operation has a converter that takes it, else with the others decomposed."""
     calls = [node for node in program.graph.nodes if node.op == "call_function"]

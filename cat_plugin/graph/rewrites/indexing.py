@@ -182,6 +182,16 @@ def _median(x: Any, dim: int, keepdim: bool = False) -> Any:
     return _kthvalue(x, (size + 1) // 2, dim, keepdim) if isinstance(size, int) else NotImplemented
 
 
+def _as_strided(x: Any, size: Any, stride: Any, storage_offset: int | None = None) -> Any:
+    """What is only laid out anew, as torch does behind the mean of an image whose channels come last, stays as it is."""
+    places = zip(size, stride, x.shape, x.stride(), strict=True) if len(size) == x.dim() else [(1, 0, 0, 0)]
+    laid_out = all(
+        statically_known_true(long == is_long) and (long == 1 or statically_known_true(step == is_step))
+        for long, step, is_long, is_step in places
+    )
+    return x.clone() if laid_out and not storage_offset else NotImplemented
+
+
 def rewrites() -> dict[Any, Callable[..., Any]]:
     """Rewrites of what neither knows."""
     return {
@@ -189,6 +199,7 @@ def rewrites() -> dict[Any, Callable[..., Any]]:
             each: _fitted(each)
             for each in (aten.scatter.src, aten.scatter_add.default, aten.scatter_reduce.two)
         },
+        aten.as_strided.default: _as_strided,
         aten.index_put.default: index_put,
         aten.unfold.default: unfold,
         aten.index_add.default: _index_add,

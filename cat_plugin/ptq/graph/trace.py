@@ -28,6 +28,7 @@ from cat_plugin.ptq.graph.plain import fold_constants, plain, select_by_number
 from cat_plugin.ptq.graph.spelled_out import join_pieces
 from cat_plugin.ptq.rows import Inputs
 from cat_plugin.structures import as_structure, leaves_of
+from cat_plugin.torch_compat import without_stack_traces
 
 __all__ = ["refuse_random", "trace"]
 
@@ -185,7 +186,7 @@ def _first_that_works(model: nn.Module, example: Inputs) -> fx.GraphModule:
         "torch.fx": lambda: _export(fx.symbolic_trace(model), example, strict=False),
     }
     errors: list[Exception] = []
-    with _quiet(), torch.no_grad(), without_autocast():
+    with _quiet(), without_stack_traces(), torch.no_grad(), without_autocast():
         for name, attempt in attempts.items():
             said = io.StringIO()  # torch prints what it has of a graph that it gives up
             try:
