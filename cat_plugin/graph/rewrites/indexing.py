@@ -157,7 +157,7 @@ def _cdist(x: Any, y: Any, p: float = 2.0, compute_mode: Any = None) -> Any:
 
 def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
     """Products of twice as many neighbours each time."""
-    x = x if dtype is None else x.to(dtype)
+    x = x.to(dtype or (x.dtype if x.is_floating_point() else torch.int64))
     if not x.dim():
         return x.clone()
     dim, size, reach = dim % x.dim(), x.shape[dim], 1

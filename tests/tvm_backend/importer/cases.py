@@ -202,6 +202,44 @@ CASES = {
         torch.std_mean(x, 1)[1],
         x.mean(0)[0, 0].prod(),
     ),
+    "sums of whole numbers": lambda x: (
+        whole(x).cumsum(1),
+        whole(x).int().cumsum(-1),
+        (x > 0).cumsum(2),
+        whole(x).int().cumsum(1, dtype=torch.float32),
+        whole(x).int().cumprod(1),
+        whole(x).int().prod(1),
+        (x > 0).prod(2),
+        whole(x).int().sum(1),
+        (x > 0).sum((1, 2)),
+        ((x > 0).int().cumsum(1).type_as(whole(x)) + 1)
+        * (x > 0).int(),  # places of tokens, as RoBERTa counts them
+    ),
+    "truth values": lambda x: (
+        (x > 0) * (x > -1),
+        (x > 0) + (x > 1),
+        torch.maximum(x > 0, x.flip(1) > 0),
+        torch.minimum(x > 0, x.flip(1) > 0),
+        (x > 0) == (x.flip(1) > 0),
+        (x > 0) < (x.flip(1) > 0),
+        (x > 0) & True,
+        (x > 0) == True,  # noqa: E712
+    ),
+    "functions of whole numbers": lambda x: tuple(
+        function(whole(x).abs().to(kind) + 1)
+        for kind in (torch.int32, torch.int64)
+        for function in (
+            torch.exp,
+            torch.log,
+            torch.sqrt,
+            torch.rsqrt,
+            torch.sin,
+            torch.cos,
+            torch.tanh,
+            torch.sigmoid,
+            torch.reciprocal,
+        )
+    ),
     "order": lambda x: (
         x.cumsum(1),
         x.sort(1)[0],

@@ -1,4 +1,7 @@
-"""Operands of one type: TVM turns a scalar into the other operand's type, so that 0.5 beside integers becomes 0."""
+"""Operands of the type that torch computes in: TVM turns a scalar into the other operand's type, so that 0.5 beside integers becomes 0.
+
+Sums and products of whole numbers along a dimension have 64 bits, functions of them are real.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,22 @@ _COMPARISONS = tuple(
 )
 
 
+_OF_TRUTHS = {
+    aten.add.Tensor: torch.logical_or,
+    aten.maximum.default: torch.logical_or,
+    aten.minimum.default: torch.logical_and,
+    aten.mul.Tensor: torch.logical_and,
+}
+_SUMS = (aten.cumsum.default, aten.prod.default, aten.prod.dim_int)
+_FUNCTIONS = tuple(
+    getattr(aten, name).default
+    for name in (
+        "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "exp", "exp2", "expm1", "log", "log10", "log1p",
+        "log2", "reciprocal", "rsqrt", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh",
+    )
+)  # fmt: skip
+
+
 def common_dtype(left: Any, right: Any, divides: bool = False) -> torch.dtype:
     """The type in which torch computes `left` (an operator) `right`."""
     dtype = torch.result_type(left, right)
@@ -38,9 +57,16 @@ def _converted(value: Any, dtype: torch.dtype, other: Any) -> Any:
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype != dtype else value
 
 
+def _numbers(*values: Any) -> list[Any]:
+    return [value.to(torch.int32) if isinstance(value, torch.Tensor) else int(value) for value in values]
+
+
 def _promoting(operator: Any, divides: bool) -> Callable[..., Any]:
     def rewrite(left: Any, right: Any, **options: Any) -> Any:
         dtype = common_dtype(left, right, divides)
+        if dtype == torch.bool:  # of which TVM's arithmetic and comparisons know nothing
+            of_truths = _OF_TRUTHS.get(operator)
+            return of_truths(left, right) if of_truths else operator(*_numbers(left, right), **options)
         new = _converted(left, dtype, right), _converted(right, dtype, left)
         if new[0] is left and new[1] is right:
             return NotImplemented
@@ -70,6 +96,21 @@ def _division_with_mode(left: Any, right: Any, *, rounding_mode: str | None) -> 
     return torch.floor(quotient) if rounding_mode == "floor" else torch.trunc(quotient)
 
 
+def _summing(operator: Any) -> Callable[..., Any]:
+    def rewrite(x: Any, *options: Any, dtype: Any = None, **named: Any) -> Any:
+        wanted = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+        return NotImplemented if x.dtype == wanted else operator(x.to(wanted), *options, **named)
+
+    return rewrite
+
+
+def _real(operator: Any) -> Callable[..., Any]:
+    def rewrite(x: Any) -> Any:
+        return NotImplemented if x.is_floating_point() else operator(x.to(torch.get_default_dtype()))
+
+    return rewrite
+
+
 def _where(condition: Any, left: Any, right: Any) -> Any:
     dtype = torch.result_type(left, right)
     if left.dtype == right.dtype == dtype:
@@ -78,9 +119,11 @@ def _where(condition: Any, left: Any, right: Any) -> Any:
 
 
 def rewrites() -> dict[Any, Callable[..., Any]]:
-    """Rewrites of elementwise operators with two operands."""
+    """Rewrites of operators whose result has another type than an operand."""
     found = {operator: _promoting(operator, False) for operator in (*_ARITHMETIC, *_COMPARISONS)}
     found.update({operator: _promoting(operator, True) for operator in _DIVISIONS})
+    found.update({operator: _summing(operator) for operator in _SUMS})
+    found.update({operator: _real(operator) for operator in _FUNCTIONS})
     found[aten.div.Tensor_mode] = _division_with_mode
     found[aten.where.self] = _where
     return found
