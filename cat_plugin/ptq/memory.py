@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -10,7 +9,7 @@ from torch import Tensor, fx
 from cat_plugin.ptq.closed_form.moments import PATCHES, ROWS
 from cat_plugin.ptq.graph.executor import last_uses, pass_bytes, rows_of_a_pass
 from cat_plugin.ptq.graph.modules import QuantOp
-from cat_plugin.ptq.graph.ops import is_batched, row_bytes
+from cat_plugin.ptq.graph.ops import elements, is_batched, row_bytes
 
 __all__ = ["Expected", "expected", "rows_of_the_model"]
 
@@ -57,7 +56,7 @@ def _fit_bytes(node: fx.Node, layer: QuantOp, count: int, batch_size: int) -> in
     value = node.meta.get("val")
     positions = 1
     if layer.kind != "linear" and isinstance(value, Tensor) and is_batched(node):
-        positions = math.prod(int(extent) for extent in value.shape[2:])
+        positions = elements(value.shape[2:])
     rows = min(batch_size * positions, ROWS * batch_size // max(count, 1) + batch_size)
     read = layer.groups * inputs
     patches = 3 * 4 * min(rows * read, max(PATCHES, positions * read)) if layer.kind != "linear" else 0

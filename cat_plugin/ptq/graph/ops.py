@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "WEIGHTED",
     "arguments",
     "constant",
+    "elements",
     "groups_of",
     "is_batch_size",
     "is_batched",
@@ -244,12 +246,17 @@ def is_batched(node: Node) -> bool:
     return str(first).isidentifier()
 
 
+def elements(extents: Sequence[Any]) -> int:
+    """Their product, in which the number of what a mask selects, which nobody knows, counts as one."""
+    return math.prod(1 if free_unbacked_symbols(extent) else int(extent) for extent in extents)
+
+
 def row_bytes(node: Node) -> int:
     """Bytes of one row of the node's value; 0 of parameters, and where the first axis is not the batch."""
     if node.op in ("get_attr", "output") or not is_batched(node):
         return 0
     value: Tensor = node.meta["val"]
-    return math.prod(int(extent) for extent in value.shape[1:]) * value.element_size()
+    return elements(value.shape[1:]) * value.element_size()
 
 
 def is_batch_size(node: Node) -> bool:

@@ -160,6 +160,25 @@ def test_what_a_mask_selects_is_no_batch():
         torch.testing.assert_close(quantized(x), model(x), rtol=0.05, atol=0.05)
 
 
+def test_how_many_a_mask_selects_of_each_row_need_not_be_known():
+    class LastToken(nn.Module):
+        """As sequences are classified by the state at their end mark, two of which each of these has."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc, self.head = nn.Embedding(9, 4), nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, tokens):
+            y = self.fc(self.embed(tokens))
+            return self.head(y[tokens == 2].view(y.shape[0], -1, 6)[:, -1])
+
+    model, tokens = randomise(LastToken()), torch.randint(3, 9, (20, 7))
+    tokens[torch.arange(20), torch.arange(20) % 5] = tokens[:, 6] = 2
+    quantized, _ = quantize(model, QuantSpec(w_bits=8, a_bits=8, preset="fast"), tokens)
+    with torch.no_grad():
+        torch.testing.assert_close(quantized(tokens), model(tokens), rtol=0.05, atol=0.05)
+
+
 def test_mapped_functions_are_written_out():
     class Mapped(nn.Module):
         def __init__(self):
