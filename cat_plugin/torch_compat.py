@@ -79,7 +79,10 @@ _libraries: list[torch.library.Library] = []  # a library's operations go when i
 
 @contextmanager
 def without_stack_traces() -> Iterator[None]:
-    """Nodes that are made meanwhile do not say from which lines, which nobody reads here: of rewriting a program a quarter of the time."""
+    """Meanwhile graphs are made without the lines of code that their nodes come from.
+
+    Nobody reads them here, and looking them up is a quarter of the time that rewriting a program takes.
+    """
     config: Any = fx.config
     before = getattr(config, "do_not_emit_stack_traces", False)
     config.do_not_emit_stack_traces = True

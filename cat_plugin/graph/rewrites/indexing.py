@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-__all__ = ["along", "index", "index_put", "rewrites", "unfold"]
+__all__ = ["along", "index", "index_put", "rewrites", "sum_dtype", "unfold"]
 
 aten = torch.ops.aten
 _MASKS = (torch.bool, torch.uint8)
@@ -155,9 +155,15 @@ def _cdist(x: Any, y: Any, p: float = 2.0, compute_mode: Any = None) -> Any:
     return NotImplemented if p == 0 else (apart**p).sum(-1) ** (1 / p)
 
 
+def sum_dtype(x: Any, dtype: Any = None) -> torch.dtype:
+    """The type in which torch adds up or multiplies `x`: of whole numbers and truth values that with 64 bits."""
+    whole = not x.is_floating_point() and not x.is_complex()
+    return dtype or (torch.int64 if whole else x.dtype)
+
+
 def _cumprod(x: Any, dim: int, *, dtype: Any = None) -> Any:
     """Products of twice as many neighbours each time."""
-    x = x.to(dtype or (x.dtype if x.is_floating_point() else torch.int64))
+    x = x.to(sum_dtype(x, dtype))
     if not x.dim():
         return x.clone()
     dim, size, reach = dim % x.dim(), x.shape[dim], 1
@@ -184,12 +190,13 @@ def _median(x: Any, dim: int, keepdim: bool = False) -> Any:
 
 def _as_strided(x: Any, size: Any, stride: Any, storage_offset: int | None = None) -> Any:
     """What is only laid out anew, as torch does behind the mean of an image whose channels come last, stays as it is."""
-    places = zip(size, stride, x.shape, x.stride(), strict=True) if len(size) == x.dim() else [(1, 0, 0, 0)]
-    laid_out = all(
-        statically_known_true(long == is_long) and (long == 1 or statically_known_true(step == is_step))
-        for long, step, is_long, is_step in places
+    if len(size) != x.dim() or storage_offset not in (None, x.storage_offset()):
+        return NotImplemented
+    same = all(
+        statically_known_true(new == old) and (new == 1 or statically_known_true(step == old_step))
+        for new, step, old, old_step in zip(size, stride, x.shape, x.stride(), strict=True)
     )
-    return x.clone() if laid_out and not storage_offset else NotImplemented
+    return x.clone() if same else NotImplemented
 
 
 def rewrites() -> dict[Any, Callable[..., Any]]:

@@ -209,8 +209,8 @@ CASES = {
         (x > 0).prod(2),
         whole(x).int().sum(1),
         (x > 0).sum((1, 2)),
-        ((x > 0).int().cumsum(1).type_as(whole(x)) + 1)
-        * (x > 0).int(),  # places of tokens, as RoBERTa counts them
+        # places of tokens, as RoBERTa counts them
+        ((x > 0).int().cumsum(1).type_as(whole(x)) + 1) * (x > 0).int(),
     ),
     "truth values": lambda x: (
         (x > 0) * (x > -1),

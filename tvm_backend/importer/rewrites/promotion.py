@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from cat_plugin.graph.rewrites.indexing import sum_dtype
+
 __all__ = ["common_dtype", "rewrites"]
 
 aten = torch.ops.aten
@@ -27,7 +29,7 @@ _COMPARISONS = tuple(
 )
 
 
-_OF_TRUTHS = {
+_LOGICAL = {
     aten.add.Tensor: torch.logical_or,
     aten.maximum.default: torch.logical_or,
     aten.minimum.default: torch.logical_and,
@@ -37,8 +39,8 @@ _SUMS = (aten.cumsum.default, aten.prod.default, aten.prod.dim_int)
 _FUNCTIONS = tuple(
     getattr(aten, name).default
     for name in (
-        "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "exp", "exp2", "expm1", "log", "log10", "log1p",
-        "log2", "reciprocal", "rsqrt", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh",
+        "acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "exp", "expm1", "log", "log10", "log1p", "log2",
+        "reciprocal", "rsqrt", "sigmoid", "sin", "sinh", "sqrt", "tan", "tanh",
     )
 )  # fmt: skip
 
@@ -57,16 +59,21 @@ def _converted(value: Any, dtype: torch.dtype, other: Any) -> Any:
     return value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype != dtype else value
 
 
-def _numbers(*values: Any) -> list[Any]:
-    return [value.to(torch.int32) if isinstance(value, torch.Tensor) else int(value) for value in values]
+def _of_truths(operator: Any, left: Any, right: Any) -> Any:
+    """The same of truth values, of which TVM's arithmetic and comparisons know nothing."""
+    if operator in _COMPARISONS:
+        return operator(
+            *(v.to(torch.int32) if isinstance(v, torch.Tensor) else int(v) for v in (left, right))
+        )
+    both = isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor)
+    return _LOGICAL[operator](left, right) if both and operator in _LOGICAL else NotImplemented
 
 
 def _promoting(operator: Any, divides: bool) -> Callable[..., Any]:
     def rewrite(left: Any, right: Any, **options: Any) -> Any:
         dtype = common_dtype(left, right, divides)
-        if dtype == torch.bool:  # of which TVM's arithmetic and comparisons know nothing
-            of_truths = _OF_TRUTHS.get(operator)
-            return of_truths(left, right) if of_truths else operator(*_numbers(left, right), **options)
+        if dtype == torch.bool:
+            return _of_truths(operator, left, right)
         new = _converted(left, dtype, right), _converted(right, dtype, left)
         if new[0] is left and new[1] is right:
             return NotImplemented
@@ -98,7 +105,7 @@ def _division_with_mode(left: Any, right: Any, *, rounding_mode: str | None) -> 
 
 def _summing(operator: Any) -> Callable[..., Any]:
     def rewrite(x: Any, *options: Any, dtype: Any = None, **named: Any) -> Any:
-        wanted = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+        wanted = sum_dtype(x, dtype)
         return NotImplemented if x.dtype == wanted else operator(x.to(wanted), *options, **named)
 
     return rewrite
@@ -106,7 +113,11 @@ def _summing(operator: Any) -> Callable[..., Any]:
 
 def _real(operator: Any) -> Callable[..., Any]:
     def rewrite(x: Any) -> Any:
-        return NotImplemented if x.is_floating_point() else operator(x.to(torch.get_default_dtype()))
+        return (
+            NotImplemented
+            if x.is_floating_point() or x.is_complex()
+            else operator(x.to(torch.get_default_dtype()))
+        )
 
     return rewrite
 
