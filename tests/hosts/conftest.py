@@ -27,6 +27,9 @@ def inc_version() -> tuple[int, int]:
 
 INC = inc_version()
 needs_inc3 = pytest.mark.skipif(INC < (3, 0), reason=f"needs Neural Compressor 3.x, found {INC[0]}.{INC[1]}")
+needs_inc2 = pytest.mark.skipif(
+    not (2, 0) <= INC < (3, 8), reason=f"needs the 2.x Python API (2.4 to 3.7), found {INC[0]}.{INC[1]}"
+)
 needs_pt2e = pytest.mark.skipif(
     INC < (3, 9), reason=f"static int8 in Neural Compressor {INC[0]}.{INC[1]} does not work with torch 2.13"
 )

@@ -11,11 +11,7 @@ import cat_plugin
 from cat_plugin.errors import ExportError
 from cat_plugin.graph.bundle import read_bundle
 
-from .conftest import INC, needs_inc3, needs_pt2e
-
-needs_inc2 = pytest.mark.skipif(
-    not (2, 0) <= INC < (3, 8), reason=f"needs the 2.x Python API (2.4 to 3.7), found {INC[0]}.{INC[1]}"
-)
+from .conftest import needs_inc2, needs_inc3, needs_pt2e
 
 
 def check_bundle(task, corrected, directory, bits):

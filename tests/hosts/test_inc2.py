@@ -11,11 +11,9 @@ import torch
 from cat_plugin.errors import CalibrationError, HostError, RecipeError
 from tests.trained import Loader
 
-from .conftest import INC
+from .conftest import INC, needs_inc2
 
-pytestmark = pytest.mark.skipif(
-    not (2, 0) <= INC < (3, 8), reason=f"needs the 2.x Python API (2.4 to 3.7), found {INC[0]}.{INC[1]}"
-)
+pytestmark = needs_inc2
 needs_yaml = pytest.mark.skipif(INC >= (3, 0), reason="the YAML API is in 2.4 to 2.6 only")
 
 if (2, 0) <= INC < (3, 8):
