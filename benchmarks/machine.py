@@ -23,7 +23,7 @@ FLAGS_OF_NOTE = (
 
 PACKAGES = (
     "torch", "torchao", "numpy", "scikit-learn", "neural-compressor", "apache-tvm", "apache-tvm-ffi", "brevitas",
-    "aimet-torch", "nncf", "openvino", "onnx", "onnxruntime", "onnxscript",
+    "aimet-torch", "nncf", "openvino", "onnx", "onnxruntime", "onnxscript", "timm", "transformers",
 )  # fmt: skip
 """Distributions whose versions are recorded where they are installed."""
 
