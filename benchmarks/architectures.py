@@ -4,7 +4,7 @@
     python -m benchmarks.architectures
     python -m benchmarks.architectures --source timm --names densenet121 dla34
 
-Weights are random (:mod:`benchmarks.small_networks`), so that this says whether a network comes through and whether numbers are
+Weights are random (:mod:`benchmarks.architecture_models`), so that this says whether a network comes through and whether numbers are
 right, not what its accuracy will be.  ``error`` is the squared error of the quantized network's result on inputs that calibration has
 not seen, in percent of that result's variance over the inputs; ``naive`` the same where weights and inputs of convolutions and linear
 layers are rounded to nearest by their greatest values, with everything else in float; ``library`` the error of the compiled
@@ -34,9 +34,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from benchmarks.architecture_models import SOURCES, Network
 from benchmarks.rows import merge
-from benchmarks.small_networks import SOURCES, Network
 from benchmarks.tables import table
+from cat_plugin.errors import CATError
 
 __all__ = ["main"]
 
@@ -140,8 +141,7 @@ def measure(source: str, name: str, out: Path) -> None:
             row |= found
             out.write_text(json.dumps(row))
     except Exception as error:
-        kind = type(error).__name__
-        row["reason"] = f"{'' if kind.startswith(('CAT', 'Compile', 'Quantiz')) else kind + ': '}{error}"
+        row["reason"] = str(error) if isinstance(error, CATError) else f"{type(error).__name__}: {error}"
     out.write_text(json.dumps(row))
 
 

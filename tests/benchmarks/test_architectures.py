@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import architectures
-from benchmarks.small_networks import SOURCES, Network, _awake, _images, _shrunk
+from benchmarks.architecture_models import SOURCES, Network, _awake, _images, _shrunk
 
 
 def _network() -> Network:
