@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ import torch
 import tvm_backend
 from cat_plugin import files
 from cat_plugin.errors import LibraryError
+from tests.tvm_backend.alone import alone
 from tvm_backend.installing import install
 from tvm_backend.processor import cpu_features
 
@@ -112,39 +111,43 @@ def test_threads_share_a_library(library, images):
     assert failures == []
 
 
-def resident() -> int:
-    """Bytes of memory that this process occupies."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+# What a call leaves behind grows in every round.
+ROUNDS = """
+import statistics, sys, threading
+import numpy as np
+import tvm_backend
 
+library = tvm_backend.load(sys.argv[1])
+images = np.load(sys.argv[2])
+wanted = [library(images[i : i + 1]).tobytes() for i in range(5)]
+barrier, failures, sizes = threading.Barrier(9), [], []
 
-def test_eight_threads_give_the_same_bits_ten_thousand_times_in_flat_memory(library, images):
-    wanted = [library(images[i : i + 1]).tobytes() for i in range(5)]
-    warm, start, failures = threading.Barrier(9), threading.Barrier(9), []
-
-    def work(seed):
-        def call(number):
+def work(seed):
+    for _ in range(6):
+        for number in range(250):
             i = (number * 7 + seed) % 5
             if library(images[i : i + 1]).tobytes() != wanted[i]:
                 failures.append(i)
+        barrier.wait()
+        barrier.wait()
 
-        for number in range(100):
-            call(number)
-        warm.wait()
-        start.wait()
-        for number in range(1250):
-            call(number)
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+for thread in threads:
+    thread.start()
+for _ in range(6):
+    barrier.wait()
+    sizes.append(resident())
+    barrier.wait()
+print(len(failures), statistics.median(np.diff(sizes)))
+"""
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    warm.wait()
-    before = resident()
-    start.wait()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    # A leak of 400 bytes a call, less than one result and its wrapper, would show.
-    assert resident() - before < 4e6
+
+def test_eight_threads_give_the_same_bits_ten_thousand_times_in_flat_memory(compiled, images, tmp_path):
+    np.save(tmp_path / "images.npy", images)
+    failures, grown = alone(ROUNDS, compiled[0].path, tmp_path / "images.npy")
+    assert int(failures) == 0
+    # A leak of 400 bytes a call, less than one result and its wrapper, would show in 2000 calls.
+    assert float(grown) < 400 * 2000
 
 
 def install_again_and_again(path, mark, count):
@@ -171,33 +174,35 @@ def test_two_processes_that_write_one_library_do_not_mix(tmp_path):
 
 
 def test_other_python_threads_run_during_a_call(library, images):
-    """While one long call runs, another thread gets the interpreter: it sees the call's start but not yet its end."""
+    """While a long call runs, another thread gets the interpreter: it sees the call's start but not yet its end."""
     many = np.repeat(images, 400, axis=0)
-    inside, seen = threading.Event(), []
+    seen, done = [], threading.Event()
 
     def watch():
-        inside.wait()
         while not done.is_set():
             seen.append(time.perf_counter())
             time.sleep(0)
 
-    done = threading.Event()
+    def is_seen():
+        """Whether the other thread ran between the first and the last fifth of a call."""
+        start = time.perf_counter()
+        function(tensor)
+        end = time.perf_counter()
+        margin = 0.2 * (end - start)
+        return any(start + margin < moment < end - margin for moment in seen)
+
+    function, tensor = library._function(None), library._tvm.runtime.tensor(many)
     watcher = threading.Thread(target=watch)
     watcher.start()
     old = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     try:
-        inside.set()
-        function, tensor = library._function(None), library._tvm.runtime.tensor(many)
-        start = time.perf_counter()
-        function(tensor)
-        end = time.perf_counter()
+        # On a busy machine the other thread may not get a processor during one call.
+        assert any(is_seen() for _ in range(50))
     finally:
         done.set()
         watcher.join()
         sys.setswitchinterval(old)
-    margin = 0.2 * (end - start)
-    assert any(start + margin < moment < end - margin for moment in seen)
 
 
 @pytest.mark.parametrize(
