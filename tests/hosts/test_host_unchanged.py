@@ -1,19 +1,18 @@
 """The host without CAT behaves as it does without the plugin.
 
-The same script runs in two fresh interpreters, with and without ``import cat_plugin``; what it prints
+The same script runs in two interpreters, with and without ``import cat_plugin``; what it prints
 must be equal. It goes through the documented behaviour of every part that the plugin extends.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 
 import pytest
 
 from .conftest import INC
+from .fresh import fresh
 
 COMMON = """
     import copy, json, sys, os, tempfile, logging
@@ -152,13 +151,8 @@ def outcomes(script: str, plugin: str) -> dict[str, object]:
     code = (
         textwrap.dedent(COMMON) + textwrap.dedent(script) + "\nprint('@@' + json.dumps(found, default=str))\n"
     )
-    arguments = [plugin, "yaml" if INC < (3, 0) else "python"]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments], capture_output=True, text=True, check=False
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("@@")]
-    assert lines, done.stderr[-3000:]
-    return json.loads(lines[-1][2:])
+    printed = fresh(code, plugin, "yaml" if INC < (3, 0) else "python")
+    return json.loads(next(line for line in reversed(printed) if line.startswith("@@"))[2:])
 
 
 SCRIPTS = [

@@ -332,3 +332,14 @@ def test_a_package_that_an_algorithm_of_the_host_lacks_is_named(task, monkeypatc
     monkeypatch.setattr(algorithm, "_host_function", lambda name: lacking)
     with pytest.raises(HostError, match=r"rtn needs the package tqdm, .*pip install tqdm"):
         quantize(copy.deepcopy(task.net), CATConfig(base=RTNConfig(bits=4)), run_fn=task.run_fn)
+
+
+def test_rows_that_the_engine_is_not_given(task):
+    rows = torch.cat([*task.batches, task.images])[:600]
+    made = quantize(
+        copy.deepcopy(task.net),
+        CATConfig(**FAST, holdout=0.5),
+        run_fn=lambda model: [model(batch) for batch in rows.split(100)],
+    )
+    assert made.report["num_samples"] == 300
+    assert made.config["holdout"] == 0.5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 
 import pytest
 
@@ -12,20 +11,9 @@ import cat_plugin
 from cat_plugin.errors import HostError
 
 from .conftest import INC, needs_inc3
+from .fresh import fresh
 
 needs_host = pytest.mark.skipif(INC == (0, 0), reason="no Neural Compressor is installed")
-
-
-def python(code: str) -> str:
-    """Run code in a fresh interpreter and return what it printed last."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
 
 
 ORDERS = {
@@ -48,40 +36,33 @@ def test_order_of_imports(order):
         print(config_registry.get_cls_configs()["torch"]["cat"].__name__, list(algos_mapping)[-1],
               BaseConfig.__add__.__qualname__)
     """
-    assert python(code).startswith("CATConfig cat ")
+    assert fresh(code)[-1].startswith("CATConfig cat ")
 
 
 @needs_host
 def test_importing_the_plugin_imports_nothing_heavy():
-    heavy = python(
-        """
-        import sys, cat_plugin
-        print([name for name in ("torch", "neural_compressor", "sklearn", "pydantic", "yaml") if name in sys.modules])
-        """
-    )
-    assert heavy == "[]"
+    code = """
+import sys, cat_plugin
+print([name for name in ("torch", "neural_compressor", "sklearn", "pydantic", "yaml") if name in sys.modules])
+"""
+    heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert heavy.strip() == "[]"
 
 
 @needs_host
 def test_the_host_module_keeps_its_own_loader():
     """Tools that ask a module for its loader or resources must not meet ours."""
-    assert (
-        python(
-            """
-        import cat_plugin, neural_compressor, inspect
+    code = """
+        import cat_plugin, neural_compressor
         print(type(neural_compressor.__loader__).__name__, type(neural_compressor.__spec__.loader).__name__)
-        """
-        )
-        == "SourceFileLoader SourceFileLoader"
-    )
+    """
+    assert fresh(code)[-1] == "SourceFileLoader SourceFileLoader"
 
 
 @needs_inc3
 def test_unregister_undoes_everything():
     """What a snapshot of the host shows before the plugin is imported, it shows again afterwards."""
-    assert (
-        python(
-            """
+    code = """
         import neural_compressor.torch.quantization as q
         import neural_compressor.common.base_config as b
         import neural_compressor.common.base_tuning as t
@@ -102,10 +83,8 @@ def test_unregister_undoes_everything():
         cat_plugin.unregister()
         after = snapshot()
         print(before != between, {k for k in before[0] if before[0][k] != after[0].get(k)}, before[1:] == after[1:])
-        """
-        )
-        == "True set() True"
-    )
+    """
+    assert fresh(code)[-1] == "True set() True"
 
 
 @needs_inc3

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from typing import Any
+
+import pytest
 
 from tvm_backend.garbage import long_lived, seldom_collected
 
@@ -30,7 +33,15 @@ def test_a_search_that_is_off_stays_off() -> None:
         gc.set_threshold(*before)
 
 
-def test_what_there_is_is_not_searched_again_but_by_a_search_of_all() -> None:
+@pytest.fixture
+def unfrozen() -> Iterator[None]:
+    """Without what the suite has frozen."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
+def test_what_there_is_is_not_searched_again_but_by_a_search_of_all(unfrozen: None) -> None:
     cycle: list[Any] = []
     cycle.append(cycle)
     old = [cycle]
@@ -40,10 +51,7 @@ def test_what_there_is_is_not_searched_again_but_by_a_search_of_all() -> None:
     assert any(each is cycle for each in gc.get_objects(2))
 
 
-def test_what_a_program_froze_stays_frozen() -> None:
+def test_what_a_program_froze_stays_frozen(unfrozen: None) -> None:
     gc.freeze()
-    try:
-        long_lived()
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
+    long_lived()
+    assert gc.get_freeze_count() > 0

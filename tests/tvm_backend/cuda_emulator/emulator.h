@@ -12,8 +12,8 @@
 #include <cstring>
 #include <utility>
 #include <vector>
-#include <ucontext.h>
 
+#include "fiber.h"
 #include "memory.h"
 
 #include <cuda_bf16.h>
@@ -33,7 +33,7 @@ namespace cat {
 struct dim { unsigned x, y, z; };
 enum State { ready, at_block, at_warp, done };
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::vector<char> stack;
   State state;
   dim thread;
@@ -42,7 +42,7 @@ struct Fiber {
 struct Machine {
   std::vector<Fiber> fibers;
   Fiber* self = nullptr;
-  ucontext_t scheduler;
+  Context scheduler;
   dim block, grid, threads;
   const char* kernel = "";
   char exchange[32][32][128];  // warp, lane, bytes
@@ -67,13 +67,13 @@ inline void wait(State state) {
   Machine& m = machine();
   Fiber* self = m.self;
   self->state = state;
-  swapcontext(&self->context, &m.scheduler);
+  hand_over(self->context, m.scheduler);
 }
 inline void trampoline() {
   Machine& m = machine();
   m.entry(m.argument);
   m.self->state = done;
-  swapcontext(&m.self->context, &m.scheduler);
+  hand_over(m.self->context, m.scheduler);
 }
 inline bool backwards() {
   const char* order = std::getenv("CAT_EMULATOR_ORDER");
@@ -91,11 +91,7 @@ inline void run_block() {
     f.thread = {i % m.threads.x, i / m.threads.x % m.threads.y, i / m.threads.x / m.threads.y};
     f.lane = i % 32;
     f.warp = i / 32;
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.data();
-    f.context.uc_stack.ss_size = f.stack.size();
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, trampoline, 0);
+    begin(f.context, f.stack, trampoline);
   }
   for (;;) {
     bool progressed = false;
@@ -103,7 +99,7 @@ inline void run_block() {
       Fiber& f = m.fibers[reverse ? count - 1 - k : k];
       if (f.state != ready) continue;
       m.self = &f;
-      swapcontext(&m.scheduler, &f.context);
+      hand_over(m.scheduler, f.context);
       progressed = true;
     }
     for (unsigned w = 0; w * 32 < count; ++w) {

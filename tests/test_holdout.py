@@ -13,8 +13,9 @@ from cat_plugin.errors import CATValueError, RecipeError
 from cat_plugin.hosts.pipeline import CalibrationRecord, quantize_and_correct, rows_for_engine
 from cat_plugin.ptq import QuantSpec, quantize
 from cat_plugin.recipe import options
+from tests.trained import _task, task
 
-from .conftest import needs_inc3
+__all__ = ["_task", "task"]
 
 FAST = {"w_bits": 3, "a_bits": 4, "preset": "fast", "first_bits": 3, "last_bits": 3, "num_clusters": 4}
 
@@ -81,24 +82,6 @@ def test_an_algorithm_of_the_host_sees_all_rows(task, record):
 def test_values_out_of_range(value):
     with pytest.raises(RecipeError, match="holdout"):
         options.check({"holdout": value})
-
-
-@needs_inc3
-def test_as_an_option_of_catconfig(task):
-    import copy
-
-    from neural_compressor.torch.quantization import quantize as host_quantize
-
-    import cat_plugin
-
-    rows = torch.cat([*task.batches, task.images])[:600]
-    made = host_quantize(
-        copy.deepcopy(task.net),
-        cat_plugin.CATConfig(**FAST, holdout=0.5),
-        run_fn=lambda model: [model(batch) for batch in rows.split(100)],
-    )
-    assert made.report["num_samples"] == 300
-    assert made.config["holdout"] == 0.5
 
 
 def test_tuned_mask_of_correct(task):
