@@ -109,8 +109,9 @@ def measure(
     device: str = "cpu",
     memory_mb: int = 1000,
     seed: int = 0,
+    samples: int | None = None,
 ) -> dict[str, Any]:
-    """Quantize one model and count its right answers; runs in a process of its own."""
+    """Quantize one model, with as many inputs as its rows have or with others, and count its right answers."""
     import torch
 
     from benchmarks.models import MODELS, share, split_of, top1_among_ten
@@ -136,7 +137,7 @@ def measure(
             "residual_bits": a_bits if convention == "strict" else 8,
             "depthwise_bits": None if convention in ("inputs", "strict") else 8,
             "preset": preset,
-            "num_samples": 64 if convention in ("few", "none") else SAMPLES[model_name],
+            "num_samples": 64 if convention in ("few", "none") else samples or SAMPLES[model_name],
             "batch_size": 64 if model_name == "resnet20" else 16,
             "memory_mb": None if model_name == "resnet20" else memory_mb,
             "seed": seed,

@@ -1,10 +1,11 @@
-"""How far rows of :mod:`benchmarks.ptq_accuracy` are from themselves with another seed.
+"""How far rows of :mod:`benchmarks.ptq_accuracy` are from themselves with another seed, and what more inputs make of them.
 
 At 2 bits the least change redraws the error of every image, so that a row by itself says little about tenths of a point.  Each row is
 measured with several seeds in one process; the mean and the standard deviation of top-1, divergence and agreement are kept::
 
     python -m benchmarks.ptq_seeds
     python -m benchmarks.ptq_seeds --rows 'resnet20/w2a2/*/fast' --seeds 16
+    python -m benchmarks.ptq_seeds --samples 3072 --seeds 2
 
 The error of the mean is the deviation over the root of the number of seeds; that the images evaluated are a sample of all is not in it.
 """
@@ -48,6 +49,7 @@ def spread(name: str, measured: list[dict[str, Any]]) -> dict[str, Any]:
         "bits": f"W{first['w_bits']}A{first['a_bits']}",
         "convention": first["convention"],
         "preset": first["preset"],
+        "inputs": first["calibration"],
         "seeds": len(measured),
     }
     for number in _NUMBERS:
@@ -68,6 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         help="patterns of row names (default: %(default)s)",
     )
     parser.add_argument("--seeds", type=int, default=8, help="how many, two or more (default: %(default)s)")
+    parser.add_argument("--samples", type=int, help="calibration inputs (default: as many as the rows have)")
     parser.add_argument("--out", type=Path, default=OUT, help="JSON to merge into")
     parser.add_argument("--data", help="folder of the data (default: ../shared/data beside the checkout)")
     parser.add_argument("--threads", type=int, default=2)
@@ -83,10 +86,10 @@ def main(argv: list[str] | None = None) -> None:
     ]
     for name in names:
         measured = [
-            ptq_accuracy.measure(name, options.data, options.threads, seed=seed)
+            ptq_accuracy.measure(name, options.data, options.threads, seed=seed, samples=options.samples)
             for seed in range(options.seeds)
         ]
-        row = spread(name, measured)
+        row = spread(f"{name}/{options.samples}" if options.samples else name, measured)
         rows.merge(options.out, [row], ptq_accuracy.all_rows())
         print(f"{name}  lost {row['drop']:.2f} ({row['drop_sd']:.2f})", flush=True)
 
