@@ -11,7 +11,14 @@ from benchmarks import ptq_accuracy, ptq_seeds
 
 def measured(top1, kl):
     row = {"model": "resnet20", "w_bits": 2, "a_bits": 4, "convention": "strict", "preset": "fast"}
-    return {**row, "calibration": 1024, "fp_top1": 86.5, "top1": top1, "held_out_kl": kl, "held_out_agreement": 90.0}
+    return {
+        **row,
+        "calibration": 1024,
+        "fp_top1": 86.5,
+        "top1": top1,
+        "held_out_kl": kl,
+        "held_out_agreement": 90.0,
+    }
 
 
 def test_the_mean_and_the_deviation_of_every_number():
